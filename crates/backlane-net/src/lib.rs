@@ -1,0 +1,3 @@
+//! Network and storage sockets behind one session: TLS, the router at work.
+
+pub mod service;

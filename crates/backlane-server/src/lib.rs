@@ -1,0 +1,1 @@
+//! Object service, enrolment and state of the Backlane server.

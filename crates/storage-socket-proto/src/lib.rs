@@ -1,0 +1,1 @@
+//! Storage sockets as pure code: layout, codec, member, connection and ring machines.

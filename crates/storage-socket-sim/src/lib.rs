@@ -1,0 +1,1 @@
+//! A seeded simulator for storage sockets: faulty devices, crashes, checkers.

@@ -1,0 +1,1 @@
+//! Trees that are hard to back up, and a witness that compares two of them.

@@ -1,0 +1,2 @@
+//! Tasks of the Backlane developers.
+fn main() {}
