@@ -1,2 +1,52 @@
-//! Tasks of the Backlane developers.
-fn main() {}
+//! Tasks of the developers: `cargo xtask tidy` and `cargo xtask ci`.
+//!
+//! What belongs to one run of the toolchain is here rather than in shell; `./dev` only installs what is missing.
+
+mod ci;
+mod tidy;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use std::{path::PathBuf, process::ExitCode};
+
+/// Tasks of the Backlane developers.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Args {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Check what the compiler doesn't: arrows between crates, module heads, file sizes, left-over markers.
+    Tidy,
+    /// Everything that a change must pass, with the time of each step.
+    Ci,
+}
+
+fn main() -> Result<ExitCode> {
+    let root = workspace_root()?;
+    match Args::parse().task {
+        Task::Tidy => {
+            let findings = tidy::check(&root)?;
+            for finding in &findings {
+                eprintln!("{finding}");
+            }
+            Ok(if findings.is_empty() {
+                ExitCode::SUCCESS
+            } else {
+                eprintln!("tidy: {} findings", findings.len());
+                ExitCode::FAILURE
+            })
+        }
+        Task::Ci => ci::run(&root),
+    }
+}
+
+fn workspace_root() -> Result<PathBuf> {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .map(PathBuf::from)
+        .context("xtask stands in the workspace's root")
+}
