@@ -1,0 +1,351 @@
+//! The engine over io_uring.
+//!
+//! `slots[n]` owns the request, and with it the buffer, from its submission until its completion is reaped. Regions of
+//! buffers are registered when first seen, as far as the memory-lock limit goes; from the first refusal on, transfers
+//! go unregistered, which costs some CPU and nothing else.
+#![expect(
+    unsafe_code,
+    reason = "the ring is handed addresses whose owners wait in `slots`"
+)]
+
+use crate::{
+    Completion, Device, Operation, Request, Waker,
+    buffer::Region,
+    engine::{DROP_WAIT, check},
+    error::Error,
+};
+use io_uring::{
+    IoUring, opcode,
+    squeue::Entry,
+    types::{CancelBuilder, Fd, Fixed, SubmitArgs, Timespec},
+};
+use std::{
+    collections::{HashMap, VecDeque},
+    io,
+    os::fd::{AsFd, AsRawFd},
+    sync::{Arc, Weak},
+    time::{Duration, Instant},
+};
+
+/// `user_data` of the poll for wakes; transfers have their index in `slots`.
+const WAKE: u64 = u64::MAX;
+
+/// Regions that can be registered at once.
+const REGISTERED_REGIONS_MAX: u32 = 1024;
+
+pub(crate) struct Ring {
+    ring: IoUring,
+    devices: Vec<Arc<Device>>,
+    files_registered: bool,
+    registered: Option<Registered>,
+    slots: Vec<Option<Request>>,
+    vacant: Vec<usize>,
+    backlog: VecDeque<Request>,
+    rejected: Vec<Completion>,
+    waker: Waker,
+    wake_armed: bool,
+}
+
+/// The table of registered regions, by their process-wide ids.
+#[derive(Default)]
+struct Registered {
+    entries: HashMap<u64, (u16, Weak<Region>)>,
+    refused: bool,
+}
+
+impl Ring {
+    pub(crate) fn new(devices: Vec<Arc<Device>>, depth: u32, waker: Waker) -> io::Result<Self> {
+        let depth = depth.clamp(8, 4096);
+        let ring = IoUring::builder()
+            .setup_coop_taskrun()
+            .setup_submit_all()
+            .build(depth)
+            .or_else(|_older_kernel| IoUring::new(depth))?;
+        if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "this kernel's io_uring is too old (5.11 is needed)",
+            ));
+        }
+        let fds: Vec<_> = devices
+            .iter()
+            .map(|device| device.as_fd().as_raw_fd())
+            .collect();
+        let files_registered = ring.submitter().register_files(&fds).is_ok();
+        let table = ring
+            .submitter()
+            .register_buffers_sparse(REGISTERED_REGIONS_MAX);
+        let depth = depth as usize;
+        Ok(Self {
+            ring,
+            devices,
+            files_registered,
+            registered: table.is_ok().then(Registered::default),
+            slots: (0..depth).map(|_| None).collect(),
+            vacant: (0..depth).rev().collect(),
+            backlog: VecDeque::new(),
+            rejected: Vec::new(),
+            waker,
+            wake_armed: false,
+        })
+    }
+
+    pub(crate) fn submit(&mut self, request: Request) {
+        match check(&self.devices[request.device], request) {
+            Ok(request) => self.backlog.push_back(request),
+            Err(rejected) => self.rejected.push(*rejected),
+        }
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.slots.len() - self.vacant.len() + self.backlog.len() + self.rejected.len()
+    }
+
+    pub(crate) fn wait(
+        &mut self,
+        timeout: Option<Duration>,
+        out: &mut Vec<Completion>,
+    ) -> Result<(), Error> {
+        out.append(&mut self.rejected);
+        self.push_backlog();
+        if !self.wake_armed {
+            let event = Fd(self.waker.event().as_raw_fd());
+            let entry = opcode::PollAdd::new(event, libc_pollin())
+                .build()
+                .user_data(WAKE);
+            self.wake_armed = self.push(&entry);
+        }
+        let timeout = if out.is_empty() {
+            timeout
+        } else {
+            Some(Duration::ZERO)
+        };
+        self.enter(timeout)?;
+        self.reap(out);
+        Ok(())
+    }
+
+    /// Hands the queue to the kernel and waits for one completion.
+    fn enter(&self, timeout: Option<Duration>) -> Result<(), Error> {
+        let submitter = self.ring.submitter();
+        let entered = match timeout {
+            None => submitter.submit_and_wait(1),
+            Some(timeout) if timeout.is_zero() => submitter.submit(),
+            Some(timeout) => {
+                let timespec = Timespec::from(timeout);
+                submitter.submit_with_args(1, &SubmitArgs::new().timespec(&timespec))
+            }
+        };
+        let Err(source) = entered else { return Ok(()) };
+        match rustix::io::Errno::from_io_error(&source) {
+            // The wait ended, or completions have to be taken first: both are what the caller does next.
+            Some(
+                rustix::io::Errno::TIME
+                | rustix::io::Errno::INTR
+                | rustix::io::Errno::BUSY
+                | rustix::io::Errno::AGAIN,
+            ) => Ok(()),
+            _ => Err(Error::Engine {
+                action: "enter the ring",
+                source,
+            }),
+        }
+    }
+
+    fn push_backlog(&mut self) {
+        while !self.backlog.is_empty() {
+            let Some(slot) = self.vacant.pop() else {
+                return;
+            };
+            self.slots[slot] = self.backlog.pop_front();
+            if !self.start(slot) {
+                let request = self.slots[slot].take().expect("it was put there just now");
+                self.backlog.push_front(request);
+                self.vacant.push(slot);
+                return;
+            }
+        }
+    }
+
+    /// Queues the transfer of `slots[slot]`; `false` when the queue is full.
+    fn start(&mut self, slot: usize) -> bool {
+        let request = self.slots[slot].as_mut().expect("the slot was filled");
+        let address = request.buf.address();
+        let bytes = u32::try_from(request.bytes).expect("checked when it was submitted");
+        let (operation, device, offset) = (request.operation, request.device, request.offset);
+        let region = request.buf.region().clone();
+        let fixed = self
+            .registered
+            .as_mut()
+            .and_then(|table| table.index_of(&self.ring, &region));
+        let fd = Fd(self.devices[device].as_fd().as_raw_fd());
+        let file = Fixed(u32::try_from(device).expect("devices are few"));
+        macro_rules! entry {
+            ($opcode:ident $(, $index:expr)?) => {
+                if self.files_registered {
+                    opcode::$opcode::new(file, address, bytes $(, $index)?).offset(offset).build()
+                } else {
+                    opcode::$opcode::new(fd, address, bytes $(, $index)?).offset(offset).build()
+                }
+            };
+        }
+        let entry = match (operation, fixed) {
+            (Operation::Read, None) => entry!(Read),
+            (Operation::Write, None) => entry!(Write),
+            (Operation::Read, Some(index)) => entry!(ReadFixed, index),
+            (Operation::Write, Some(index)) => entry!(WriteFixed, index),
+        };
+        self.push(&entry.user_data(slot as u64))
+    }
+
+    /// Puts an entry into the submission queue, making room once if it is full.
+    fn push(&mut self, entry: &Entry) -> bool {
+        for _ in 0..2 {
+            // SAFETY: whatever address the entry holds belongs to a request in `slots`, which keeps the buffer until
+            // the completion was reaped; the poll holds none.
+            let pushed = unsafe { self.ring.submission().push(entry) };
+            if pushed.is_ok() {
+                return true;
+            }
+            // What went wrong with making room shows in the next `enter`, which reports it.
+            let _shown_later = self.ring.submit();
+        }
+        false
+    }
+
+    fn reap(&mut self, out: &mut Vec<Completion>) {
+        let mut again = Vec::new();
+        for entry in self.ring.completion() {
+            if entry.user_data() == WAKE {
+                self.wake_armed = false;
+                self.waker.clear();
+                continue;
+            }
+            let slot = usize::try_from(entry.user_data()).expect("an index of `slots`");
+            let request = self.slots[slot]
+                .take()
+                .expect("the kernel completes once what was submitted once");
+            self.vacant.push(slot);
+            let moved = match usize::try_from(entry.result()) {
+                Ok(moved) => Ok(moved),
+                Err(_negative) => Err(io::Error::from_raw_os_error(-entry.result())),
+            };
+            if matches!(&moved, Err(error) if is_transient(error)) {
+                again.push(request);
+                continue;
+            }
+            let result = self.devices[request.device].judge(
+                request.operation,
+                request.bytes,
+                request.offset,
+                moved,
+            );
+            out.push(Completion { request, result });
+        }
+        self.backlog.extend(again);
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        self.backlog.clear();
+        self.rejected.clear();
+        let flying = |ring: &Self| ring.slots.len() - ring.vacant.len();
+        if flying(self) > 0 {
+            let _unsupported = self
+                .ring
+                .submitter()
+                .register_sync_cancel(Some(Timespec::new().nsec(1)), CancelBuilder::any());
+            self.wake_armed = false;
+        }
+        let deadline = Instant::now() + DROP_WAIT;
+        let mut late = Vec::new();
+        while flying(self) > 0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.enter(Some(left)).is_err() {
+                break;
+            }
+            self.reap(&mut late);
+            self.backlog.clear();
+            late.clear();
+        }
+        let leaked = flying(self);
+        if leaked > 0 {
+            tracing::warn!(leaked, "transfers never returned; their buffers are leaked");
+            for slot in &mut self.slots {
+                std::mem::forget(slot.take());
+            }
+        }
+    }
+}
+
+impl Registered {
+    /// The index of a region in the kernel's table, registering it when it is new.
+    fn index_of(&mut self, ring: &IoUring, region: &Arc<Region>) -> Option<u16> {
+        if let Some((index, _)) = self.entries.get(&region.id) {
+            return Some(*index);
+        }
+        if self.refused {
+            return None;
+        }
+        let index = self.vacant(ring)?;
+        let iovec = libc::iovec {
+            iov_base: region.address().cast(),
+            iov_len: region.bytes(),
+        };
+        // SAFETY: the region is mapped; the kernel pins its pages, so they outlive even an early unmapping. Transfers
+        // name this index only for buffers of a region with this id, which is never used twice.
+        let updated = unsafe {
+            ring.submitter()
+                .register_buffers_update(u32::from(index), &[iovec], None)
+        };
+        if let Err(error) = updated {
+            tracing::debug!(%error, "buffers go unregistered from here on");
+            self.refused = true;
+            return None;
+        }
+        self.entries
+            .insert(region.id, (index, Arc::downgrade(region)));
+        Some(index)
+    }
+
+    /// A free index, after regions that are gone were struck off the kernel's table.
+    fn vacant(&mut self, ring: &IoUring) -> Option<u16> {
+        let gone: Vec<u64> = self
+            .entries
+            .iter()
+            .filter(|(_, (_, region))| region.strong_count() == 0)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in gone {
+            let (index, _) = self.entries.remove(&id).expect("it was listed just now");
+            let nothing = libc::iovec {
+                iov_base: std::ptr::null_mut(),
+                iov_len: 0,
+            };
+            // SAFETY: an empty entry refers to no memory.
+            let struck = unsafe {
+                ring.submitter()
+                    .register_buffers_update(u32::from(index), &[nothing], None)
+            };
+            if let Err(error) = struck {
+                tracing::debug!(%error, "a dead region stays registered");
+                self.refused = true;
+            }
+        }
+        let most = u16::try_from(REGISTERED_REGIONS_MAX).expect("1024 fits");
+        (0..most).find(|index| self.entries.values().all(|(taken, _)| taken != index))
+    }
+}
+
+/// Errors that mean "again", not "broken".
+fn is_transient(error: &io::Error) -> bool {
+    matches!(
+        rustix::io::Errno::from_io_error(error),
+        Some(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR)
+    )
+}
+
+fn libc_pollin() -> u32 {
+    u32::try_from(libc::POLLIN).expect("POLLIN is 1")
+}
