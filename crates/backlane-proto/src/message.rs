@@ -1,0 +1,859 @@
+//! The messages of a session as typed values, and their bytes.
+//!
+//! `decode` tells three cases apart: a message; one of a later version that this one doesn't know, which gets an answer
+//! that says so; and bytes that are no message, which end the connection.
+
+use crate::{
+    ByteRange, CallId, CodecError, Decision, Features, ObjectId, ObjectInfo, ObjectKind,
+    ObjectName, PackContents, Reason, Route, RoutePolicy, Version, VersionRange,
+    proof::{self, Member, Proof},
+    wire,
+};
+use prost::Message as _;
+use std::fmt;
+use uuid::Uuid;
+
+/// Entries in one page of a listing; the page stays below the largest message.
+pub const LISTING_PAGE_ENTRIES: usize = 4096;
+/// Bytes of a session's id.
+pub const SESSION_ID_BYTES: usize = 16;
+/// Bytes of a session's secret.
+pub const SESSION_SECRET_BYTES: usize = 32;
+/// Bytes of free text in a message; longer text is cut.
+pub const TEXT_BYTES_MAX: usize = 4096;
+
+/// The first message of a connection, from the client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Opening {
+    /// Begins a session; the connection becomes its control connection.
+    Hello(Hello),
+    /// Adds a connection to a session.
+    Attach(Attach),
+    /// Redeems a join token, under the ALPN for it alone.
+    Enroll(Enroll),
+}
+
+/// What a client says to begin a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// The versions that it speaks.
+    pub versions: VersionRange,
+    /// The features that it has.
+    pub features: Features,
+    /// The policy under which both sides route.
+    pub policy: RoutePolicy,
+    /// Name and version of the program, for logs.
+    pub software: String,
+}
+
+/// Binds a further connection to a session.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Attach {
+    /// The session.
+    pub session: SessionId,
+    /// Its secret.
+    pub secret: SessionSecret,
+    /// What the connection is for.
+    pub purpose: Purpose,
+}
+
+/// Identifies a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionId(pub [u8; SESSION_ID_BYTES]);
+
+/// Known to a session's two sides alone.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct SessionSecret(pub [u8; SESSION_SECRET_BYTES]);
+
+/// What a further connection of a session is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Purpose {
+    /// Progress, log lines and doorbells.
+    Events,
+    /// Bodies that take the network.
+    Data,
+}
+
+/// Asks for a certificate.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Enroll {
+    /// The secret part of the join token.
+    pub secret: String,
+    /// The certificate request, PEM.
+    pub csr_pem: String,
+}
+
+/// The server's answer to an [`Opening`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Opened {
+    /// The session exists.
+    Welcome(Welcome),
+    /// The connection belongs to the session now.
+    Attached,
+    /// The host is enrolled.
+    Enrolled(Enrolled),
+    /// Not so.
+    Refused(Failure),
+    /// The opening is of a later version.
+    Unsupported(String),
+}
+
+/// What a session is made of.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Welcome {
+    /// The version that both speak from now on.
+    pub version: Version,
+    /// The features that both have.
+    pub features: Features,
+    /// The session.
+    pub session: SessionId,
+    /// Its secret, for further connections.
+    pub secret: SessionSecret,
+    /// TCP port for data connections.
+    pub data_port: u16,
+    /// Calls that may be under way at once.
+    pub calls_max: u32,
+    /// The server's pool.
+    pub pool: Option<Uuid>,
+    /// Name and version of the server's program.
+    pub software: String,
+    /// The client's name as its certificate has it.
+    pub host: String,
+}
+
+/// What enrolment gives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Enrolled {
+    /// The host's name.
+    pub host: String,
+    /// Its certificate, PEM.
+    pub certificate_pem: String,
+    /// The server's pool.
+    pub pool: Option<Uuid>,
+    /// The host's slots there.
+    pub slots: Vec<u32>,
+}
+
+/// Why a call or an opening failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The kind of failure, which a program acts on.
+    pub code: ErrorCode,
+    /// The same for people, with the facts.
+    pub text: String,
+    /// The routing reason, where there is one.
+    pub reason: Option<Reason>,
+}
+
+/// Kinds of failures, numbered for the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorCode {
+    /// Anything that has no number of its own here.
+    Failed,
+    /// There is no such object.
+    NotFound,
+    /// Not permitted.
+    Denied,
+    /// A body does not match its name or length.
+    BadBody,
+    /// No space left at the server.
+    Full,
+    /// The repository is in use by something that excludes this.
+    Busy,
+    /// The join token is unknown, used or expired.
+    Token,
+    /// No route may be used; the reason says why.
+    Route,
+    /// The other side broke the protocol.
+    Protocol,
+    /// No version in common.
+    Version,
+    /// The session is unknown or the secret is wrong.
+    Session,
+    /// The caller gave the call up.
+    Cancelled,
+    /// The server is shutting down.
+    ShuttingDown,
+}
+
+/// A message on the control connection towards the server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FromClient {
+    /// The call it belongs to.
+    pub call: CallId,
+    /// What is asked.
+    pub request: Request,
+}
+
+/// What a client asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Every object of a kind.
+    List(ObjectKind),
+    /// An object or a part of it.
+    Get {
+        /// The object.
+        name: ObjectName,
+        /// The part; `None` for all.
+        range: Option<ByteRange>,
+    },
+    /// Announces a body.
+    Put {
+        /// The object.
+        name: ObjectName,
+        /// What a pack holds.
+        contents: PackContents,
+        /// Length of the body.
+        bytes: u64,
+        /// The route that it will come by.
+        route: Route,
+    },
+    /// Removes an object.
+    Remove(ObjectName),
+    /// Gives the call up.
+    Cancel,
+    /// Proves that this client sees the pool.
+    Prove {
+        /// The member that it is there.
+        member: Member,
+        /// A proof for each device.
+        proofs: Vec<Proof>,
+    },
+    /// A sign of life.
+    Ping,
+    /// Ends the session.
+    Close,
+    /// Of a later version.
+    Unsupported,
+}
+
+/// A message on the control connection towards the client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FromServer {
+    /// The call it belongs to.
+    pub call: CallId,
+    /// What is answered.
+    pub answer: Answer,
+}
+
+/// What a server answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// A page of a listing.
+    Listing {
+        /// Its rows.
+        entries: Vec<ObjectInfo>,
+        /// Whether another page follows.
+        more: bool,
+    },
+    /// The body comes, or is here already.
+    Body {
+        /// Its length.
+        bytes: u64,
+        /// How it comes, and why.
+        decision: Decision,
+    },
+    /// Send the body now.
+    Ready,
+    /// Done, and durable where that applies.
+    Done,
+    /// Not done.
+    Failed(Failure),
+    /// The request is of a later version.
+    Unsupported(String),
+    /// The server's proofs, for the devices that the client has proved, and the storage port to connect to.
+    Proved {
+        /// A proof for each device.
+        proofs: Vec<Proof>,
+        /// The dynamic storage port.
+        port: u16,
+    },
+    /// A sign of life.
+    Ping,
+    /// Of a later version.
+    Unknown,
+}
+
+/// A message on the events connection, in either direction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A sign of life.
+    Ping,
+    /// Something new stands in the pool.
+    Doorbell,
+    /// A line for the other side's log.
+    Log {
+        /// How much it matters.
+        level: LogLevel,
+        /// The line.
+        text: String,
+    },
+    /// How far something has come.
+    Progress {
+        /// What.
+        what: String,
+        /// How much is done.
+        done: u64,
+        /// Of how much; zero where that isn't known.
+        of: u64,
+    },
+    /// Of a later version.
+    Unknown,
+}
+
+/// How much a log line matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum LogLevel {
+    /// For the curious.
+    Info,
+    /// Something to look at.
+    Warning,
+    /// Something failed.
+    Error,
+}
+
+impl Opening {
+    /// The message's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        use wire::opening::Kind;
+        let kind = match self {
+            Self::Hello(hello) => Kind::Hello(wire::Hello {
+                version_oldest: hello.versions.oldest.0,
+                version_newest: hello.versions.newest.0,
+                features: hello.features.0,
+                policy: policy_code(hello.policy),
+                software: cut(&hello.software),
+            }),
+            Self::Attach(attach) => Kind::Attach(wire::Attach {
+                session: attach.session.0.to_vec(),
+                secret: attach.secret.0.to_vec(),
+                purpose: match attach.purpose {
+                    Purpose::Events => 1,
+                    Purpose::Data => 2,
+                },
+            }),
+            Self::Enroll(enroll) => Kind::Enroll(wire::Enroll {
+                secret: enroll.secret.clone(),
+                csr_pem: enroll.csr_pem.clone(),
+            }),
+        };
+        wire::Opening { kind: Some(kind) }.encode_to_vec()
+    }
+
+    /// Reads a message; `None` for one of a later version.
+    ///
+    /// # Errors
+    /// When the bytes are no such message.
+    pub fn decode(raw: &[u8]) -> Result<Option<Self>, CodecError> {
+        use wire::opening::Kind;
+        let Some(kind) = wire::Opening::decode(raw)?.kind else {
+            return Ok(None);
+        };
+        Ok(Some(match kind {
+            Kind::Hello(hello) => Self::Hello(Hello {
+                versions: VersionRange {
+                    oldest: Version(hello.version_oldest),
+                    newest: Version(hello.version_newest),
+                },
+                features: Features(hello.features),
+                policy: policy_from(hello.policy)?,
+                software: cut(&hello.software),
+            }),
+            Kind::Attach(attach) => Self::Attach(Attach {
+                session: SessionId(fixed(attach.session, "session")?),
+                secret: SessionSecret(fixed(attach.secret, "secret")?),
+                purpose: match attach.purpose {
+                    1 => Purpose::Events,
+                    2 => Purpose::Data,
+                    _ => return Ok(None),
+                },
+            }),
+            Kind::Enroll(enroll) => Self::Enroll(Enroll {
+                secret: enroll.secret,
+                csr_pem: enroll.csr_pem,
+            }),
+        }))
+    }
+}
+
+impl Opened {
+    /// The message's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        use wire::opened::Kind;
+        let kind = match self {
+            Self::Welcome(welcome) => Kind::Welcome(wire::Welcome {
+                version: welcome.version.0,
+                features: welcome.features.0,
+                session: welcome.session.0.to_vec(),
+                secret: welcome.secret.0.to_vec(),
+                data_port: welcome.data_port.into(),
+                calls_max: welcome.calls_max,
+                pool: pool_code(welcome.pool),
+                software: cut(&welcome.software),
+                host: welcome.host.clone(),
+            }),
+            Self::Attached => Kind::Attached(wire::Empty {}),
+            Self::Enrolled(enrolled) => Kind::Enrolled(wire::Enrolled {
+                host: enrolled.host.clone(),
+                certificate_pem: enrolled.certificate_pem.clone(),
+                pool: pool_code(enrolled.pool),
+                slots: enrolled.slots.clone(),
+            }),
+            Self::Refused(failure) => Kind::Refused(failure.to_wire()),
+            Self::Unsupported(what) => Kind::Unsupported(wire::Unsupported { what: cut(what) }),
+        };
+        wire::Opened { kind: Some(kind) }.encode_to_vec()
+    }
+
+    /// Reads a message.
+    ///
+    /// # Errors
+    /// When the bytes are no such message, or one of a later version: a server never answers with one unasked.
+    pub fn decode(raw: &[u8]) -> Result<Self, CodecError> {
+        use wire::opened::Kind;
+        let kind = wire::Opened::decode(raw)?.kind;
+        Ok(
+            match kind.ok_or(CodecError::BadField { field: "opened" })? {
+                Kind::Welcome(welcome) => Self::Welcome(Welcome {
+                    version: Version(welcome.version),
+                    features: Features(welcome.features),
+                    session: SessionId(fixed(welcome.session, "session")?),
+                    secret: SessionSecret(fixed(welcome.secret, "secret")?),
+                    data_port: port(welcome.data_port)?,
+                    calls_max: welcome.calls_max,
+                    pool: pool_from(welcome.pool)?,
+                    software: cut(&welcome.software),
+                    host: welcome.host,
+                }),
+                Kind::Attached(wire::Empty {}) => Self::Attached,
+                Kind::Enrolled(enrolled) => Self::Enrolled(Enrolled {
+                    host: enrolled.host,
+                    certificate_pem: enrolled.certificate_pem,
+                    pool: pool_from(enrolled.pool)?,
+                    slots: enrolled.slots,
+                }),
+                Kind::Refused(failed) => Self::Refused(Failure::from_wire(failed)),
+                Kind::Unsupported(unsupported) => Self::Unsupported(cut(&unsupported.what)),
+            },
+        )
+    }
+}
+
+impl FromClient {
+    /// The message's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        use wire::from_client::Kind;
+        let kind = match &self.request {
+            Request::List(kind) => Some(Kind::List(wire::List {
+                kind: kind_code(*kind),
+            })),
+            Request::Get { name, range } => Some(Kind::Get(wire::Get {
+                name: Some(name_code(*name)),
+                range: range.map(|range| wire::Range {
+                    offset: range.offset,
+                    length: range.length,
+                }),
+            })),
+            Request::Put {
+                name,
+                contents,
+                bytes,
+                route,
+            } => Some(Kind::Put(wire::Put {
+                name: Some(name_code(*name)),
+                contents: match contents {
+                    PackContents::Data => 0,
+                    PackContents::Trees => 1,
+                },
+                bytes: *bytes,
+                route: route_code(*route),
+            })),
+            Request::Remove(name) => Some(Kind::Remove(name_code(*name))),
+            Request::Cancel => Some(Kind::Cancel(wire::Empty {})),
+            Request::Prove { member, proofs } => Some(Kind::Prove(wire::Prove {
+                pool: member.pool.as_bytes().to_vec(),
+                slot: member.slot,
+                incarnation: member.incarnation,
+                epoch: member.epoch,
+                proofs: proof::to_wire(proofs),
+            })),
+            Request::Ping => Some(Kind::Ping(wire::Empty {})),
+            Request::Close => Some(Kind::Close(wire::Empty {})),
+            Request::Unsupported => None,
+        };
+        let call = self.call.0;
+        wire::FromClient { call, kind }.encode_to_vec()
+    }
+
+    /// Reads a message; one of a later version is [`Request::Unsupported`].
+    ///
+    /// # Errors
+    /// When the bytes are no such message.
+    pub fn decode(raw: &[u8]) -> Result<Self, CodecError> {
+        use wire::from_client::Kind;
+        let message = wire::FromClient::decode(raw)?;
+        let request = match message.kind {
+            None => Request::Unsupported,
+            Some(Kind::List(list)) => {
+                kind_from(list.kind).map_or(Request::Unsupported, Request::List)
+            }
+            Some(Kind::Get(get)) => Request::Get {
+                name: name_from(get.name)?,
+                range: get.range.map(|range| ByteRange {
+                    offset: range.offset,
+                    length: range.length,
+                }),
+            },
+            Some(Kind::Put(put)) => Request::Put {
+                name: name_from(put.name)?,
+                // What isn't said to be trees counts as data, also where a later version says something else.
+                contents: match put.contents {
+                    1 => PackContents::Trees,
+                    _ => PackContents::Data,
+                },
+                bytes: put.bytes,
+                route: route_from(put.route)?,
+            },
+            Some(Kind::Remove(name)) => Request::Remove(name_from(Some(name))?),
+            Some(Kind::Cancel(wire::Empty {})) => Request::Cancel,
+            Some(Kind::Prove(prove)) => Request::Prove {
+                member: Member {
+                    pool: Uuid::from_bytes(fixed(prove.pool, "pool")?),
+                    slot: prove.slot,
+                    incarnation: prove.incarnation,
+                    epoch: prove.epoch,
+                },
+                proofs: proof::from_wire(prove.proofs)?,
+            },
+            Some(Kind::Ping(wire::Empty {})) => Request::Ping,
+            Some(Kind::Close(wire::Empty {})) => Request::Close,
+        };
+        let call = CallId(message.call);
+        Ok(Self { call, request })
+    }
+}
+
+impl FromServer {
+    /// The message's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        use wire::from_server::Kind;
+        let kind = match &self.answer {
+            Answer::Listing { entries, more } => Some(Kind::Listing(wire::Listing {
+                entries: entries
+                    .iter()
+                    .map(|entry| wire::Entry {
+                        id: entry.id.0.to_vec(),
+                        bytes: entry.bytes,
+                    })
+                    .collect(),
+                more: *more,
+            })),
+            Answer::Body { bytes, decision } => Some(Kind::Body(wire::Body {
+                bytes: *bytes,
+                route: route_code(decision.route()),
+                reason: decision.reason().map_or(0, Reason::code),
+            })),
+            Answer::Ready => Some(Kind::Ready(wire::Empty {})),
+            Answer::Done => Some(Kind::Done(wire::Empty {})),
+            Answer::Failed(failure) => Some(Kind::Failed(failure.to_wire())),
+            Answer::Unsupported(what) => {
+                Some(Kind::Unsupported(wire::Unsupported { what: cut(what) }))
+            }
+            Answer::Proved { proofs, port } => Some(Kind::Proved(wire::Proved {
+                proofs: proof::to_wire(proofs),
+                port: (*port).into(),
+            })),
+            Answer::Ping => Some(Kind::Ping(wire::Empty {})),
+            Answer::Unknown => None,
+        };
+        let call = self.call.0;
+        wire::FromServer { call, kind }.encode_to_vec()
+    }
+
+    /// Reads a message; one of a later version is [`Answer::Unknown`].
+    ///
+    /// # Errors
+    /// When the bytes are no such message.
+    pub fn decode(raw: &[u8]) -> Result<Self, CodecError> {
+        use wire::from_server::Kind;
+        let message = wire::FromServer::decode(raw)?;
+        let answer = match message.kind {
+            None => Answer::Unknown,
+            Some(Kind::Listing(listing)) => Answer::Listing {
+                entries: listing
+                    .entries
+                    .into_iter()
+                    .map(|entry| {
+                        let id = ObjectId(fixed(entry.id, "id")?);
+                        let bytes = entry.bytes;
+                        Ok(ObjectInfo { id, bytes })
+                    })
+                    .collect::<Result<_, CodecError>>()?,
+                more: listing.more,
+            },
+            Some(Kind::Body(body)) => Answer::Body {
+                bytes: body.bytes,
+                decision: match route_from(body.route)? {
+                    Route::Storage => Decision::Storage,
+                    Route::Network => Decision::Network(Reason::from_code(body.reason)),
+                },
+            },
+            Some(Kind::Ready(wire::Empty {})) => Answer::Ready,
+            Some(Kind::Done(wire::Empty {})) => Answer::Done,
+            Some(Kind::Failed(failed)) => Answer::Failed(Failure::from_wire(failed)),
+            Some(Kind::Unsupported(unsupported)) => Answer::Unsupported(cut(&unsupported.what)),
+            Some(Kind::Proved(proved)) => Answer::Proved {
+                proofs: proof::from_wire(proved.proofs)?,
+                port: port(proved.port)?,
+            },
+            Some(Kind::Ping(wire::Empty {})) => Answer::Ping,
+        };
+        let call = CallId(message.call);
+        Ok(Self { call, answer })
+    }
+}
+
+impl Event {
+    /// The message's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        use wire::event::Kind;
+        let kind = match self {
+            Self::Ping => Some(Kind::Ping(wire::Empty {})),
+            Self::Doorbell => Some(Kind::Doorbell(wire::Empty {})),
+            Self::Log { level, text } => Some(Kind::Log(wire::Log {
+                level: match level {
+                    LogLevel::Info => 0,
+                    LogLevel::Warning => 1,
+                    LogLevel::Error => 2,
+                },
+                text: cut(text),
+            })),
+            Self::Progress { what, done, of } => Some(Kind::Progress(wire::Progress {
+                what: cut(what),
+                done: *done,
+                of: *of,
+            })),
+            Self::Unknown => None,
+        };
+        wire::Event { kind }.encode_to_vec()
+    }
+
+    /// Reads a message; one of a later version is [`Event::Unknown`].
+    ///
+    /// # Errors
+    /// When the bytes are no such message.
+    pub fn decode(raw: &[u8]) -> Result<Self, CodecError> {
+        use wire::event::Kind;
+        Ok(match wire::Event::decode(raw)?.kind {
+            None => Self::Unknown,
+            Some(Kind::Ping(wire::Empty {})) => Self::Ping,
+            Some(Kind::Doorbell(wire::Empty {})) => Self::Doorbell,
+            Some(Kind::Log(log)) => Self::Log {
+                level: match log.level {
+                    0 => LogLevel::Info,
+                    1 => LogLevel::Warning,
+                    _ => LogLevel::Error,
+                },
+                text: cut(&log.text),
+            },
+            Some(Kind::Progress(progress)) => Self::Progress {
+                what: cut(&progress.what),
+                done: progress.done,
+                of: progress.of,
+            },
+        })
+    }
+}
+
+impl Failure {
+    fn to_wire(&self) -> wire::Failed {
+        wire::Failed {
+            code: self.code.code(),
+            text: cut(&self.text),
+            reason: self.reason.map(Reason::code),
+        }
+    }
+
+    fn from_wire(failed: wire::Failed) -> Self {
+        Self {
+            code: ErrorCode::from_code(failed.code),
+            text: cut(&failed.text),
+            reason: failed.reason.map(Reason::from_code),
+        }
+    }
+}
+
+impl ErrorCode {
+    const TABLE: [(Self, u32); 13] = [
+        (Self::Failed, 0),
+        (Self::NotFound, 1),
+        (Self::Denied, 2),
+        (Self::BadBody, 3),
+        (Self::Full, 4),
+        (Self::Busy, 5),
+        (Self::Token, 6),
+        (Self::Route, 7),
+        (Self::Protocol, 8),
+        (Self::Version, 9),
+        (Self::Session, 10),
+        (Self::Cancelled, 11),
+        (Self::ShuttingDown, 12),
+    ];
+
+    /// The number on the wire.
+    #[must_use]
+    pub fn code(self) -> u32 {
+        let row = Self::TABLE.iter().find(|row| row.0 == self);
+        row.map_or(0, |row| row.1)
+    }
+
+    /// The kind with this number; [`ErrorCode::Failed`] for a number of a later version.
+    #[must_use]
+    pub fn from_code(code: u32) -> Self {
+        let row = Self::TABLE.iter().find(|row| row.1 == code);
+        row.map_or(Self::Failed, |row| row.0)
+    }
+}
+
+impl fmt::Debug for SessionSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SessionSecret")
+    }
+}
+
+impl fmt::Debug for Attach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Attach({self})")
+    }
+}
+
+impl fmt::Display for Attach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} of {}", self.purpose, self.session)
+    }
+}
+
+impl fmt::Debug for Enroll {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Enroll")
+    }
+}
+
+impl fmt::Debug for Welcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Welcome")
+            .field("version", &self.version)
+            .field("session", &self.session)
+            .field("data_port", &self.data_port)
+            .field("pool", &self.pool)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// Cuts text to what a message may carry, at a character's end.
+fn cut(text: &str) -> String {
+    let mut end = text.len().min(TEXT_BYTES_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].to_owned()
+}
+
+fn fixed<const N: usize>(bytes: Vec<u8>, field: &'static str) -> Result<[u8; N], CodecError> {
+    bytes.try_into().map_err(|_| CodecError::BadField { field })
+}
+
+fn port(port: u32) -> Result<u16, CodecError> {
+    u16::try_from(port).map_err(|_| CodecError::BadField { field: "port" })
+}
+
+fn pool_code(pool: Option<Uuid>) -> Vec<u8> {
+    pool.map_or_else(Vec::new, |pool| pool.as_bytes().to_vec())
+}
+
+fn pool_from(raw: Vec<u8>) -> Result<Option<Uuid>, CodecError> {
+    if raw.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(Uuid::from_bytes(fixed(raw, "pool")?)))
+}
+
+fn policy_code(policy: RoutePolicy) -> u32 {
+    match policy {
+        RoutePolicy::PreferStorage => 1,
+        RoutePolicy::RequireStorage => 2,
+        RoutePolicy::Network => 3,
+    }
+}
+
+fn policy_from(code: u32) -> Result<RoutePolicy, CodecError> {
+    match code {
+        1 => Ok(RoutePolicy::PreferStorage),
+        2 => Ok(RoutePolicy::RequireStorage),
+        3 => Ok(RoutePolicy::Network),
+        _ => Err(CodecError::BadField { field: "policy" }),
+    }
+}
+
+fn route_code(route: Route) -> u32 {
+    match route {
+        Route::Network => 1,
+        Route::Storage => 2,
+    }
+}
+
+fn route_from(code: u32) -> Result<Route, CodecError> {
+    match code {
+        1 => Ok(Route::Network),
+        2 => Ok(Route::Storage),
+        _ => Err(CodecError::BadField { field: "route" }),
+    }
+}
+
+fn kind_code(kind: ObjectKind) -> u32 {
+    match kind {
+        ObjectKind::Config => 1,
+        ObjectKind::Key => 2,
+        ObjectKind::Index => 3,
+        ObjectKind::Snapshot => 4,
+        ObjectKind::Pack => 5,
+    }
+}
+
+fn kind_from(code: u32) -> Option<ObjectKind> {
+    ObjectKind::ALL
+        .into_iter()
+        .find(|kind| kind_code(*kind) == code)
+}
+
+fn name_code(name: ObjectName) -> wire::Name {
+    wire::Name {
+        kind: kind_code(name.kind),
+        id: name.id.0.to_vec(),
+    }
+}
+
+fn name_from(name: Option<wire::Name>) -> Result<ObjectName, CodecError> {
+    let name = name.ok_or(CodecError::BadField { field: "name" })?;
+    let kind = kind_from(name.kind).ok_or(CodecError::BadField { field: "kind" })?;
+    let id = ObjectId(fixed(name.id, "id")?);
+    if kind == ObjectKind::Config && id != ObjectId::NONE {
+        return Err(CodecError::BadField { field: "id" });
+    }
+    Ok(ObjectName { kind, id })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,133 @@
+//! What each route carried, for a job's summary.
+
+use crate::{Decision, Reason, Route, router::Carried};
+use std::collections::BTreeMap;
+
+/// Bodies carried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Traffic {
+    /// How many bodies.
+    pub objects: u64,
+    /// How many bytes of bodies, without headers and sealing.
+    pub bytes: u64,
+}
+
+/// Bodies carried by each route in one direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct ByRoute {
+    /// Over TCP.
+    pub network: Traffic,
+    /// Through the pool.
+    pub storage: Traffic,
+}
+
+/// Bodies by route and direction as the client counts them, and why the network was taken.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct RouteReport {
+    /// From the client to the server.
+    pub sent: ByRoute,
+    /// From the server to the client.
+    pub received: ByRoute,
+    /// Every body that took the network, by reason, both directions together.
+    pub reasons: BTreeMap<Reason, Traffic>,
+}
+
+impl Traffic {
+    /// Counts one body.
+    pub fn add(&mut self, bytes: u64) {
+        self.objects += 1;
+        self.bytes += bytes;
+    }
+
+    /// The sum of both.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            objects: self.objects + other.objects,
+            bytes: self.bytes + other.bytes,
+        }
+    }
+}
+
+impl ByRoute {
+    /// Counts one body on the route that was decided.
+    pub fn add(&mut self, route: Route, bytes: u64) {
+        match route {
+            Route::Network => self.network.add(bytes),
+            Route::Storage => self.storage.add(bytes),
+        }
+    }
+
+    /// What the router wants to know.
+    #[must_use]
+    pub const fn carried(&self) -> Carried {
+        Carried {
+            network: self.network.bytes,
+            storage: self.storage.bytes,
+        }
+    }
+}
+
+impl RouteReport {
+    /// Counts a body that was sent whole.
+    pub fn sent(&mut self, decision: Decision, bytes: u64) {
+        self.sent.add(decision.route(), bytes);
+        self.reason(decision, bytes);
+    }
+
+    /// Counts a body that was received whole.
+    pub fn received(&mut self, decision: Decision, bytes: u64) {
+        self.received.add(decision.route(), bytes);
+        self.reason(decision, bytes);
+    }
+
+    fn reason(&mut self, decision: Decision, bytes: u64) {
+        if let Decision::Network(reason) = decision {
+            self.reasons.entry(reason).or_default().add(bytes);
+        }
+    }
+
+    /// Both directions of the network together.
+    #[must_use]
+    pub fn network(&self) -> Traffic {
+        self.sent.network.plus(self.received.network)
+    }
+
+    /// Both directions of storage together.
+    #[must_use]
+    pub fn storage(&self) -> Traffic {
+        self.sent.storage.plus(self.received.storage)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_network_body_has_its_reason() {
+        let mut report = RouteReport::default();
+        report.sent(Decision::Storage, 1000);
+        report.sent(Decision::Network(Reason::Small), 3);
+        report.received(Decision::Network(Reason::DeviceError), 70);
+        assert_eq!(
+            report.storage(),
+            Traffic {
+                objects: 1,
+                bytes: 1000
+            }
+        );
+        assert_eq!(
+            report.network(),
+            Traffic {
+                objects: 2,
+                bytes: 73
+            }
+        );
+        let reasons = report
+            .reasons
+            .values()
+            .fold(Traffic::default(), |sum, t| sum.plus(*t));
+        assert_eq!(reasons, report.network());
+    }
+}
