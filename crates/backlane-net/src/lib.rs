@@ -1,4 +1,18 @@
 //! Network and storage sockets behind one session: TLS, the router at work.
+//!
+//! [`Session`] is the client's side, [`Server`] the other; both keep the rules of `backlane-proto`, whose router decides
+//! which bodies take which route. What is said in which order stands in `docs/design/session.md`.
 
+pub mod client;
+pub mod enroll;
+pub mod error;
+pub mod identity;
+pub mod server;
 pub mod service;
 pub mod token;
+
+pub use client::{Blocking, ClientConfig, Events, PoolChoice, RouteDown, RouteStatus, Session};
+pub use enroll::{EnrolledHost, enroll};
+pub use error::Error;
+pub use identity::{Authority, Identity, IdentityError};
+pub use server::{DataPorts, Server, ServerOptions, ServerPool};

@@ -1,0 +1,279 @@
+//! Who a host is: its key, its certificate, and the authority that both sides trust.
+//!
+//! Private keys stand in files that their owner alone may read; any other mode is refused. Server and hosts have
+//! certificates of the same authority, kept apart by their extended key usage and by [`SERVER_NAME`], so that no host
+//! can stand in for the server.
+
+use aws_lc_rs::digest::{SHA256, digest};
+use rcgen::{CertificateParams, DnType, KeyPair};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use std::{
+    fs::File,
+    io::{Read, Write},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+/// The DNS name that the server's certificate carries (beside any other), whatever address clients reach it by.
+///
+/// The certificate has the extended key usage `serverAuth`; those of hosts have `clientAuth`, never `serverAuth`.
+pub const SERVER_NAME: &str = "backlane-server";
+
+/// Largest PEM file that is read.
+const PEM_BYTES_MAX: u64 = 1024 * 1024;
+
+/// A key and the certificate chain for it, ready for TLS.
+#[derive(Debug)]
+pub struct Identity {
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    pub(crate) key: PrivateKeyDer<'static>,
+    name: String,
+}
+
+/// The certificate of the authority that signs server and hosts.
+#[derive(Clone, Debug)]
+pub struct Authority {
+    pub(crate) certificate: CertificateDer<'static>,
+}
+
+/// A new private key and the request for its certificate.
+#[derive(Clone)]
+pub struct KeyRequest {
+    /// The private key, PKCS #8 in PEM.
+    pub key_pem: String,
+    /// The certificate request, PEM.
+    pub csr_pem: String,
+}
+
+/// Why a key, a certificate or an authority can't be used.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum IdentityError {
+    /// A file can't be read or written.
+    #[error("{}: {why}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        why: String,
+    },
+    /// Others than the owner may read a private key.
+    #[error("{} is a private key with mode {mode:03o}; it must be 600 or 400", path.display())]
+    KeyExposed {
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// A file or text is no PEM of the expected kind, or what is in it can't be used.
+    #[error("{what}: {why}")]
+    Invalid {
+        /// The file, or what the text was meant to be.
+        what: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// A certificate names no host.
+    #[error("the certificate names no host")]
+    Nameless,
+}
+
+impl Identity {
+    /// Reads certificate chain and private key from PEM files; the key's file must be its owner's alone.
+    ///
+    /// # Errors
+    /// When a file can't be read, has the wrong mode, or holds no such thing.
+    pub fn load(certificate: &Path, key: &Path) -> Result<Self, IdentityError> {
+        let chain_pem = read(certificate, None)?;
+        let key_pem = read(key, Some(0o077))?;
+        Self::parse(
+            &chain_pem,
+            &key_pem,
+            &certificate.display().to_string(),
+            &key.display().to_string(),
+        )
+    }
+
+    /// Takes certificate chain and private key from PEM texts.
+    ///
+    /// # Errors
+    /// When they hold no such thing.
+    pub fn from_pem(chain_pem: &str, key_pem: &str) -> Result<Self, IdentityError> {
+        let (chain, key) = (chain_pem.as_bytes(), key_pem.as_bytes());
+        Self::parse(chain, key, "certificate", "private key")
+    }
+
+    fn parse(
+        chain_pem: &[u8],
+        key_pem: &[u8],
+        chain_from: &str,
+        key_from: &str,
+    ) -> Result<Self, IdentityError> {
+        let invalid = |what: &str, why: &dyn ToString| IdentityError::Invalid {
+            what: what.to_owned(),
+            why: why.to_string(),
+        };
+        let chain = CertificateDer::pem_slice_iter(chain_pem)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| invalid(chain_from, &error))?;
+        let first = chain
+            .first()
+            .ok_or_else(|| invalid(chain_from, &"no certificate in it"))?;
+        let name = host_name(first)?;
+        let key =
+            PrivateKeyDer::from_pem_slice(key_pem).map_err(|error| invalid(key_from, &error))?;
+        Ok(Self { chain, key, name })
+    }
+
+    /// The name in the certificate.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl Clone for Identity {
+    fn clone(&self) -> Self {
+        Self {
+            chain: self.chain.clone(),
+            key: self.key.clone_key(),
+            name: self.name.clone(),
+        }
+    }
+}
+
+impl Authority {
+    /// Reads the authority's certificate from a PEM file.
+    ///
+    /// # Errors
+    /// When the file can't be read or holds no certificate.
+    pub fn load(path: &Path) -> Result<Self, IdentityError> {
+        Self::parse(&read(path, None)?, &path.display().to_string())
+    }
+
+    /// Takes the authority's certificate from PEM text.
+    ///
+    /// # Errors
+    /// When it holds no certificate.
+    pub fn from_pem(pem: &str) -> Result<Self, IdentityError> {
+        Self::parse(pem.as_bytes(), "authority")
+    }
+
+    fn parse(pem: &[u8], what: &str) -> Result<Self, IdentityError> {
+        let certificate =
+            CertificateDer::from_pem_slice(pem).map_err(|error| IdentityError::Invalid {
+                what: what.to_owned(),
+                why: error.to_string(),
+            })?;
+        Ok(Self { certificate })
+    }
+
+    /// SHA-256 of the certificate in DER: what join tokens pin.
+    #[must_use]
+    pub fn fingerprint(&self) -> [u8; 32] {
+        fingerprint(&self.certificate)
+    }
+}
+
+/// Makes a private key and a request for a certificate that names `host`.
+///
+/// # Errors
+/// When `host` can't stand in a certificate.
+pub fn request_for(host: &str) -> Result<KeyRequest, IdentityError> {
+    let invalid = |error: rcgen::Error| IdentityError::Invalid {
+        what: format!("certificate request for {host}"),
+        why: error.to_string(),
+    };
+    let key = KeyPair::generate().map_err(invalid)?;
+    let mut params = CertificateParams::new(vec![host.to_owned()]).map_err(invalid)?;
+    params.distinguished_name.push(DnType::CommonName, host);
+    let csr = params.serialize_request(&key).map_err(invalid)?;
+    Ok(KeyRequest {
+        key_pem: key.serialize_pem(),
+        csr_pem: csr.pem().map_err(invalid)?,
+    })
+}
+
+/// Writes a private key to a new file that its owner alone may read, synced.
+///
+/// # Errors
+/// When the file exists or can't be written.
+pub fn write_private(path: &Path, pem: &str) -> Result<(), IdentityError> {
+    let failed = |error: std::io::Error| IdentityError::File {
+        path: path.to_owned(),
+        why: error.to_string(),
+    };
+    let mut options = File::options();
+    options.write(true).create_new(true).mode(0o600);
+    let mut file = options.open(path).map_err(failed)?;
+    file.write_all(pem.as_bytes()).map_err(failed)?;
+    file.sync_all().map_err(failed)
+}
+
+/// The host that a certificate names: its first DNS name, or else its common name.
+pub(crate) fn host_name(certificate: &CertificateDer<'_>) -> Result<String, IdentityError> {
+    let (_, parsed) =
+        X509Certificate::from_der(certificate).map_err(|error| IdentityError::Invalid {
+            what: "certificate".to_owned(),
+            why: error.to_string(),
+        })?;
+    let alternative = parsed.subject_alternative_name().ok().flatten();
+    let dns = alternative.and_then(|names| {
+        names
+            .value
+            .general_names
+            .iter()
+            .find_map(|name| match name {
+                GeneralName::DNSName(name) => Some((*name).to_owned()),
+                _ => None,
+            })
+    });
+    let common = || {
+        let name = parsed.subject().iter_common_name().next()?;
+        name.as_str().ok().map(ToOwned::to_owned)
+    };
+    dns.or_else(common)
+        .filter(|name| !name.is_empty())
+        .ok_or(IdentityError::Nameless)
+}
+
+pub(crate) fn fingerprint(certificate: &CertificateDer<'_>) -> [u8; 32] {
+    let mut out = [0; 32];
+    out.copy_from_slice(digest(&SHA256, certificate).as_ref());
+    out
+}
+
+/// The certificate as PEM text.
+pub(crate) fn to_pem(certificate: &CertificateDer<'_>) -> String {
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+    let text = STANDARD.encode(certificate);
+    let mut out = String::from("-----BEGIN CERTIFICATE-----\n");
+    for line in text.as_bytes().chunks(64) {
+        out.push_str(&String::from_utf8_lossy(line));
+        out.push('\n');
+    }
+    out.push_str("-----END CERTIFICATE-----\n");
+    out
+}
+
+/// Reads a file of bounded size; with `forbidden`, checks the permission bits of the file that was opened.
+fn read(path: &Path, forbidden: Option<u32>) -> Result<Vec<u8>, IdentityError> {
+    let failed = |error: std::io::Error| IdentityError::File {
+        path: path.to_owned(),
+        why: error.to_string(),
+    };
+    let file = File::open(path).map_err(failed)?;
+    if let Some(forbidden) = forbidden {
+        let mode = file.metadata().map_err(failed)?.permissions().mode() & 0o777;
+        if mode & forbidden != 0 {
+            let path = path.to_owned();
+            return Err(IdentityError::KeyExposed { path, mode });
+        }
+    }
+    let mut bytes = Vec::new();
+    file.take(PEM_BYTES_MAX)
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
+    Ok(bytes)
+}
