@@ -54,6 +54,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("fidelity", &[]),
+    ("backlane-e2e", &["fidelity"]),
     ("xtask", &[]),
 ];
 

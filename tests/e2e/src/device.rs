@@ -1,0 +1,155 @@
+//! The device that both sides share, and a file system that is full when it shall be.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::output;
+
+/// The logical block size of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sector {
+    /// 512 bytes.
+    B512,
+    /// 4,096 bytes.
+    B4096,
+}
+
+/// One disk, seen by either side through a block device of its own.
+///
+/// The two are loop devices over one file. They share no cache: a program that forgets direct I/O reads what it read
+/// before, as it would on two machines.
+#[derive(Debug)]
+pub struct SharedDevice {
+    /// The disk as the server sees it.
+    pub at_server: PathBuf,
+    /// The disk as the clients see it.
+    pub at_client: PathBuf,
+    loops: [Loop; 2],
+}
+
+impl SharedDevice {
+    /// Makes a disk of `bytes`, whose blocks are written when they are first needed, below `dir`.
+    ///
+    /// # Errors
+    /// When the kernel refuses: `dir` lies on a file system without direct I/O, say.
+    pub fn new(dir: &Path, bytes: u64, sector: Sector) -> Result<Self> {
+        let file = dir.join(format!("{}.disk", crate::sweep::unique("shared")));
+        let made = std::fs::File::create(&file).and_then(|disk| disk.set_len(bytes));
+        made.with_context(|| format!("creating {}", file.display()))?;
+        let loops = [Loop::new(&file, sector)?, Loop::new(&file, sector)?];
+        Ok(Self {
+            at_server: loops[0].0.clone(),
+            at_client: loops[1].0.clone(),
+            loops,
+        })
+    }
+
+    /// Bytes read from and written to the disk from both sides, by the counters of the block layer.
+    ///
+    /// # Errors
+    /// When the counters can't be read.
+    pub fn bytes(&self) -> Result<u64> {
+        Ok(self.loops[0].bytes()? + self.loops[1].bytes()?)
+    }
+
+    /// Takes the disk away from the clients: their device is empty from now on.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn detach_client(&self) -> Result<()> {
+        let name = &self.loops[1].0;
+        output(Command::new("losetup").arg("-d").arg(name)).map(drop)
+    }
+}
+
+#[derive(Debug)]
+struct Loop(PathBuf);
+
+impl Loop {
+    fn new(file: &Path, sector: Sector) -> Result<Self> {
+        let size = match sector {
+            Sector::B512 => "512",
+            Sector::B4096 => "4096",
+        };
+        let mut command = Command::new("losetup");
+        command
+            .args(["--find", "--show", "--direct-io=on", "--sector-size", size])
+            .arg(file);
+        // Another test may take the device that was found, before it is taken here.
+        let mut last = output(&mut command);
+        for _ in 0..20 {
+            if last.is_ok() {
+                break;
+            }
+            last = output(&mut command);
+        }
+        Ok(Self(PathBuf::from(last?.trim())))
+    }
+
+    fn bytes(&self) -> Result<u64> {
+        const BYTES_PER_COUNT: u64 = 512; // whatever the device's block size
+        let name = self.0.file_name().context("a device has a name")?;
+        let path = Path::new("/sys/block").join(name).join("stat");
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("reading {}", path.display()))?;
+        // Third and seventh: sectors read and sectors written.
+        let counts: Vec<u64> = text
+            .split_whitespace()
+            .map_while(|word| word.parse().ok())
+            .collect();
+        let [read, written] = [2, 6].map(|at| counts.get(at).copied().unwrap_or(0));
+        Ok((read + written) * BYTES_PER_COUNT)
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        // It may be detached already.
+        let _ = output(Command::new("losetup").arg("-d").arg(&self.0));
+    }
+}
+
+/// A file system in memory of a bounded size, unmounted on drop.
+#[derive(Debug)]
+pub struct Tmpfs {
+    /// Where it is mounted.
+    pub path: PathBuf,
+}
+
+impl Tmpfs {
+    /// Mounts one of `bytes` at `path`, which is made.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn new(path: &Path, bytes: u64) -> Result<Self> {
+        std::fs::create_dir_all(path).with_context(|| format!("making {}", path.display()))?;
+        let size = format!("size={bytes}");
+        output(
+            Command::new("mount")
+                .args(["-t", "tmpfs", "-o", &size, "backlane-e2e"])
+                .arg(path),
+        )?;
+        Ok(Self {
+            path: path.to_owned(),
+        })
+    }
+
+    /// Gives it another size.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn resize(&self, bytes: u64) -> Result<()> {
+        let size = format!("remount,size={bytes}");
+        output(Command::new("mount").args(["-o", &size]).arg(&self.path)).map(drop)
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        if let Err(why) = output(Command::new("umount").arg("-l").arg(&self.path)) {
+            eprintln!("left behind: {why:#}");
+        }
+    }
+}

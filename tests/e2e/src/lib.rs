@@ -1,0 +1,21 @@
+//! The whole system on one machine as if it were two: two network namespaces joined by a wire of a known rate, one
+//! device that both sides open, the real binary on both.
+//!
+//! What counts as evidence comes from the kernel, not from the program under test: bytes on the wire are the counters
+//! of the network interface, bytes on the device those of the block layer.
+//!
+//! Everything that is made here carries a name of its own and is gone when its value is dropped, also after a panic;
+//! what a killed test left behind, the next one sweeps away.
+
+mod device;
+mod lane;
+mod need;
+mod process;
+mod sweep;
+mod system;
+
+pub use device::{Sector, SharedDevice, Tmpfs};
+pub use lane::{Lane, Side, Wire};
+pub use need::{ready, ready_with};
+pub use process::{DEADLINE, Ended, Process, binary, output, until};
+pub use system::{Client, Job, PASSWORD_FILE, Setup, System};

@@ -1,0 +1,422 @@
+//! One server and its clients, from an empty disk to jobs that run.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::device::{Sector, SharedDevice, Tmpfs};
+use crate::lane::{Lane, Side, Wire};
+use crate::process::{Ended, Process, binary, output, until};
+
+/// The server's designated port.
+const PORT: u16 = 4710;
+
+/// Where `join` puts the repository's key file, in the client's state directory.
+pub const PASSWORD_FILE: &str = "repository.key";
+
+/// What a system is made of.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// What the wire carries.
+    pub wire: Wire,
+    /// Size of the shared disk.
+    pub pool_bytes: u64,
+    /// Block size of the shared disk.
+    pub sector: Sector,
+    /// How many slots the pool has, where it isn't what `pool create` takes by default.
+    pub max_members: Option<u32>,
+    /// Puts the server's objects on a file system of this size.
+    pub objects_bytes: Option<u64>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            wire: Wire::GIGABIT,
+            pool_bytes: 256 << 20,
+            sector: Sector::B4096,
+            max_members: None,
+            objects_bytes: None,
+        }
+    }
+}
+
+/// A server with its pool, and room for clients. Everything is gone when it is dropped.
+#[derive(Debug)]
+pub struct System {
+    // Dropped in this order: who uses a thing goes before it.
+    server: Option<Process>,
+    /// The wire.
+    pub lane: Lane,
+    /// The shared disk.
+    pub device: SharedDevice,
+    /// The file system of the server's objects, if it has one of its own.
+    pub objects: Option<Tmpfs>,
+    dir: tempfile::TempDir,
+    binary: PathBuf,
+}
+
+/// An enrolled host.
+#[derive(Debug, Clone)]
+pub struct Client {
+    /// Its name at the server.
+    pub host: String,
+    /// Its configuration file.
+    pub config: PathBuf,
+    /// Its keys and certificates.
+    pub state: PathBuf,
+}
+
+/// A job that ended, with what the kernel counted meanwhile.
+#[derive(Debug)]
+pub struct Job {
+    /// How the program ended.
+    pub ended: Ended,
+    /// Bytes that crossed the wire.
+    pub wire_bytes: u64,
+    /// Bytes that were written to or read from the shared disk.
+    pub device_bytes: u64,
+}
+
+impl System {
+    /// Makes everything and starts the server.
+    ///
+    /// # Errors
+    /// When any step fails; the error has what the program said.
+    pub fn new(setup: &Setup) -> Result<Self> {
+        let mut system = Self::without_server(setup)?;
+        system.start_server()?;
+        Ok(system)
+    }
+
+    /// Makes everything but does not start the server.
+    ///
+    /// # Errors
+    /// As [`System::new`].
+    pub fn without_server(setup: &Setup) -> Result<Self> {
+        let lane = Lane::new(setup.wire)?;
+        let dir = tempfile::Builder::new()
+            .prefix(&format!("{}-", crate::sweep::unique("dir")))
+            .tempdir_in(crate::sweep::base())
+            .context("making a directory for the test")?;
+        let device = SharedDevice::new(dir.path(), setup.pool_bytes, setup.sector)?;
+        let objects = setup
+            .objects_bytes
+            .map(|bytes| Tmpfs::new(&dir.path().join("objects"), bytes))
+            .transpose()?;
+        let system = Self {
+            server: None,
+            lane,
+            device,
+            objects,
+            dir,
+            binary: binary()?,
+        };
+
+        let mut create = system.command(Side::Server);
+        create
+            .args(["pool", "create", "--name", "test"])
+            .arg(&system.device.at_server);
+        if let Some(slots) = setup.max_members {
+            create.args(["--max-members", &slots.to_string()]);
+        }
+        output(&mut create)?;
+        let mut init = system.server_command();
+        init.args([
+            "server",
+            "init",
+            "--address",
+            &format!("{}:{PORT}", Side::Server.address()),
+        ]);
+        init.arg("--pool").arg(&system.device.at_server);
+        init.arg("--state").arg(system.path("server"));
+        init.arg("--objects").arg(system.path("objects"));
+        output(&mut init)?;
+        Ok(system)
+    }
+
+    /// A path in the directory that lives as long as the system.
+    pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Where the server keeps the objects of a host's repository: the directory that stock tools open.
+    ///
+    /// # Errors
+    /// When there is none, or it isn't clear which.
+    pub fn repository(&self, client: &Client) -> Result<PathBuf> {
+        let objects = self.path("objects");
+        let found = find(&objects, "config")?;
+        let mut of_host: Vec<_> = found
+            .iter()
+            .filter_map(|config| config.parent())
+            .filter(|dir| dir.iter().any(|part| part == OsStr::new(&client.host)))
+            .collect();
+        if of_host.is_empty() && found.len() == 1 {
+            of_host.extend(found[0].parent());
+        }
+        match of_host.as_slice() {
+            [one] => Ok(one.to_path_buf()),
+            other => bail!(
+                "{} repositories of {} in {}",
+                other.len(),
+                client.host,
+                objects.display()
+            ),
+        }
+    }
+
+    /// The binary on one side, with its state and its log kept apart from the machine's own.
+    #[must_use]
+    pub fn command(&self, side: Side) -> Command {
+        let mut command = self.lane.command(side, &self.binary);
+        command.env_remove("BACKLANE_CONFIG");
+        command
+    }
+
+    /// The binary as the server's administrator runs it.
+    #[must_use]
+    pub fn server_command(&self) -> Command {
+        let mut command = self.command(Side::Server);
+        command.arg("--config").arg(self.path("server.toml"));
+        command
+    }
+
+    /// The binary as a client's administrator runs it, with JSON as its output.
+    #[must_use]
+    pub fn client_command(&self, client: &Client) -> Command {
+        let mut command = self.command(Side::Client);
+        command.arg("--json").arg("--config").arg(&client.config);
+        command
+    }
+
+    /// Starts the server and waits until it listens.
+    ///
+    /// # Errors
+    /// When it ends before it does.
+    pub fn start_server(&mut self) -> Result<()> {
+        ensure!(self.server.is_none(), "the server runs already");
+        let mut command = self.server_command();
+        // Its standard input closes when this process dies, whatever the way.
+        command.args(["--verbose", "server", "run", "--until-stdin-closes"]);
+        let mut server = Process::start(&mut command, self.dir.path(), None)?;
+        until("the server listens", || {
+            ensure!(server.is_running()?, "the server ended: {}", server.said());
+            Ok(listens(server.id()))
+        })?;
+        self.server = Some(server);
+        Ok(())
+    }
+
+    /// The server's process, to watch it.
+    ///
+    /// # Errors
+    /// When none runs.
+    pub fn server(&mut self) -> Result<&mut Process> {
+        self.server.as_mut().context("no server runs")
+    }
+
+    /// Kills the server, without a chance to say goodbye.
+    ///
+    /// # Errors
+    /// When none runs.
+    pub fn kill_server(&mut self) -> Result<()> {
+        let server = self.server.take().context("no server runs")?;
+        server.signal(Signal::KILL)?;
+        server.wait().map(drop)
+    }
+
+    /// Asks the server to stop, and waits until it has.
+    ///
+    /// # Errors
+    /// When none runs, or it doesn't.
+    pub fn stop_server(&mut self) -> Result<Ended> {
+        let server = self.server.take().context("no server runs")?;
+        server.signal(Signal::TERM)?;
+        server.wait()
+    }
+
+    /// A join token for `host`.
+    ///
+    /// # Errors
+    /// When the server gives none.
+    pub fn token(&self, host: &str, more: &[&str]) -> Result<String> {
+        let mut enroll = self.server_command();
+        let printed = output(enroll.args(["--json", "server", "enroll", host]).args(more))?;
+        let document: Value = serde_json::from_str(&printed).context("the document of enroll")?;
+        let token = document["token"]
+            .as_str()
+            .context("no token in the document of enroll")?;
+        Ok(token.to_owned())
+    }
+
+    /// Joins with a token, as a host that sees the pool at `device`.
+    ///
+    /// # Errors
+    /// When the program can't be run; that it was refused is in what it says.
+    pub fn join(&self, host: &str, token: &str, device: Option<&Path>) -> Result<(Client, Ended)> {
+        let home = self.path(format!("client-{host}"));
+        std::fs::create_dir_all(&home)?;
+        let client = Client {
+            host: host.to_owned(),
+            config: home.join("client.toml"),
+            state: home.join("state"),
+        };
+        let mut join = self.client_command(&client);
+        join.args(["join", "--token-file", "-", "--state"])
+            .arg(&client.state);
+        if let Some(device) = device {
+            join.arg("--device").arg(device);
+        }
+        let ended =
+            Process::start(&mut join, self.dir.path(), Some(&format!("{token}\n")))?.wait()?;
+        Ok((client, ended))
+    }
+
+    /// Enrols a host that sees the shared disk.
+    ///
+    /// # Errors
+    /// When any step fails.
+    pub fn client(&self, host: &str) -> Result<Client> {
+        let token = self.token(host, &[])?;
+        let device = self.device.at_client.clone();
+        let (client, ended) = self.join(host, &token, Some(&device))?;
+        ended.success()?;
+        Ok(client)
+    }
+
+    /// Starts a command of a client.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn start<A: AsRef<OsStr>>(
+        &self,
+        client: &Client,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Result<Process> {
+        let mut command = self.client_command(client);
+        command.args(arguments);
+        Process::start(&mut command, self.dir.path(), Some(""))
+    }
+
+    /// Runs a command of a client to its end, whatever that is.
+    ///
+    /// # Errors
+    /// When it can't be started or doesn't end.
+    pub fn run<A: AsRef<OsStr>>(
+        &self,
+        client: &Client,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Result<Job> {
+        let before = (self.lane.bytes()?, self.device.bytes()?);
+        let ended = self.start(client, arguments)?.wait()?;
+        Ok(Job {
+            ended,
+            wire_bytes: self.lane.bytes()? - before.0,
+            device_bytes: self.device.bytes()? - before.1,
+        })
+    }
+
+    /// Backs up `path`.
+    ///
+    /// # Errors
+    /// When it can't be started or doesn't end; a failure is in the job.
+    pub fn backup(&self, client: &Client, path: &Path, more: &[&str]) -> Result<Job> {
+        let arguments = ["backup".as_ref(), path.as_os_str()];
+        self.run(
+            client,
+            arguments.into_iter().chain(more.iter().map(OsStr::new)),
+        )
+    }
+
+    /// Restores what `path` was in the latest snapshot to `target`.
+    ///
+    /// # Errors
+    /// As [`System::backup`].
+    pub fn restore(
+        &self,
+        client: &Client,
+        path: &Path,
+        target: &Path,
+        more: &[&str],
+    ) -> Result<Job> {
+        let mut snapshot = std::ffi::OsString::from("latest:");
+        snapshot.push(path);
+        let arguments = [
+            "restore".as_ref(),
+            snapshot.as_os_str(),
+            "--target".as_ref(),
+            target.as_os_str(),
+        ];
+        self.run(
+            client,
+            arguments.into_iter().chain(more.iter().map(OsStr::new)),
+        )
+    }
+
+    /// The members of the pool, as the server's administrator sees them.
+    ///
+    /// # Errors
+    /// When the pool can't be read.
+    pub fn members(&self) -> Result<Value> {
+        let mut members = self.command(Side::Server);
+        members
+            .args(["--json", "pool", "members"])
+            .arg(&self.device.at_server);
+        serde_json::from_str(&output(&mut members)?).context("the document of pool members")
+    }
+}
+
+impl Job {
+    /// Fails unless the exit code is 0.
+    ///
+    /// # Errors
+    /// With all that the program wrote.
+    pub fn success(mut self) -> Result<Self> {
+        self.ended = self.ended.success()?;
+        Ok(self)
+    }
+
+    /// A whole number of the job's document.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub fn number(&self, name: &str) -> Result<u64> {
+        let document = self.ended.json()?;
+        document[name]
+            .as_u64()
+            .with_context(|| format!("no number {name} in {document}"))
+    }
+}
+
+/// Whether a process listens on the server's port, by the kernel's table of its namespace.
+fn listens(process: u32) -> bool {
+    const LISTEN: &str = "0A";
+    let port = format!(":{PORT:04X}");
+    ["tcp", "tcp6"].iter().any(|table| {
+        let text = std::fs::read_to_string(format!("/proc/{process}/net/{table}"));
+        text.unwrap_or_default().lines().any(|line| {
+            let mut words = line.split_whitespace().skip(1);
+            let local = words.next().is_some_and(|local| local.ends_with(&port));
+            local && words.nth(1) == Some(LISTEN)
+        })
+    })
+}
+
+/// Every file of this name below `dir`.
+fn find(dir: &Path, name: &str) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).with_context(|| format!("listing {}", dir.display()))? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            found.extend(find(&entry.path(), name)?);
+        } else if entry.file_name() == name {
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
+}

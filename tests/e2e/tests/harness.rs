@@ -1,0 +1,192 @@
+//! The ground that the other tests stand on: the wire carries what it says, the counters count, nothing stays behind.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use backlane_e2e::{Lane, Process, Sector, SharedDevice, Side, Tmpfs, Wire, output, ready};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+/// Runs `work` on a thread of this process that lives on one side of the wire.
+fn on<T: Send + 'static>(
+    lane: &Lane,
+    side: Side,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<std::thread::JoinHandle<Result<T>>> {
+    let path = Path::new("/run/netns").join(lane.namespace(side));
+    let namespace =
+        std::fs::File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+    Ok(std::thread::spawn(move || {
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+        work()
+    }))
+}
+
+/// Sends `bytes` from the client's side to the server's and returns the time that it took.
+fn send(lane: &Lane, bytes: usize) -> Result<Duration> {
+    let (tell, told) = std::sync::mpsc::channel();
+    let receiver = on(lane, Side::Server, move || {
+        let listener = TcpListener::bind((Side::Server.address(), 0))?;
+        tell.send(listener.local_addr()?)?;
+        let (mut stream, _) = listener.accept()?;
+        let mut received = 0;
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            match stream.read(&mut buffer)? {
+                0 => return Ok(received),
+                n => received += n,
+            }
+        }
+    })?;
+    let address = told.recv()?;
+    let start = Instant::now();
+    let sender = on(lane, Side::Client, move || {
+        TcpStream::connect(address)?.write_all(&vec![7; bytes])?;
+        Ok(())
+    })?;
+    sender.join().expect("the sender doesn't panic")?;
+    let received = receiver.join().expect("the receiver doesn't panic")?;
+    ensure!(
+        received == bytes,
+        "{received} of {bytes} bytes came through"
+    );
+    Ok(start.elapsed())
+}
+
+#[test]
+fn wire_carries_no_more_than_its_rate_and_its_counters_count() -> Result<()> {
+    const BYTES: usize = 4 << 20;
+    if !ready() {
+        return Ok(());
+    }
+    let lane = Lane::new(Wire::SLOW)?;
+    let before = lane.bytes()?;
+    let time = send(&lane, BYTES)?;
+    let counted = lane.bytes()? - before;
+    // One bucket of 256 KiB goes at once; the rest at the rate.
+    let rate = Wire::SLOW
+        .bytes_per_second()
+        .context("the slow wire is limited")?;
+    let least = (BYTES as u64 - (256 << 10)) as f64 / rate as f64;
+    assert!(
+        time.as_secs_f64() > least * 0.9,
+        "{time:?}, though the wire needs {least} s"
+    );
+    assert!(counted > BYTES as u64, "{counted}");
+    assert!(counted < BYTES as u64 * 5 / 4, "{counted}");
+    Ok(())
+}
+
+#[test]
+fn both_sides_see_one_disk_and_its_counters_count() -> Result<()> {
+    if !ready() {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir_in("/var/tmp")?;
+    for (sector, bytes) in [(Sector::B512, "512"), (Sector::B4096, "4096")] {
+        let device = SharedDevice::new(dir.path(), 64 << 20, sector)?;
+        for path in [&device.at_server, &device.at_client] {
+            let shown = output(Command::new("blockdev").arg("--getss").arg(path))?;
+            assert_eq!(shown.trim(), bytes);
+        }
+        let source = dir.path().join("source");
+        std::fs::write(&source, fidelity::Random::new(1).bytes(1 << 20))?;
+        let copy = |from: &Path, to: &Path, flag: &str| {
+            let [from, to] =
+                [("if", from), ("of", to)].map(|(name, path)| format!("{name}={}", path.display()));
+            output(Command::new("dd").args(["bs=1M", "count=1", flag, &from, &to]))
+        };
+        let back = dir.path().join("back");
+        // Read once first: a cache between the two would now hold zeros.
+        copy(&device.at_client, &back, "iflag=direct")?;
+        let before = device.bytes()?;
+        copy(&source, &device.at_server, "oflag=direct")?;
+        copy(&device.at_client, &back, "iflag=direct")?;
+        assert_eq!(std::fs::read(&source)?, std::fs::read(&back)?);
+        assert!(device.bytes()? - before >= 2 << 20);
+        std::fs::remove_file(back)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn nothing_stays_behind_not_even_after_a_panic() -> Result<()> {
+    if !ready() {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir_in("/var/tmp")?;
+    let at = dir.path().to_owned();
+    let (tell, told) = std::sync::mpsc::channel();
+    let ended = std::thread::spawn(move || {
+        let lane = Lane::new(Wire::GIGABIT).expect("a lane");
+        let device = SharedDevice::new(&at, 1 << 20, Sector::B512).expect("a device");
+        let tmpfs = Tmpfs::new(&at.join("full"), 1 << 20).expect("a file system");
+        let mut sleep = lane.command(Side::Client, "sleep");
+        let process = Process::start(sleep.arg("1000"), &at, None).expect("a process");
+        let names = [Side::Server, Side::Client].map(|side| lane.namespace(side).to_owned());
+        tell.send((
+            names,
+            device.at_server.clone(),
+            tmpfs.path.clone(),
+            process.id(),
+        ))
+        .expect("somebody listens");
+        // As a test that fails, but without a message.
+        std::panic::resume_unwind(Box::new("failed"))
+    })
+    .join();
+    assert!(ended.is_err());
+    let (names, device, tmpfs, process) = told.recv()?;
+    let namespaces = output(Command::new("ip").args(["netns", "list"]))?;
+    assert!(
+        !names.iter().any(|name| namespaces.contains(name)),
+        "{namespaces}"
+    );
+    let loops = output(Command::new("losetup").args(["-nlO", "BACK-FILE"]))?;
+    assert!(
+        !loops.contains(&dir.path().display().to_string()),
+        "{} in {loops}",
+        device.display()
+    );
+    let mounts = std::fs::read_to_string("/proc/self/mounts")?;
+    assert!(!mounts.contains(&tmpfs.display().to_string()), "{mounts}");
+    assert!(!Path::new(&format!("/proc/{process}")).exists());
+    Ok(())
+}
+
+#[test]
+fn file_system_of_a_bounded_size_is_full_when_it_is_full() -> Result<()> {
+    if !ready() {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir_in("/var/tmp")?;
+    let tmpfs = Tmpfs::new(&dir.path().join("full"), 1 << 20)?;
+    let file = tmpfs.path.join("file");
+    let full = std::fs::write(&file, vec![0; 2 << 20]).expect_err("twice as much as fits");
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    tmpfs.resize(4 << 20)?;
+    std::fs::write(&file, vec![0; 2 << 20])?;
+    Ok(())
+}
+
+#[test]
+fn process_that_ended_tells_how() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let script = "read line; echo \"got $line\"; echo oops >&2; exit 3";
+    let process = Process::start(
+        Command::new("sh").args(["-c", script]),
+        dir.path(),
+        Some("word\n"),
+    )?;
+    let ended = process.wait()?;
+    assert_eq!(
+        (ended.code(), ended.stdout.as_str(), ended.stderr.as_str()),
+        (3, "got word\n", "oops\n")
+    );
+    assert!(ended.success().is_err());
+    Ok(())
+}
