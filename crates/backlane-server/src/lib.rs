@@ -1,1 +1,27 @@
 //! Object service, enrolment and state of the Backlane server.
+//!
+//! [`ServerState`] is the whole of it: it implements the [`Service`](backlane_net::service::Service) that sessions
+//! call, and offers what an administrator's commands need. What it keeps, where, and what it promises is described
+//! in `docs/design/server.md`; the code cites that page's sections (`§3`).
+//!
+//! Invariants:
+//! - an object under its final name is whole, durable, and what its name says;
+//! - nothing under a final name is ever replaced, and clients remove nothing;
+//! - a host reaches its own repository alone;
+//! - what a client was told is done has reached the disk.
+
+pub mod authority;
+pub mod config;
+mod db;
+pub mod error;
+pub mod host;
+mod repository;
+mod service;
+pub mod state;
+pub mod store;
+
+pub use config::{DataPorts, PoolConfig, ServerConfig};
+pub use error::ServerError;
+pub use host::HostName;
+pub use repository::ExclusiveRepository;
+pub use state::{HostInfo, ServerState};

@@ -1,0 +1,155 @@
+//! Hosts, and the slots that they may use.
+
+use super::{Database, Event, PoolSlots, Timestamp};
+use crate::{HostName, ServerError};
+use sqlx::{Row, Sqlite, Transaction};
+use std::collections::BTreeSet;
+use uuid::Uuid;
+
+/// The database's own number of a host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct HostId(pub(super) i64);
+
+/// A wish for more slots.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SlotRequest {
+    pub(crate) pool: PoolSlots,
+    /// How many more.
+    pub(crate) slots: u32,
+}
+
+/// A host as the database knows it.
+#[derive(Clone, Debug)]
+pub(crate) struct HostRow {
+    pub(crate) name: String,
+    pub(crate) enrolled_at: Timestamp,
+    pub(crate) certificate_expires_at: Timestamp,
+    pub(crate) slots: Vec<u32>,
+    pub(crate) objects: u64,
+    pub(crate) bytes: u64,
+    pub(crate) last_arrival_at: Option<Timestamp>,
+}
+
+impl Database {
+    /// The host of this name.
+    pub(crate) async fn host(&self, name: &HostName) -> Result<HostId, ServerError> {
+        sqlx::query_scalar("SELECT id FROM hosts WHERE name = $1")
+            .bind(name.as_str())
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(|error| self.error(error))?
+            .map(HostId)
+            .ok_or_else(|| ServerError::UnknownHost {
+                host: name.to_string(),
+            })
+    }
+
+    /// Every host, with its slots in `pool` and a summary of what it has stored.
+    pub(crate) async fn hosts(&self, pool: Option<Uuid>) -> Result<Vec<HostRow>, ServerError> {
+        let rows = sqlx::query(
+            "SELECT id, name, enrolled_at,
+                (SELECT max(expires_at) FROM certificates WHERE host_id = hosts.id) AS expires_at,
+                (SELECT count(*) FROM arrivals WHERE host_id = hosts.id) AS objects,
+                (SELECT coalesce(sum(bytes), 0) FROM arrivals WHERE host_id = hosts.id) AS bytes,
+                (SELECT max(arrived_at) FROM arrivals WHERE host_id = hosts.id) AS last_arrival_at
+             FROM hosts ORDER BY name",
+        )
+        .fetch_all(&self.pool)
+        .await
+        .map_err(|error| self.error(error))?;
+        let mut hosts = Vec::with_capacity(rows.len());
+        for row in rows {
+            let field = |error| self.error(error);
+            let id = HostId(row.try_get("id").map_err(field)?);
+            hosts.push(HostRow {
+                name: row.try_get("name").map_err(field)?,
+                enrolled_at: Timestamp(row.try_get("enrolled_at").map_err(field)?),
+                certificate_expires_at: Timestamp(row.try_get("expires_at").map_err(field)?),
+                slots: match pool {
+                    Some(pool) => self.slots(id, pool).await?,
+                    None => Vec::new(),
+                },
+                objects: unsigned(row.try_get("objects").map_err(field)?),
+                bytes: unsigned(row.try_get("bytes").map_err(field)?),
+                last_arrival_at: row
+                    .try_get::<Option<i64>, _>("last_arrival_at")
+                    .map_err(field)?
+                    .map(Timestamp),
+            });
+        }
+        Ok(hosts)
+    }
+
+    /// The slots of a host in a pool, in order.
+    pub(crate) async fn slots(&self, host: HostId, pool: Uuid) -> Result<Vec<u32>, ServerError> {
+        sqlx::query_scalar("SELECT slot FROM slots WHERE pool = $1 AND host_id = $2 ORDER BY slot")
+            .bind(pool.as_bytes().as_slice())
+            .bind(host.0)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(|error| self.error(error))
+    }
+
+    /// Allots more slots to a host that is enrolled.
+    pub(crate) async fn add_slots(
+        &self,
+        name: &HostName,
+        request: SlotRequest,
+        now: Timestamp,
+    ) -> Result<Vec<u32>, ServerError> {
+        let host = self.host(name).await?;
+        let mut change = self.begin().await?;
+        let added = self.allot(&mut change, (host, name), request).await?;
+        let event = Event {
+            at: now,
+            event: "slots-added",
+            host: Some(name.as_str()),
+            detail: format!("pool {}, slots {added:?}", request.pool.uuid),
+        };
+        self.audit(&mut change, event).await?;
+        self.commit(change).await?;
+        Ok(added)
+    }
+
+    /// Takes the lowest free slots of the pool, all that were asked for or none.
+    pub(super) async fn allot(
+        &self,
+        change: &mut Transaction<'static, Sqlite>,
+        (host, name): (HostId, &HostName),
+        request: SlotRequest,
+    ) -> Result<Vec<u32>, ServerError> {
+        let pool = request.pool.uuid.as_bytes().as_slice();
+        let taken: Vec<u32> = sqlx::query_scalar("SELECT slot FROM slots WHERE pool = $1")
+            .bind(pool)
+            .fetch_all(&mut **change)
+            .await
+            .map_err(|error| self.error(error))?;
+        let taken: BTreeSet<u32> = taken.into_iter().collect();
+        let free = (0..request.pool.slots).filter(|slot| !taken.contains(slot));
+        let wanted = usize::try_from(request.slots).unwrap_or(usize::MAX);
+        let added: Vec<u32> = free.clone().take(wanted).collect();
+        if added.len() < wanted {
+            return Err(ServerError::NoSlots {
+                host: name.to_string(),
+                wanted: request.slots,
+                free: u32::try_from(free.count()).unwrap_or(u32::MAX),
+                all: request.pool.slots,
+            });
+        }
+        for slot in &added {
+            sqlx::query("INSERT INTO slots (pool, slot, host_id) VALUES ($1, $2, $3)")
+                .bind(pool)
+                .bind(slot)
+                .bind(host.0)
+                .execute(&mut **change)
+                .await
+                .map_err(|error| self.error(error))?;
+        }
+        Ok(added)
+    }
+}
+
+/// Counts and sums of sizes are never negative.
+fn unsigned(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or(0)
+}

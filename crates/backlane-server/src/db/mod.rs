@@ -1,0 +1,304 @@
+//! The state database: everything that the server remembers besides the objects (§4).
+//!
+//! A change is durable when its call returns (write-ahead log, every commit synced). Changes that belong together
+//! are one transaction which takes the write lock at its beginning, so that what it read still holds when it writes.
+//! The SQL keeps to what PostgreSQL understands too, the schema's table options apart.
+
+mod hosts;
+mod objects;
+mod schema;
+mod tokens;
+
+pub(crate) use hosts::{HostId, SlotRequest};
+pub(crate) use objects::Arrival;
+pub(crate) use tokens::{Issued, PoolSlots, Redemption};
+
+use crate::ServerError;
+use schema::{APPLICATION_ID, STEPS};
+use sqlx::{
+    Sqlite, SqlitePool, Transaction,
+    error::DatabaseError,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+/// How long a call waits for another program's transaction. Ours take milliseconds.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+const CONNECTIONS_MAX: u32 = 4;
+
+const SQLITE_BUSY: u32 = 5;
+const SQLITE_LOCKED: u32 = 6;
+const SQLITE_FULL: u32 = 13;
+
+/// A time as the database keeps it: milliseconds since 1970, by this server's clock alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Timestamp(pub(crate) i64);
+
+impl Timestamp {
+    pub(crate) fn now() -> Self {
+        let since = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        Self(milliseconds(since))
+    }
+
+    pub(crate) fn system_time(self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(self.0).unwrap_or(0))
+    }
+}
+
+/// A length of time as the database keeps it.
+pub(crate) fn milliseconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// The open state database.
+#[derive(Clone, Debug)]
+pub(crate) struct Database {
+    pool: SqlitePool,
+    path: Arc<Path>,
+}
+
+/// Whether a database that doesn't exist is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Missing {
+    Create,
+    Refuse,
+}
+
+impl Database {
+    /// Opens the database and brings its schema up to date.
+    pub(crate) async fn open(path: &Path, missing: Missing) -> Result<Self, ServerError> {
+        Self::open_within(path, missing, BUSY_TIMEOUT).await
+    }
+
+    async fn open_within(
+        path: &Path,
+        missing: Missing,
+        busy_timeout: Duration,
+    ) -> Result<Self, ServerError> {
+        if missing == Missing::Refuse && !path.exists() {
+            return Err(ServerError::NotInitialised { path: path.into() });
+        }
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(missing == Missing::Create)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(busy_timeout);
+        let pool = SqlitePoolOptions::new()
+            .max_connections(CONNECTIONS_MAX)
+            .connect_with(options)
+            .await
+            .map_err(|source| database_error(path, source))?;
+        let database = Self {
+            pool,
+            path: path.into(),
+        };
+        database.migrate().await?;
+        Ok(database)
+    }
+
+    async fn migrate(&self) -> Result<(), ServerError> {
+        let mut change = self.begin().await?;
+        let version: i64 = sqlx::query_scalar("PRAGMA user_version")
+            .fetch_one(&mut *change)
+            .await
+            .map_err(|error| self.error(error))?;
+        let application: i64 = sqlx::query_scalar("PRAGMA application_id")
+            .fetch_one(&mut *change)
+            .await
+            .map_err(|error| self.error(error))?;
+        let tables: i64 = sqlx::query_scalar("SELECT count(*) FROM sqlite_schema")
+            .fetch_one(&mut *change)
+            .await
+            .map_err(|error| self.error(error))?;
+        if application != APPLICATION_ID && (application != 0 || version != 0 || tables != 0) {
+            return Err(ServerError::DatabaseForeign {
+                path: self.path(),
+                found: application,
+            });
+        }
+        let known = i64::try_from(STEPS.len()).expect("a handful of steps");
+        let Ok(done) = usize::try_from(version) else {
+            return Err(ServerError::DatabaseForeign {
+                path: self.path(),
+                found: application,
+            });
+        };
+        if done > STEPS.len() {
+            return Err(ServerError::DatabaseNewer {
+                path: self.path(),
+                found: version,
+                known,
+            });
+        }
+        if done == STEPS.len() {
+            return Ok(());
+        }
+        for step in &STEPS[done..] {
+            sqlx::raw_sql(*step)
+                .execute(&mut *change)
+                .await
+                .map_err(|error| self.error(error))?;
+        }
+        // Pragmas take no parameters; both values are numbers of ours.
+        let marks =
+            format!("PRAGMA user_version = {known}; PRAGMA application_id = {APPLICATION_ID}");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(marks))
+            .execute(&mut *change)
+            .await
+            .map_err(|error| self.error(error))?;
+        self.commit(change).await
+    }
+
+    /// Records what an administrator or an enrolment did.
+    async fn audit(
+        &self,
+        change: &mut Transaction<'static, Sqlite>,
+        event: Event<'_>,
+    ) -> Result<(), ServerError> {
+        sqlx::query("INSERT INTO audit (at, event, host, detail) VALUES ($1, $2, $3, $4)")
+            .bind(event.at.0)
+            .bind(event.event)
+            .bind(event.host)
+            .bind(event.detail)
+            .execute(&mut **change)
+            .await
+            .map_err(|error| self.error(error))?;
+        Ok(())
+    }
+
+    async fn begin(&self) -> Result<Transaction<'static, Sqlite>, ServerError> {
+        self.pool
+            .begin_with("BEGIN IMMEDIATE")
+            .await
+            .map_err(|error| self.error(error))
+    }
+
+    async fn commit(&self, change: Transaction<'static, Sqlite>) -> Result<(), ServerError> {
+        change.commit().await.map_err(|error| self.error(error))
+    }
+
+    fn error(&self, source: sqlx::Error) -> ServerError {
+        database_error(&self.path, source)
+    }
+
+    fn path(&self) -> PathBuf {
+        self.path.to_path_buf()
+    }
+}
+
+/// A row of the audit.
+struct Event<'a> {
+    at: Timestamp,
+    event: &'static str,
+    host: Option<&'a str>,
+    detail: String,
+}
+
+fn database_error(path: &Path, source: sqlx::Error) -> ServerError {
+    // The low byte of an extended result code is the plain code.
+    let code = source
+        .as_database_error()
+        .and_then(DatabaseError::code)
+        .and_then(|code| code.parse::<u32>().ok())
+        .map(|code| code & 0xff);
+    match code {
+        Some(SQLITE_BUSY | SQLITE_LOCKED) => ServerError::DatabaseLocked { path: path.into() },
+        Some(SQLITE_FULL) => ServerError::Full {
+            path: path.parent().unwrap_or(path).into(),
+        },
+        _ => ServerError::Database {
+            path: path.into(),
+            source,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn script(path: &Path, sql: &'static str) -> SqlitePool {
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true);
+        let pool = SqlitePoolOptions::new()
+            .max_connections(1)
+            .connect_with(options)
+            .await
+            .unwrap();
+        sqlx::raw_sql(sql).execute(&pool).await.unwrap();
+        pool
+    }
+
+    #[tokio::test]
+    async fn database_opens_again_and_a_missing_one_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("server.db");
+        let error = Database::open(&path, Missing::Refuse).await.unwrap_err();
+        assert!(
+            matches!(error, ServerError::NotInitialised { .. }),
+            "{error}"
+        );
+        drop(Database::open(&path, Missing::Create).await.unwrap());
+        assert!(Database::open(&path, Missing::Refuse).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn newer_schema_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("server.db");
+        drop(Database::open(&path, Missing::Create).await.unwrap());
+        script(&path, "PRAGMA user_version = 99")
+            .await
+            .close()
+            .await;
+        let error = Database::open(&path, Missing::Refuse).await.unwrap_err();
+        assert!(
+            matches!(error, ServerError::DatabaseNewer { found: 99, .. }),
+            "{error}"
+        );
+    }
+
+    #[tokio::test]
+    async fn foreign_database_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("server.db");
+        script(&path, "CREATE TABLE theirs (x)").await.close().await;
+        let error = Database::open(&path, Missing::Create).await.unwrap_err();
+        assert!(
+            matches!(error, ServerError::DatabaseForeign { .. }),
+            "{error}"
+        );
+        std::fs::write(
+            &path,
+            b"this is no database, and long enough to be seen as none",
+        )
+        .unwrap();
+        let error = Database::open(&path, Missing::Create).await.unwrap_err();
+        assert!(error.to_string().contains("server.db"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn lock_of_another_program_is_called_a_lock() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("server.db");
+        drop(Database::open(&path, Missing::Create).await.unwrap());
+        let holder = script(&path, "BEGIN IMMEDIATE").await;
+        let error = Database::open_within(&path, Missing::Refuse, Duration::from_millis(10))
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(error, ServerError::DatabaseLocked { .. }),
+            "{error}"
+        );
+        drop(holder);
+    }
+}

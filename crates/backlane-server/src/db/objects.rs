@@ -1,0 +1,102 @@
+//! What is remembered of objects: what a pack holds, and when each object arrived.
+
+use super::{Database, HostId, Timestamp};
+use crate::ServerError;
+use backlane_proto::{ObjectKind, ObjectName, PackContents};
+
+const DATA: i64 = 0;
+const TREES: i64 = 1;
+
+impl Database {
+    /// Records that a verified body arrived, and what a pack holds. The first record of a name stays.
+    pub(crate) async fn record_arrival(
+        &self,
+        host: HostId,
+        arrival: Arrival,
+        now: Timestamp,
+    ) -> Result<(), ServerError> {
+        let name = arrival.name;
+        let id = name.id.0.as_slice();
+        let mut change = self.begin().await?;
+        if name.kind == ObjectKind::Pack {
+            sqlx::query(
+                "INSERT INTO packs (host_id, id, contents) VALUES ($1, $2, $3)
+                 ON CONFLICT (host_id, id) DO NOTHING",
+            )
+            .bind(host.0)
+            .bind(id)
+            .bind(match arrival.contents {
+                PackContents::Data => DATA,
+                PackContents::Trees => TREES,
+            })
+            .execute(&mut *change)
+            .await
+            .map_err(|error| self.error(error))?;
+        }
+        sqlx::query(
+            "INSERT INTO arrivals (host_id, kind, id, bytes, arrived_at) VALUES ($1, $2, $3, $4, $5)
+             ON CONFLICT (host_id, kind, id) DO NOTHING",
+        )
+        .bind(host.0)
+        .bind(name.kind.to_string())
+        .bind(id)
+        .bind(i64::try_from(arrival.bytes).unwrap_or(i64::MAX))
+        .bind(now.0)
+        .execute(&mut *change)
+        .await
+        .map_err(|error| self.error(error))?;
+        self.commit(change).await
+    }
+
+    /// What a pack holds; what isn't known to be trees counts as data.
+    pub(crate) async fn pack_contents(
+        &self,
+        host: HostId,
+        name: ObjectName,
+    ) -> Result<PackContents, ServerError> {
+        let contents: Option<i64> =
+            sqlx::query_scalar("SELECT contents FROM packs WHERE host_id = $1 AND id = $2")
+                .bind(host.0)
+                .bind(name.id.0.as_slice())
+                .fetch_optional(&self.pool)
+                .await
+                .map_err(|error| self.error(error))?;
+        Ok(match contents {
+            Some(TREES) => PackContents::Trees,
+            _ => PackContents::Data,
+        })
+    }
+
+    /// Forgets an object that was removed.
+    pub(crate) async fn forget_object(
+        &self,
+        host: HostId,
+        name: ObjectName,
+    ) -> Result<(), ServerError> {
+        let mut change = self.begin().await?;
+        if name.kind == ObjectKind::Pack {
+            sqlx::query("DELETE FROM packs WHERE host_id = $1 AND id = $2")
+                .bind(host.0)
+                .bind(name.id.0.as_slice())
+                .execute(&mut *change)
+                .await
+                .map_err(|error| self.error(error))?;
+        }
+        sqlx::query("DELETE FROM arrivals WHERE host_id = $1 AND kind = $2 AND id = $3")
+            .bind(host.0)
+            .bind(name.kind.to_string())
+            .bind(name.id.0.as_slice())
+            .execute(&mut *change)
+            .await
+            .map_err(|error| self.error(error))?;
+        self.commit(change).await
+    }
+}
+
+/// A body that was verified.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Arrival {
+    pub(crate) name: ObjectName,
+    pub(crate) contents: PackContents,
+    pub(crate) bytes: u64,
+}

@@ -1,0 +1,55 @@
+//! The schema of the state database, as the steps that lead to it (§4).
+//!
+//! A step that was released is never changed; `user_version` counts the steps that a database has seen.
+
+/// Marks a database as ours: "BKLN".
+pub(super) const APPLICATION_ID: i64 = 0x424b_4c4e;
+
+/// Each step leads from the version of its index to the next.
+pub(super) const STEPS: &[&str] = &["
+    CREATE TABLE hosts (
+        id INTEGER PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE,
+        enrolled_at INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE certificates (
+        serial BLOB PRIMARY KEY,
+        host_id INTEGER NOT NULL REFERENCES hosts (id),
+        issued_at INTEGER NOT NULL,
+        expires_at INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE slots (
+        pool BLOB NOT NULL,
+        slot INTEGER NOT NULL,
+        host_id INTEGER NOT NULL REFERENCES hosts (id),
+        PRIMARY KEY (pool, slot)
+    ) STRICT;
+    CREATE TABLE tokens (
+        hash BLOB PRIMARY KEY,
+        host TEXT NOT NULL,
+        issued_at INTEGER NOT NULL,
+        expires_at INTEGER NOT NULL,
+        used_at INTEGER
+    ) STRICT;
+    CREATE TABLE packs (
+        host_id INTEGER NOT NULL REFERENCES hosts (id),
+        id BLOB NOT NULL,
+        contents INTEGER NOT NULL,
+        PRIMARY KEY (host_id, id)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE arrivals (
+        host_id INTEGER NOT NULL REFERENCES hosts (id),
+        kind TEXT NOT NULL,
+        id BLOB NOT NULL,
+        bytes INTEGER NOT NULL,
+        arrived_at INTEGER NOT NULL,
+        PRIMARY KEY (host_id, kind, id)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE audit (
+        number INTEGER PRIMARY KEY,
+        at INTEGER NOT NULL,
+        event TEXT NOT NULL,
+        host TEXT,
+        detail TEXT NOT NULL
+    ) STRICT;
+"];
