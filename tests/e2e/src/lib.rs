@@ -7,6 +7,7 @@
 //! Everything that is made here carries a name of its own and is gone when its value is dropped, also after a panic;
 //! what a killed test left behind, the next one sweeps away.
 
+mod data;
 mod device;
 mod lane;
 mod need;
@@ -14,8 +15,10 @@ mod process;
 mod sweep;
 mod system;
 
+pub use data::{plant, same};
 pub use device::{Sector, SharedDevice, Tmpfs};
 pub use lane::{Lane, Side, Wire};
 pub use need::{ready, ready_with};
-pub use process::{DEADLINE, Ended, Process, binary, output, until};
-pub use system::{Client, Job, PASSWORD_FILE, Setup, System};
+pub use process::{Ended, Process, binary, output, until};
+pub use sweep::base;
+pub use system::{Client, Job, Setup, System};

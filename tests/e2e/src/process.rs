@@ -12,7 +12,10 @@ use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
 /// How long anything may take before a test gives up: generous, as machines are busy.
-pub const DEADLINE: Duration = Duration::from_secs(180);
+const DEADLINE: Duration = Duration::from_secs(180);
+
+/// The same where the jobs are of full scale.
+const DEADLINE_OF_FULL_SCALE: Duration = Duration::from_secs(3600);
 
 const POLL: Duration = Duration::from_millis(20);
 
@@ -32,14 +35,22 @@ pub fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// How long anything may take before a test gives up.
+fn deadline() -> Duration {
+    match std::env::var_os("BACKLANE_E2E_FULL") {
+        Some(_) => DEADLINE_OF_FULL_SCALE,
+        None => DEADLINE,
+    }
+}
+
 /// Waits until `condition` holds.
 ///
 /// # Errors
-/// When it fails, or doesn't hold within [`DEADLINE`]; the error says `what` was waited for.
+/// When it fails, or doesn't hold within three minutes; the error says `what` was waited for.
 pub fn until(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
-    let end = Instant::now() + DEADLINE;
+    let end = Instant::now() + deadline();
     while !condition().with_context(|| format!("waiting until {what}"))? {
-        ensure!(Instant::now() < end, "not within {DEADLINE:?}: {what}");
+        ensure!(Instant::now() < end, "not within {:?}: {what}", deadline());
         std::thread::sleep(POLL);
     }
     Ok(())
@@ -135,14 +146,14 @@ impl Process {
     /// Waits for the end.
     ///
     /// # Errors
-    /// When it doesn't come within [`DEADLINE`]; the error has what the program wrote.
+    /// When it doesn't come within three minutes; the error has what the program wrote.
     pub fn wait(mut self) -> Result<Ended> {
-        let end = Instant::now() + DEADLINE;
+        let end = Instant::now() + deadline();
         while self.is_running()? {
             if Instant::now() > end {
                 let _ = self.child.kill();
                 let said = self.said();
-                bail!("{} still runs after {DEADLINE:?}: {said}", self.shown);
+                bail!("{} still runs after {:?}: {said}", self.shown, deadline());
             }
             std::thread::sleep(POLL);
         }

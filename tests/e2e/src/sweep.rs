@@ -16,8 +16,8 @@ pub(crate) fn unique(what: &str) -> String {
     format!("{PREFIX}{}-{number}-{what}", std::process::id())
 }
 
-/// Where the tests' directories are made: on a disk rather than in memory, for direct I/O.
-pub(crate) fn base() -> PathBuf {
+/// Where the tests make their directories (`BACKLANE_E2E_DIR`, or `/var/tmp`): on a disk rather than in memory, for direct I/O.
+pub fn base() -> PathBuf {
     std::env::var_os("BACKLANE_E2E_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
 }
 

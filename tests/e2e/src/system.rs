@@ -15,9 +15,6 @@ use crate::process::{Ended, Process, binary, output, until};
 /// The server's designated port.
 const PORT: u16 = 4710;
 
-/// Where `join` puts the repository's key file, in the client's state directory.
-pub const PASSWORD_FILE: &str = "repository.key";
-
 /// What a system is made of.
 #[derive(Debug, Clone)]
 pub struct Setup {
@@ -168,6 +165,22 @@ impl System {
                 objects.display()
             ),
         }
+    }
+
+    /// The client's repository key file, which holds the password that stock tools ask for.
+    ///
+    /// # Errors
+    /// When the client's configuration doesn't name it.
+    pub fn password_file(&self, client: &Client) -> Result<PathBuf> {
+        let config = std::fs::read_to_string(&client.config)
+            .with_context(|| format!("reading {}", client.config.display()))?;
+        let value = config.lines().find_map(|line| {
+            let (key, value) = line.split_once('=')?;
+            (key.trim() == "key_file").then(|| value.trim().trim_matches('"').to_owned())
+        });
+        value
+            .map(PathBuf::from)
+            .with_context(|| format!("no key_file in {config}"))
     }
 
     /// The binary on one side, with its state and its log kept apart from the machine's own.

@@ -86,7 +86,7 @@ fn both_sides_see_one_disk_and_its_counters_count() -> Result<()> {
     if !ready() {
         return Ok(());
     }
-    let dir = tempfile::tempdir_in("/var/tmp")?;
+    let dir = tempfile::tempdir_in(backlane_e2e::base())?;
     for (sector, bytes) in [(Sector::B512, "512"), (Sector::B4096, "4096")] {
         let device = SharedDevice::new(dir.path(), 64 << 20, sector)?;
         for path in [&device.at_server, &device.at_client] {
@@ -118,7 +118,7 @@ fn nothing_stays_behind_not_even_after_a_panic() -> Result<()> {
     if !ready() {
         return Ok(());
     }
-    let dir = tempfile::tempdir_in("/var/tmp")?;
+    let dir = tempfile::tempdir_in(backlane_e2e::base())?;
     let at = dir.path().to_owned();
     let (tell, told) = std::sync::mpsc::channel();
     let ended = std::thread::spawn(move || {
@@ -163,7 +163,7 @@ fn file_system_of_a_bounded_size_is_full_when_it_is_full() -> Result<()> {
     if !ready() {
         return Ok(());
     }
-    let dir = tempfile::tempdir_in("/var/tmp")?;
+    let dir = tempfile::tempdir_in(backlane_e2e::base())?;
     let tmpfs = Tmpfs::new(&dir.path().join("full"), 1 << 20)?;
     let file = tmpfs.path.join("file");
     let full = std::fs::write(&file, vec![0; 2 << 20]).expect_err("twice as much as fits");
