@@ -1,5 +1,52 @@
 //! The repository: rustic_core behind one crate, and its backend over a blocking trait.
+//!
+//! Repositories have the restic format, version 2. This is the only crate that names rustic_core, and none of its types
+//! appears in an interface. What rustic_core does: init, keys, backup ([`Repository::archive`]), check, forget, prune.
+//! What is done here, in the same format, because restore stands on it: index, trees and blobs ([`Reader`]).
+//!
+//! Invariants:
+//! - A write that was acknowledged early is durable before anything that refers to it is written, and visible to every
+//!   reading and listing call in between.
+//! - After one failed write the handle stays failed.
+//! - No byte of a blob is handed out whose SHA-256 is not the blob's name.
+//! - A backup that ended early for whatever reason leaves no snapshot.
 
+pub mod archive;
+pub mod error;
+pub mod maintain;
+pub mod node;
+pub mod progress;
+pub mod reader;
+pub mod repository;
+pub mod snapshot;
+pub mod source;
 pub mod store;
 
+mod adapter;
+mod backend;
+mod convert;
+mod engine;
+mod index;
+mod seal;
+mod walk;
+mod window;
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+pub use archive::{ArchiveOptions, ArchiveSummary, Cancel, DryRun, Parent};
+pub use error::{Damage, RepoError};
+pub use index::{BlobId, BlobKind, BlobPlace, Index};
+pub use maintain::{
+    CheckOptions, CheckReport, ForgetDecision, KeepPolicy, PruneDelete, PruneOptions, PruneSummary,
+};
+pub use node::{FileKind, Metadata, Node, Time, Tree, Xattr, name_is_plain};
+pub use progress::{Progress, Unit};
+pub use reader::Reader;
+pub use repository::{InitOptions, Repository};
+pub use snapshot::{SnapshotInfo, SnapshotSummary};
+pub use source::{Entries, Entry, OpenFile, Source, Warning, WarningKind};
 pub use store::{ObjectStore, StoreError};
+pub use walk::{Change, ChangeKind, Visit};

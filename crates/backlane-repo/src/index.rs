@@ -1,0 +1,353 @@
+//! Which pack holds which blob.
+//!
+//! Memory: 48 bytes for each blob and 40 for each pack, and while it is being built at most as much again.
+
+use std::fmt;
+
+use backlane_proto::ObjectId;
+use serde::de::{Deserialize, Deserializer, Error, Visitor};
+
+use crate::error::Damage;
+use crate::seal::SEAL_BYTES;
+
+/// The SHA-256 that names a blob: a piece of a file, or a tree.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BlobId(pub [u8; 32]);
+
+/// What a blob holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum BlobKind {
+    /// A piece of a file.
+    Data,
+    /// A directory.
+    Tree,
+}
+
+/// Where a blob lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlobPlace {
+    /// The blob.
+    pub id: BlobId,
+    /// What it holds.
+    pub kind: BlobKind,
+    /// The pack that holds it.
+    pub pack: ObjectId,
+    /// Its first sealed byte in the pack.
+    pub offset: u32,
+    /// Sealed bytes.
+    pub length: u32,
+    /// Plain bytes.
+    pub plain_length: u32,
+    /// Whether it is compressed.
+    pub compressed: bool,
+}
+
+/// The index of a repository, in memory.
+#[derive(Default)]
+pub struct Index {
+    packs: Vec<PackRow>,
+    /// Sorted by blob, then kind.
+    rows: Vec<Row>,
+}
+
+#[derive(Clone, Copy)]
+struct PackRow {
+    id: ObjectId,
+    /// Where its last blob ends.
+    blobs_end: u32,
+}
+
+/// 48 bytes; the kind shares a word with the pack.
+#[derive(Clone, Copy)]
+struct Row {
+    id: BlobId,
+    pack_and_kind: u32,
+    offset: u32,
+    length: u32,
+    /// Zero when the blob is not compressed.
+    plain_length: u32,
+}
+
+const _: () = assert!(size_of::<Row>() == 48);
+
+const TREE_BIT: u32 = 1 << 31;
+
+impl Index {
+    /// Where a blob lies, if any index knows it.
+    #[must_use]
+    pub fn find(&self, kind: BlobKind, id: BlobId) -> Option<BlobPlace> {
+        let at = self
+            .rows
+            .binary_search_by(|row| (row.id, row.kind()).cmp(&(id, kind)))
+            .ok()?;
+        Some(self.place(&self.rows[at]))
+    }
+
+    /// Every blob, in the order of its hashes.
+    pub fn blobs(&self) -> impl Iterator<Item = BlobPlace> + '_ {
+        self.rows.iter().map(|row| self.place(row))
+    }
+
+    /// How many blobs it knows.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether it knows none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// How many packs it knows.
+    #[must_use]
+    pub fn packs(&self) -> usize {
+        self.packs.len()
+    }
+
+    /// The bytes of memory that it holds.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        self.rows.capacity() * size_of::<Row>() + self.packs.capacity() * size_of::<PackRow>()
+    }
+
+    /// Where the last blob of a blob's pack ends: what must be read to have all its blobs.
+    pub(crate) fn blobs_end(&self, kind: BlobKind, id: BlobId) -> Option<u32> {
+        let at = self
+            .rows
+            .binary_search_by(|row| (row.id, row.kind()).cmp(&(id, kind)))
+            .ok()?;
+        Some(self.packs[self.rows[at].pack()].blobs_end)
+    }
+
+    fn place(&self, row: &Row) -> BlobPlace {
+        let compressed = row.plain_length != 0;
+        let plain_length = if compressed {
+            row.plain_length
+        } else {
+            row.length - SEAL_BYTES
+        };
+        BlobPlace {
+            id: row.id,
+            kind: row.kind(),
+            pack: self.packs[row.pack()].id,
+            offset: row.offset,
+            length: row.length,
+            plain_length,
+            compressed,
+        }
+    }
+
+    /// Takes in one index object's JSON. [`Index::finish`] must follow the last.
+    pub(crate) fn add_json(&mut self, json: &[u8]) -> Result<(), Damage> {
+        let content = |what: String| Damage::Content { what };
+        let file: IndexJson =
+            serde_json::from_slice(json).map_err(|error| content(error.to_string()))?;
+        for pack in file.packs.unwrap_or_default() {
+            let number = u32::try_from(self.packs.len())
+                .ok()
+                .filter(|number| number & TREE_BIT == 0)
+                .ok_or_else(|| content("too many packs".to_owned()))?;
+            let mut blobs_end = 0;
+            for blob in &pack.blobs {
+                let end = blob.offset.checked_add(blob.length);
+                let Some(end) = end.filter(|_| blob.length >= SEAL_BYTES) else {
+                    let id = BlobId(blob.id.0);
+                    return Err(content(format!("blob {id} has an impossible place")));
+                };
+                blobs_end = blobs_end.max(end);
+                self.rows.push(blob.row(number));
+            }
+            self.packs.push(PackRow {
+                id: ObjectId(pack.id.0),
+                blobs_end,
+            });
+        }
+        Ok(())
+    }
+
+    /// Sorts what was taken in. A blob that is in several packs keeps one place.
+    pub(crate) fn finish(&mut self) {
+        self.rows
+            .sort_unstable_by_key(|row| (row.id, row.kind(), row.pack_and_kind));
+        self.rows.dedup_by_key(|row| (row.id, row.kind()));
+        self.rows.shrink_to_fit();
+        self.packs.shrink_to_fit();
+    }
+}
+
+impl Row {
+    fn kind(&self) -> BlobKind {
+        if self.pack_and_kind & TREE_BIT == 0 {
+            BlobKind::Data
+        } else {
+            BlobKind::Tree
+        }
+    }
+
+    fn pack(&self) -> usize {
+        (self.pack_and_kind & !TREE_BIT) as usize
+    }
+}
+
+impl fmt::Display for BlobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&ObjectId(self.0), f)
+    }
+}
+
+impl fmt::Debug for BlobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for BlobKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Data => "data",
+            Self::Tree => "tree",
+        })
+    }
+}
+
+impl fmt::Debug for Index {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Index")
+            .field("packs", &self.packs.len())
+            .field("blobs", &self.rows.len())
+            .finish()
+    }
+}
+
+/// 32 bytes written as hexadecimal digits.
+#[derive(Clone, Copy)]
+pub(crate) struct HexId(pub(crate) [u8; 32]);
+
+impl<'de> Deserialize<'de> for HexId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Hex;
+        impl Visitor<'_> for Hex {
+            type Value = HexId;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("64 hexadecimal digits")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<HexId, E> {
+                let id = ObjectId::from_hex(text).ok_or_else(|| E::custom("not an identity"))?;
+                Ok(HexId(id.0))
+            }
+        }
+        deserializer.deserialize_str(Hex)
+    }
+}
+
+/// Only what is in use: packs that a prune has marked for deletion are listed elsewhere in the object.
+#[derive(serde::Deserialize)]
+struct IndexJson {
+    packs: Option<Vec<PackJson>>,
+}
+
+#[derive(serde::Deserialize)]
+struct PackJson {
+    id: HexId,
+    blobs: Vec<BlobJson>,
+}
+
+#[derive(serde::Deserialize)]
+struct BlobJson {
+    id: HexId,
+    #[serde(rename = "type")]
+    kind: KindJson,
+    offset: u32,
+    length: u32,
+    uncompressed_length: Option<u32>,
+}
+
+#[derive(Clone, Copy, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum KindJson {
+    Data,
+    Tree,
+}
+
+impl BlobJson {
+    fn row(&self, pack: u32) -> Row {
+        let kind = match self.kind {
+            KindJson::Data => 0,
+            KindJson::Tree => TREE_BIT,
+        };
+        Row {
+            id: BlobId(self.id.0),
+            pack_and_kind: pack | kind,
+            offset: self.offset,
+            length: self.length,
+            plain_length: self.uncompressed_length.unwrap_or(0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hex(number: u8) -> String {
+        ObjectId([number; 32]).to_string()
+    }
+
+    fn json(pack: u8, blobs: &[(u8, &str, u32, u32, Option<u32>)]) -> Vec<u8> {
+        let blobs: Vec<_> = blobs
+            .iter()
+            .map(|(id, kind, offset, length, plain)| {
+                serde_json::json!({ "id": hex(*id), "type": kind, "offset": offset,
+                    "length": length, "uncompressed_length": plain })
+            })
+            .collect();
+        let packs = serde_json::json!([{ "id": hex(pack), "blobs": blobs }]);
+        serde_json::json!({ "packs": packs, "packs_to_delete": [] })
+            .to_string()
+            .into_bytes()
+    }
+
+    #[test]
+    fn blobs_are_found_by_kind_and_hash() {
+        let mut index = Index::default();
+        index
+            .add_json(&json(
+                200,
+                &[(2, "data", 0, 50, Some(99)), (1, "data", 50, 40, None)],
+            ))
+            .unwrap();
+        index
+            .add_json(&json(201, &[(1, "tree", 0, 60, Some(77))]))
+            .unwrap();
+        // The same blob in another pack keeps one place.
+        index
+            .add_json(&json(202, &[(2, "data", 0, 50, Some(99))]))
+            .unwrap();
+        index.finish();
+        assert_eq!((index.len(), index.packs()), (3, 3));
+
+        let data = index.find(BlobKind::Data, BlobId([1; 32])).unwrap();
+        assert_eq!(data.pack, ObjectId([200; 32]));
+        assert_eq!((data.offset, data.length), (50, 40));
+        assert_eq!((data.plain_length, data.compressed), (8, false));
+        let tree = index.find(BlobKind::Tree, BlobId([1; 32])).unwrap();
+        assert_eq!(tree.pack, ObjectId([201; 32]));
+        assert_eq!((tree.plain_length, tree.compressed), (77, true));
+        assert_eq!(index.find(BlobKind::Tree, BlobId([2; 32])), None);
+        assert_eq!(index.blobs_end(BlobKind::Data, BlobId([2; 32])), Some(90));
+    }
+
+    #[test]
+    fn impossible_places_are_errors() {
+        for (offset, length) in [(0, 31), (u32::MAX, 40)] {
+            let bad = json(1, &[(1, "data", offset, length, None)]);
+            assert!(Index::default().add_json(&bad).is_err());
+        }
+        assert!(Index::default().add_json(b"[]").is_err());
+        assert!(Index::default().add_json(b"{\"packs\":[{}]}").is_err());
+    }
+}

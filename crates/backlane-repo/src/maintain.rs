@@ -1,0 +1,293 @@
+//! Check, forget, prune: the engine's, with its findings as values.
+//!
+//! Forget and prune remove objects, which only the server's side of a store allows. Prune must run alone: the engine
+//! knows no locks.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rustic_core::{
+    CheckResults, KeepOptions, LimitOption, PrunePlan, RusticResult, StringList, jiff,
+};
+use serde::Serialize;
+
+use crate::archive::DryRun;
+use crate::engine;
+use crate::error::RepoError;
+use crate::repository::Repository;
+use crate::snapshot::{Snapshot, SnapshotInfo};
+
+/// What a check looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum CheckOptions {
+    /// Index, snapshots and trees, and that every pack is there with its size.
+    #[default]
+    Structure,
+    /// All this, and every byte of every pack that is in use.
+    ReadData,
+}
+
+/// What a check found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CheckReport {
+    /// What is wrong.
+    pub errors: Vec<String>,
+    /// What is odd but harms nobody: packs that nothing refers to, say.
+    pub warnings: Vec<String>,
+    /// How many snapshots were looked at.
+    pub snapshots: usize,
+}
+
+/// Which snapshots to keep. They are judged by host and paths, each such group by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct KeepPolicy {
+    /// The newest so many.
+    pub last: Option<u32>,
+    /// The newest of each of the last so many hours that have one.
+    pub hourly: Option<u32>,
+    /// The same by days.
+    pub daily: Option<u32>,
+    /// The same by weeks.
+    pub weekly: Option<u32>,
+    /// The same by months.
+    pub monthly: Option<u32>,
+    /// The same by years.
+    pub yearly: Option<u32>,
+    /// All that are no older than this, counted back from the newest.
+    pub within: Option<Duration>,
+    /// All that have one of these tags.
+    pub tags: Vec<String>,
+}
+
+/// What becomes of a snapshot, and why.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ForgetDecision {
+    /// The snapshot.
+    pub snapshot: SnapshotInfo,
+    /// Whether it stays.
+    pub keep: bool,
+    /// The parts of the policy that keep it.
+    pub reasons: Vec<String>,
+}
+
+/// How a prune goes about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PruneOptions {
+    /// How much that is not in use may stay, in percent of the repository.
+    pub unused_percent_max: u8,
+    /// When packs that nothing uses are removed.
+    pub delete: PruneDelete,
+    /// Whether to do it.
+    pub dry_run: DryRun,
+}
+
+/// When packs that nothing uses are removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum PruneDelete {
+    /// A later prune removes them, 23 hours after this one has marked them.
+    #[default]
+    Later,
+    /// At once: right where nobody else has the repository open.
+    AtOnce,
+}
+
+/// What a prune did, or would do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct PruneSummary {
+    /// Packs that are kept as they are.
+    pub packs_kept: u64,
+    /// Packs written anew without what is not in use.
+    pub packs_repacked: u64,
+    /// Packs that nothing uses.
+    pub packs_unused: u64,
+    /// Marked packs that are removed now.
+    pub packs_removed: u64,
+    /// Bytes that were not in use before.
+    pub bytes_unused: u64,
+    /// Bytes that were not in use and are freed, now or when the marked packs go.
+    pub bytes_freed: u64,
+    /// Bytes that stay.
+    pub bytes_left: u64,
+}
+
+impl Default for PruneOptions {
+    fn default() -> Self {
+        Self {
+            unused_percent_max: 5,
+            delete: PruneDelete::default(),
+            dry_run: DryRun::default(),
+        }
+    }
+}
+
+impl CheckReport {
+    /// Whether nothing is wrong.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.errors.is_empty()
+    }
+}
+
+impl Repository {
+    /// Checks the repository. What is wrong with it is in the report, not an error.
+    ///
+    /// # Errors
+    /// When the store fails in a way that ends the check.
+    pub fn check(&self, options: CheckOptions) -> Result<CheckReport, RepoError> {
+        let inner = &self.inner;
+        let mut report = CheckReport {
+            errors: Vec::new(),
+            warnings: Vec::new(),
+            snapshots: 0,
+        };
+        let snapshots = match inner.snapshots() {
+            Ok(snapshots) => snapshots,
+            Err(error @ RepoError::Damaged { .. }) => {
+                report.errors.push(error.to_string());
+                return Ok(report);
+            }
+            Err(error) => return Err(error),
+        };
+        report.snapshots = snapshots.len();
+        let trees = snapshots.iter().map(|snapshot| snapshot.file.tree);
+        let trees = trees.collect();
+        let read = options == CheckOptions::ReadData;
+        let options = rustic_core::CheckOptions::default().read_data(read);
+        let found = engine::guarded(&inner.backend, "checking", || {
+            inner.engine()?.check_with_trees(options, trees)
+        });
+        match found {
+            Ok(CheckResults(findings)) => {
+                for finding in findings {
+                    // The engine's type of a level can't be named; this asks whether it counts as an error.
+                    let one = CheckResults(vec![finding]);
+                    let list = if one.is_ok().is_err() {
+                        &mut report.errors
+                    } else {
+                        &mut report.warnings
+                    };
+                    list.extend(one.0.iter().map(|(_, finding)| finding.to_string()));
+                }
+            }
+            // It does where a pack's content isn't what its index says.
+            Err(error @ RepoError::EnginePanicked { .. }) => report.errors.push(error.to_string()),
+            Err(error) => return Err(error),
+        }
+        Ok(report)
+    }
+
+    /// Removes the snapshots that a policy doesn't keep; what they alone used goes with the next prune.
+    ///
+    /// # Errors
+    /// [`RepoError::KeepsNothing`] for an empty policy; when a snapshot can't be read or removed.
+    pub fn forget(
+        &self,
+        policy: &KeepPolicy,
+        dry_run: DryRun,
+    ) -> Result<Vec<ForgetDecision>, RepoError> {
+        let keep = policy.engine_options()?;
+        let mut groups: BTreeMap<_, Vec<Snapshot>> = BTreeMap::new();
+        for snapshot in self.inner.snapshots()? {
+            let paths: Vec<_> = snapshot.file.paths.iter().cloned().collect();
+            let group = (snapshot.file.hostname.clone(), paths);
+            groups.entry(group).or_default().push(snapshot);
+        }
+        let mut decisions = Vec::new();
+        let mut forgotten = Vec::new();
+        for (_, group) in groups {
+            let files = group.iter().map(|snapshot| snapshot.file.clone()).collect();
+            let decided = engine::caught("applying the policy", || {
+                keep.apply(files, &jiff::Zoned::now())
+            })?;
+            for decision in decided {
+                let id = decision.snapshot.id;
+                let snapshot = group.iter().find(|snapshot| snapshot.file.id == id);
+                let Some(snapshot) = snapshot else { continue };
+                if !decision.keep {
+                    forgotten.push(id);
+                }
+                decisions.push(ForgetDecision {
+                    snapshot: snapshot.info(),
+                    keep: decision.keep,
+                    reasons: decision.reasons,
+                });
+            }
+        }
+        if dry_run == DryRun::No && !forgotten.is_empty() {
+            let inner = &self.inner;
+            engine::guarded(&inner.backend, "forgetting snapshots", || {
+                inner.engine()?.delete_snapshots(&forgotten)
+            })?;
+        }
+        Ok(decisions)
+    }
+
+    /// Frees what no snapshot uses. Nobody else may write to the repository meanwhile.
+    ///
+    /// # Errors
+    /// When the store fails, or the repository is not whole.
+    pub fn prune(&self, options: &PruneOptions) -> Result<PruneSummary, RepoError> {
+        let inner = &self.inner;
+        engine::guarded(&inner.backend, "pruning", || {
+            let engine = inner.engine()?;
+            let how = rustic_core::PruneOptions::default()
+                .max_unused(LimitOption::Percentage(options.unused_percent_max.into()))
+                .max_repack(LimitOption::Unlimited)
+                .instant_delete(options.delete == PruneDelete::AtOnce);
+            let plan = PrunePlan::from_prune_options(&engine, &how)?;
+            let summary = summary_of(&plan);
+            if options.dry_run == DryRun::No {
+                engine.prune(&how, plan)?;
+            }
+            RusticResult::Ok(summary)
+        })
+    }
+}
+
+impl KeepPolicy {
+    fn engine_options(&self) -> Result<KeepOptions, RepoError> {
+        if *self == Self::default() {
+            return Err(RepoError::KeepsNothing);
+        }
+        let count = |count: Option<u32>| {
+            let what = "a number of snapshots to keep";
+            count
+                .map(|count| i32::try_from(count).map_err(|_| RepoError::OutOfRange { what }))
+                .transpose()
+        };
+        let mut keep = KeepOptions::default()
+            .keep_last(count(self.last)?)
+            .keep_hourly(count(self.hourly)?)
+            .keep_daily(count(self.daily)?)
+            .keep_weekly(count(self.weekly)?)
+            .keep_monthly(count(self.monthly)?)
+            .keep_yearly(count(self.yearly)?);
+        if let Some(within) = self.within {
+            let what = "the time to keep snapshots for";
+            let seconds = i64::try_from(within.as_secs()).ok();
+            let span = seconds.and_then(|seconds| jiff::Span::new().try_seconds(seconds).ok());
+            keep.keep_within = Some(span.ok_or(RepoError::OutOfRange { what })?);
+        }
+        for tag in &self.tags {
+            let mut list = StringList::default();
+            list.add(tag.clone());
+            keep.keep_tags.push(list);
+        }
+        Ok(keep)
+    }
+}
+
+fn summary_of(plan: &PrunePlan) -> PruneSummary {
+    let stats = &plan.stats;
+    let size = stats.size_sum();
+    let freed = size.remove + size.repackrm;
+    PruneSummary {
+        packs_kept: stats.packs.keep,
+        packs_repacked: stats.packs.repack,
+        packs_unused: stats.packs.unused,
+        packs_removed: stats.packs_to_delete.remove,
+        bytes_unused: size.unused,
+        bytes_freed: freed,
+        bytes_left: (size.used + size.unused).saturating_sub(freed),
+    }
+}

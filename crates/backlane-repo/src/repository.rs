@@ -1,0 +1,342 @@
+//! Making and opening repositories.
+//!
+//! A password opens a key, the key opens the config, and only a key that does both is believed. What an object is and
+//! whether it is whole is decided here, before anything is parsed.
+
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use backlane_proto::{ObjectId, ObjectKind, ObjectName};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use rustic_core::repofile::{ConfigFile, KeyFile, MasterKey};
+use rustic_core::{ConfigOptions, Credentials, KeyOptions};
+
+use crate::backend::Backend;
+use crate::engine::{self, Engine};
+use crate::error::{Damage, RepoError};
+use crate::index::Index;
+use crate::progress::{Progress, ProgressSlot};
+use crate::reader::Reader;
+use crate::seal::SealKey;
+use crate::store::{ObjectStore, StoreError};
+
+/// A pack is closed when it reaches this size; with its last chunk and its header it stays below 32 MiB.
+const PACK_TARGET_BYTES: u64 = 16 << 20;
+
+/// Packs of trees are small, so that a reader may fetch whole ones.
+const TREE_PACK_TARGET_BYTES: u64 = 4 << 20;
+
+/// Objects read at once where many are wanted: hides a remote store's latency.
+const READS_AT_ONCE: usize = 4;
+
+/// Memory that a key may make scrypt use: far above what any program writes, far below what would hurt.
+const SCRYPT_BYTES_MAX: u64 = 1 << 30;
+
+/// An open repository. Clones share it, also its failure.
+#[derive(Clone)]
+pub struct Repository {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) store: Arc<dyn ObjectStore>,
+    pub(crate) backend: Arc<Backend>,
+    pub(crate) progress: ProgressSlot,
+    pub(crate) key: SealKey,
+    credentials: Credentials,
+    config: ConfigFile,
+    /// Held by a backup: the backend holds snapshots for one at a time.
+    pub(crate) archiving: Mutex<()>,
+}
+
+/// What a new repository shall be like.
+#[derive(Clone, Debug, Default)]
+pub struct InitOptions {
+    /// The level of zstd; `None` is zstd's default.
+    pub compression_level: Option<i32>,
+    /// Recorded in the key: who made it.
+    pub host: Option<String>,
+}
+
+impl Repository {
+    /// Makes a new repository, version 2, and opens it.
+    ///
+    /// # Errors
+    /// [`RepoError::AlreadyExists`] when there is one; otherwise what the store or the engine reports.
+    pub fn init(
+        store: Arc<dyn ObjectStore>,
+        password: &str,
+        options: &InitOptions,
+    ) -> Result<Self, RepoError> {
+        if !store.list(ObjectKind::Config)?.is_empty() {
+            return Err(RepoError::AlreadyExists);
+        }
+        let backend = Arc::new(Backend::new(Arc::clone(&store)));
+        let mut config = ConfigOptions::default()
+            .set_version(2)
+            .set_treepack_size(bytesize(TREE_PACK_TARGET_BYTES))
+            .set_treepack_size_limit(bytesize(PACK_TARGET_BYTES))
+            .set_treepack_growfactor(0)
+            .set_datapack_size(bytesize(PACK_TARGET_BYTES))
+            .set_datapack_size_limit(bytesize(PACK_TARGET_BYTES))
+            .set_datapack_growfactor(0);
+        config.set_compression = options.compression_level;
+        let key = KeyOptions::default()
+            .hostname(options.host.clone())
+            .with_created(true);
+        engine::guarded(&backend, "making the repository", || {
+            let credentials = Credentials::password(password);
+            engine::unopened(&backend, &ProgressSlot::default())?
+                .init(&credentials, &key, &config)
+                .map(drop)
+        })?;
+        Self::open(store, password)
+    }
+
+    /// Opens a repository.
+    ///
+    /// # Errors
+    /// [`RepoError::NotARepository`], [`RepoError::WrongPassword`], [`RepoError::UnsupportedVersion`],
+    /// [`RepoError::Damaged`], or what the store reports.
+    pub fn open(store: Arc<dyn ObjectStore>, password: &str) -> Result<Self, RepoError> {
+        if store.list(ObjectKind::Config)?.is_empty() {
+            let what = "it has no config";
+            return Err(RepoError::NotARepository { what });
+        }
+        let config_name = name(ObjectKind::Config, ObjectId::NONE);
+        let sealed_config = store.read(config_name, None)?;
+        let keys = store.list(ObjectKind::Key)?;
+        if keys.is_empty() {
+            let what = "it has no key";
+            return Err(RepoError::NotARepository { what });
+        }
+        let mut closed = None;
+        for info in &keys {
+            let Some(key) = open_key(store.as_ref(), info.id, password)? else {
+                continue;
+            };
+            match key.open_object(&sealed_config) {
+                Ok(json) => return Self::with_key(store, key, &json),
+                Err(damage) => closed = Some(damage),
+            }
+        }
+        Err(match closed {
+            Some(damage) => damaged(config_name, damage),
+            None => RepoError::WrongPassword { keys: keys.len() },
+        })
+    }
+
+    fn with_key(
+        store: Arc<dyn ObjectStore>,
+        key: SealKey,
+        config: &[u8],
+    ) -> Result<Self, RepoError> {
+        let config: ConfigFile = serde_json::from_slice(config)
+            .map_err(|error| unreadable(name(ObjectKind::Config, ObjectId::NONE), &error))?;
+        if !(1..=2).contains(&config.version) {
+            let version = config.version;
+            return Err(RepoError::UnsupportedVersion { version });
+        }
+        let inner = Inner {
+            backend: Arc::new(Backend::new(Arc::clone(&store))),
+            store,
+            progress: ProgressSlot::default(),
+            credentials: Credentials::Masterkey(master_key(&key)?),
+            key,
+            config,
+            archiving: Mutex::new(()),
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// The repository's identity: random, made when it was.
+    #[must_use]
+    pub fn id(&self) -> ObjectId {
+        crate::convert::object_id(&self.inner.config.id.into_inner())
+    }
+
+    /// The format's version: 1 or 2.
+    #[must_use]
+    pub fn version(&self) -> u32 {
+        self.inner.config.version
+    }
+
+    /// Sets who is told of progress; `None` is nobody.
+    pub fn set_progress(&self, progress: Option<Arc<dyn Progress>>) {
+        self.inner.progress.set(progress);
+    }
+
+    /// Whether a write has failed, after which nothing but errors comes from this handle. Cheap.
+    #[must_use]
+    pub fn failed(&self) -> bool {
+        self.inner.backend.window().failed()
+    }
+
+    /// The write failure that ended this handle.
+    #[must_use]
+    pub fn first_failure(&self) -> Option<Arc<StoreError>> {
+        self.inner.backend.window().first_error()
+    }
+
+    /// Adds a key for another password.
+    ///
+    /// # Errors
+    /// When it can't be stored.
+    pub fn add_key(&self, password: &str) -> Result<ObjectId, RepoError> {
+        let inner = &self.inner;
+        let id = engine::guarded(&inner.backend, "adding a key", || {
+            let options = KeyOptions::default().with_created(true);
+            inner.engine()?.add_key(password, &options)
+        })?;
+        Ok(crate::convert::object_id(&id))
+    }
+
+    /// Reads the index and gives access to trees and blobs.
+    ///
+    /// # Errors
+    /// When an index object can't be read, or is damaged.
+    pub fn reader(&self) -> Result<Reader, RepoError> {
+        Ok(Reader::new(Arc::clone(&self.inner), self.index()?))
+    }
+
+    /// Reads the index.
+    ///
+    /// # Errors
+    /// When an index object can't be read, or is damaged.
+    pub fn index(&self) -> Result<Index, RepoError> {
+        let index = Mutex::new(Index::default());
+        self.inner.for_each_object(ObjectKind::Index, |id, json| {
+            let mut index = index.lock().unwrap_or_else(PoisonError::into_inner);
+            index
+                .add_json(&json)
+                .map_err(|damage| damaged(name(ObjectKind::Index, id), damage))
+        })?;
+        let mut index = index.into_inner().unwrap_or_else(PoisonError::into_inner);
+        index.finish();
+        Ok(index)
+    }
+}
+
+impl fmt::Debug for Repository {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Repository")
+            .field("id", &self.id())
+            .finish()
+    }
+}
+
+impl Inner {
+    /// A fresh engine.
+    pub(crate) fn engine(&self) -> rustic_core::RusticResult<Engine> {
+        engine::opened(&self.backend, &self.progress, &self.credentials)
+    }
+
+    /// Reads and opens every object of a kind, several at once, in no order. Stops at the first error.
+    pub(crate) fn for_each_object(
+        &self,
+        kind: ObjectKind,
+        take: impl Fn(ObjectId, Vec<u8>) -> Result<(), RepoError> + Sync,
+    ) -> Result<(), RepoError> {
+        let listed = self.store.list(kind)?;
+        let next = AtomicUsize::new(0);
+        let work = || -> Result<(), RepoError> {
+            while let Some(info) = listed.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let one = self.object(kind, info.id);
+                let taken = one.and_then(|json| take(info.id, json));
+                taken.inspect_err(|_| next.store(listed.len(), Ordering::Relaxed))?;
+            }
+            Ok(())
+        };
+        thread::scope(|scope| {
+            let count = READS_AT_ONCE.min(listed.len());
+            let threads: Vec<_> = (0..count).map(|_| scope.spawn(work)).collect();
+            threads.into_iter().try_for_each(|thread| {
+                thread.join().unwrap_or_else(|_| {
+                    let what = "the store panicked".into();
+                    Err(StoreError::Failed(what).into())
+                })
+            })
+        })
+    }
+
+    /// Reads and opens an object of JSON.
+    pub(crate) fn object(&self, kind: ObjectKind, id: ObjectId) -> Result<Vec<u8>, RepoError> {
+        let name = name(kind, id);
+        let sealed = self.store.read(name, None)?;
+        self.key
+            .open_object(&sealed)
+            .map_err(|damage| damaged(name, damage))
+    }
+}
+
+/// The full name of an object.
+pub(crate) fn name(kind: ObjectKind, id: ObjectId) -> ObjectName {
+    ObjectName { kind, id }
+}
+
+pub(crate) fn damaged(object: ObjectName, damage: Damage) -> RepoError {
+    RepoError::Damaged { object, damage }
+}
+
+pub(crate) fn unreadable(object: ObjectName, error: &serde_json::Error) -> RepoError {
+    let what = error.to_string();
+    damaged(object, Damage::Content { what })
+}
+
+/// The key in a key object, if the password opens it.
+fn open_key(
+    store: &dyn ObjectStore,
+    id: ObjectId,
+    password: &str,
+) -> Result<Option<SealKey>, RepoError> {
+    let name = name(ObjectKind::Key, id);
+    let json = store.read(name, None)?;
+    let file: KeyFile = serde_json::from_slice(&json).map_err(|error| unreadable(name, &error))?;
+    let bad = |what: &str| {
+        let what = what.to_owned();
+        damaged(name, Damage::Content { what })
+    };
+    // The object is not authenticated before the password has opened it: no parameter is believed blindly.
+    let memory = 128 * u64::from(file.n) * u64::from(file.r);
+    let sane = file.kdf == "scrypt" && file.n.is_power_of_two() && (1..=64).contains(&file.p);
+    if !sane || memory == 0 || memory > SCRYPT_BYTES_MAX {
+        return Err(bad("its scrypt parameters are out of range"));
+    }
+    let opened = engine::caught("opening a key", || {
+        match file.key_from_password(&password) {
+            Ok(key) => Ok(Some(key.to_keys())),
+            // The engine's code for a tag that doesn't fit.
+            Err(error) if error.is_code("C001") => Ok(None),
+            Err(error) => Err(error),
+        }
+    })?;
+    let Some((encrypt, k, r)) = opened else {
+        return Ok(None);
+    };
+    let key = SealKey::from_parts(&encrypt, &k, &r);
+    key.map(Some)
+        .ok_or_else(|| bad("its key has a wrong length"))
+}
+
+/// The engine's form of the key, which can be made only by parsing.
+fn master_key(key: &SealKey) -> Result<MasterKey, RepoError> {
+    let (encrypt, k, r) = key.parts();
+    let text = |bytes| BASE64_STANDARD.encode(bytes);
+    let json = serde_json::json!({
+        "mac": { "k": text(k), "r": text(r) },
+        "encrypt": text(encrypt),
+    });
+    serde_json::from_value(json).map_err(|error| RepoError::Engine {
+        doing: "handing over the key",
+        what: error.to_string(),
+    })
+}
+
+fn bytesize(bytes: u64) -> bytesize::ByteSize {
+    bytesize::ByteSize(bytes)
+}
