@@ -115,7 +115,7 @@ impl Authority {
 
         let server_key = KeyPair::generate().map_err(failed)?;
         let mut all_names = vec![SERVER_NAME.to_owned()];
-        all_names.extend_from_slice(names);
+        all_names.extend(names.iter().filter(|name| *name != SERVER_NAME).cloned());
         let mut params = CertificateParams::new(all_names).map_err(failed)?;
         params.distinguished_name = common_name("Backlane server");
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];

@@ -1,0 +1,110 @@
+//! A server's state in a directory of its own, with one enrolled host.
+
+use aws_lc_rs::digest::{SHA256, digest};
+use backlane_net::{
+    identity::request_for,
+    service::{EnrollGrant, EnrollRequest, ObjectService, Service, ServiceError},
+};
+use backlane_proto::{ByteRange, ObjectId, ObjectKind, ObjectName, PackContents};
+use backlane_server::{HostName, PoolConfig, ServerConfig, ServerState};
+use bytes::Bytes;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+use uuid::Uuid;
+
+pub(crate) const HOST: &str = "web1";
+pub(crate) const POOL: Uuid = Uuid::from_bytes([5; 16]);
+
+pub(crate) fn config(directory: &Path) -> ServerConfig {
+    ServerConfig {
+        address: Some("backup.example:4870".into()),
+        state: directory.join("state"),
+        data: directory.join("data"),
+        pool: Some(PoolConfig {
+            uuid: POOL,
+            name: None,
+            devices: vec!["/dev/null".into()],
+            slots: 9,
+        }),
+        ..ServerConfig::default()
+    }
+}
+
+pub(crate) fn repository(directory: &Path) -> PathBuf {
+    directory.join("data/repositories").join(HOST)
+}
+
+/// Makes a server and enrols [`HOST`].
+pub(crate) async fn server(directory: &Path) -> ServerState {
+    let state = ServerState::init(config(directory), &["127.0.0.1".into()])
+        .await
+        .unwrap();
+    enroll(&state, HOST).await.unwrap();
+    state
+}
+
+pub(crate) async fn enroll(state: &ServerState, host: &str) -> Result<EnrollGrant, ServiceError> {
+    let host: HostName = host.parse().unwrap();
+    let token = state.enroll(&host, Duration::from_secs(60)).await.unwrap();
+    let request = EnrollRequest {
+        secret: token.secret.to_text(),
+        csr_pem: request_for(host.as_str()).unwrap().csr_pem,
+    };
+    Service::enroll(state, request).await
+}
+
+pub(crate) async fn session(state: &ServerState) -> Arc<dyn ObjectService> {
+    Service::open(state, HOST).await.unwrap()
+}
+
+pub(crate) fn name_of(kind: ObjectKind, body: &[u8]) -> ObjectName {
+    let mut id = [0; 32];
+    if kind != ObjectKind::Config {
+        id.copy_from_slice(digest(&SHA256, body).as_ref());
+    }
+    ObjectName {
+        kind,
+        id: ObjectId(id),
+    }
+}
+
+pub(crate) async fn put(
+    session: &dyn ObjectService,
+    kind: ObjectKind,
+    body: &[u8],
+) -> Result<ObjectName, ServiceError> {
+    let name = name_of(kind, body);
+    put_as(session, name, body).await.map(|()| name)
+}
+
+/// Puts a body in pieces, under a name that need not be its own.
+pub(crate) async fn put_as(
+    session: &dyn ObjectService,
+    name: ObjectName,
+    body: &[u8],
+) -> Result<(), ServiceError> {
+    let bytes = body.len() as u64;
+    let mut sink = session.put(name, PackContents::Data, bytes).await?;
+    for piece in body.chunks(100_000) {
+        sink.write(Bytes::copy_from_slice(piece)).await?;
+    }
+    sink.commit().await
+}
+
+pub(crate) async fn get(
+    session: &dyn ObjectService,
+    name: ObjectName,
+    range: Option<ByteRange>,
+) -> Result<Vec<u8>, ServiceError> {
+    let mut source = session.get(name, range).await?;
+    let mut body = Vec::new();
+    while let Some(piece) = source.next(1000).await? {
+        assert!(piece.len() <= 1000);
+        body.extend_from_slice(&piece);
+    }
+    assert_eq!(body.len() as u64, source.length());
+    Ok(body)
+}
