@@ -4,15 +4,23 @@
 //! was sent; receiving never waits for sending; every retry has a bound, and past it the stream is reset.
 //! Frame bytes stay with the driver: it seals and opens them, the machine says when and where they go.
 
+mod control;
+mod recv;
+mod send;
+
 use crate::{
-    block::{Grant, TagKey},
+    block::{ControlBlock, Grant, Place, TagKey},
     error::UsageError,
     geometry::Timeouts,
-    io::{IoFailure, IoId, IoOutcome, IoRequest},
+    io::{IoFailure, IoId, IoIds, IoOutcome, IoRequest},
     reasons::ResetReason,
-    seal::{FrameVerdict, StreamIdentity},
+    seal::{FrameVerdict, StreamIdentity, frame_blocks},
     types::{BlockCount, Direction, KeyEpoch, PoolId, Sequence, Tick},
 };
+use control::{Control, ControlEnds, ControlProgress, REFRESH};
+use recv::{Asked, RecvHalf, RecvProgress};
+use send::{SendHalf, SendProgress};
+use std::{collections::VecDeque, time::Duration};
 
 /// Whether a doorbell tells of news.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,15 +173,123 @@ pub struct ConnectionStats {
 #[derive(Debug)]
 pub struct Connection {
     config: ConnectionConfig,
+    identity: StreamIdentity,
+    ids: IoIds,
+    phase: Phase,
+    send: SendHalf,
+    recv: RecvHalf,
+    control: Control,
+    events: VecDeque<ConnectionEvent>,
+    fence: Fence,
+    poll: Poll,
+    /// When a credit or announcement that could wait is to be written.
+    lazy_due: Option<Tick>,
+    /// When the acknowledgement of a revision is to be written, if nothing else is.
+    echo_due: Option<Tick>,
+    /// When closing or resetting has taken too long.
+    deadline: Option<Tick>,
+    /// The peer's page says that it finished both ways.
+    peer_done: bool,
+    told_peer_finished: bool,
+    told_finish_acknowledged: bool,
+    ring_after_write: bool,
+    ring: bool,
+    stats: ConnectionStats,
 }
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Open,
+    /// Both directions are finished; the last words are exchanged.
+    Closing,
+    /// Reset; the peer is being told.
+    Resetting(ResetReason),
+    /// Nothing is asked for any more; what is under way has to come back.
+    Draining(Option<ResetReason>),
+    Closed,
+}
+
+/// When the device is polled.
+#[derive(Debug)]
+struct Poll {
+    at: Tick,
+    interval: Duration,
+    wanted: bool,
+}
+
+/// The shortest time between two polls.
+const POLL_MIN: Duration = Duration::from_micros(200);
+/// The longest without a doorbell.
+const POLL_MAX: Duration = Duration::from_millis(50);
+/// The longest with one: what a lost ring costs.
+const POLL_MAX_RUNG: Duration = Duration::from_secs(1);
+/// How long a credit below an eighth of the ring may wait.
+const CREDIT_DELAY: Duration = Duration::from_millis(5);
+/// How long an announcement may wait while the peer has other frames to read.
+const ANNOUNCE_DELAY: Duration = Duration::from_millis(1);
+/// How long the acknowledgement of a revision may wait.
+const ECHO_DELAY: Duration = Duration::from_millis(100);
 
 impl Connection {
     /// A connection over what was granted.
     ///
     /// # Errors
     /// [`UsageError::OutOfRange`] if the grant makes no rings or a depth is zero.
-    pub fn new(_now: Tick, config: ConnectionConfig) -> Result<Self, UsageError> {
-        Ok(Self { config })
+    pub fn new(now: Tick, config: ConnectionConfig) -> Result<Self, UsageError> {
+        if config.depths.read == 0 || config.depths.write == 0 {
+            return Err(UsageError::OutOfRange { what: "depth" });
+        }
+        let ring = |direction| {
+            let ring = config.grant.group.ring(direction);
+            ring.ok_or(UsageError::OutOfRange { what: "grant" })
+        };
+        let sends = ring(config.sends)?;
+        let receives = ring(config.sends.opposite())?;
+        let grant = &config.grant;
+        let (own_writer, peer_writer) = match config.sends {
+            Direction::ToCoordinator => (grant.incarnation.0, grant.epoch.0),
+            Direction::ToMember => (grant.epoch.0, grant.incarnation.0),
+        };
+        let ends = ControlEnds {
+            place: Place {
+                pool: config.pool,
+                device: sends.control_device(),
+                slot: grant.slot,
+            },
+            own_key: config.own_key.clone(),
+            peer_key: config.peer_key.clone(),
+            own_writer,
+            peer_writer,
+        };
+        let own = ControlBlock::new(grant.connection, grant.group.generation, config.sends);
+        let mut control = Control::new(own, ends, &sends, &receives);
+        // The first block tells the peer that this side is there.
+        control.mark_changed();
+        Ok(Self {
+            identity: ConnectionConfig::identity(config.pool, grant),
+            ids: IoIds::default(),
+            phase: Phase::Open,
+            send: SendHalf::new(sends, config.depths.write),
+            recv: RecvHalf::new(receives, config.depths.read, config.timeouts),
+            control,
+            events: VecDeque::new(),
+            fence: Fence::Open,
+            poll: Poll {
+                at: now,
+                interval: POLL_MIN,
+                wanted: false,
+            },
+            lazy_due: None,
+            echo_due: None,
+            deadline: None,
+            peer_done: false,
+            told_peer_finished: false,
+            told_finish_acknowledged: false,
+            ring_after_write: false,
+            ring: false,
+            stats: ConnectionStats::default(),
+            config,
+        })
     }
 
     /// What was granted.
@@ -185,13 +301,17 @@ impl Connection {
     /// The most that one frame carries.
     #[must_use]
     pub fn payload_bytes_max(&self) -> usize {
-        0
+        self.identity.payload_bytes_max()
     }
 
     /// How many more frames [`Connection::reserve`] would take now.
     #[must_use]
     pub fn room(&self) -> usize {
-        0
+        if self.phase == Phase::Open {
+            usize::try_from(self.send.room()).unwrap_or(usize::MAX)
+        } else {
+            0
+        }
     }
 
     /// Takes the next place in the ring for a frame with so many bytes of payload. Seal the frame under the ticket's
@@ -199,80 +319,502 @@ impl Connection {
     ///
     /// # Errors
     /// [`UsageError::RingFull`], [`UsageError::PayloadLength`] or [`UsageError::Finished`].
-    pub fn reserve(
-        &mut self,
-        _now: Tick,
-        _payload_bytes: usize,
-    ) -> Result<FrameTicket, UsageError> {
-        Err(UsageError::Finished)
+    pub fn reserve(&mut self, now: Tick, payload_bytes: usize) -> Result<FrameTicket, UsageError> {
+        if self.phase != Phase::Open {
+            return Err(UsageError::Finished);
+        }
+        let most = self.payload_bytes_max();
+        if payload_bytes == 0 || payload_bytes > most {
+            return Err(UsageError::PayloadLength {
+                most,
+                got: payload_bytes,
+            });
+        }
+        let blocks = frame_blocks(payload_bytes);
+        let sequence = self.send.reserve(blocks)?;
+        self.poll.hasten(now);
+        Ok(FrameTicket {
+            sequence,
+            key_epoch: self.identity.key_epoch(sequence),
+            blocks,
+        })
     }
 
     /// The frame is sealed and may be written.
-    pub fn handle_sealed(&mut self, _now: Tick, _sequence: Sequence) {}
+    pub fn handle_sealed(&mut self, _now: Tick, sequence: Sequence) {
+        if self.phase == Phase::Open {
+            self.send.sealed(sequence);
+        }
+    }
 
     /// This side sends nothing after what was reserved.
-    pub fn finish(&mut self, _now: Tick) {}
+    pub fn finish(&mut self, now: Tick) {
+        if self.phase != Phase::Open || self.send.is_finished() {
+            return;
+        }
+        self.send.finish();
+        if self.send.fin().is_some() {
+            self.control.mark_changed();
+        }
+        self.poll.hasten(now);
+        self.advance(now);
+    }
 
-    /// Both directions are to end: finishes this one, discards what comes, and resets with `Linger` if that takes
-    /// longer than the linger time.
-    pub fn close(&mut self, _now: Tick) {}
+    /// Both directions are to end: finishes this one, and resets with `Linger` if the peer takes longer than the linger
+    /// time to finish the other. Frames that still come are delivered; release them unread.
+    pub fn close(&mut self, now: Tick) {
+        self.finish(now);
+        if self.phase == Phase::Open {
+            self.limit(now);
+        }
+    }
 
-    /// Resets the stream.
-    pub fn abort(&mut self, _now: Tick, _reason: ResetReason) {}
+    /// Resets the stream. The peer is told unless the reason says that there is nobody to be told, or nowhere.
+    pub fn abort(&mut self, now: Tick, reason: ResetReason) {
+        self.reset(now, reason, ResetBy::Us, None);
+        self.advance(now);
+    }
 
-    /// The peer's page, or the coordinator's answer, says that the peer has let go. What it left is read once more:
-    /// a stream that was finished both ways ends well.
-    pub fn handle_peer_gone(&mut self, _now: Tick, _reason: Option<ResetReason>) {}
+    /// The peer's page, or the coordinator's answer, says that the peer has let go of the connection: for `reason`, or
+    /// because both directions were finished. In the latter case what it left is read to its end.
+    pub fn handle_peer_gone(&mut self, now: Tick, reason: Option<ResetReason>) {
+        match reason {
+            None if self.send.is_finished() => {
+                self.peer_done = true;
+                if self.phase == Phase::Open {
+                    self.acknowledge(self.send.next());
+                    self.tell_finish_acknowledged();
+                    self.limit(now);
+                    self.poll.want();
+                }
+            }
+            None => self.reset(now, ResetReason::PeerClosed, ResetBy::Peer, None),
+            Some(reason) => self.reset(now, reason, ResetBy::Peer, None),
+        }
+        if let Phase::Resetting(reason) = self.phase {
+            self.phase = Phase::Draining(Some(reason));
+        }
+        self.advance(now);
+    }
 
     /// Stops or resumes all writing (`Fenced`, `Unfenced`).
-    pub fn set_fenced(&mut self, _now: Tick, _fence: Fence) {}
+    pub fn set_fenced(&mut self, _now: Tick, fence: Fence) {
+        self.fence = fence;
+    }
 
     /// Says whether a doorbell is there.
-    pub fn set_doorbell(&mut self, _now: Tick, _doorbell: Doorbell) {}
+    pub fn set_doorbell(&mut self, now: Tick, doorbell: Doorbell) {
+        self.config.doorbell = doorbell;
+        self.poll.hasten(now);
+    }
 
     /// The buffer of a delivered frame is free: one more frame may be read.
-    pub fn release(&mut self, _now: Tick, _sequence: Sequence) {}
+    pub fn release(&mut self, _now: Tick, sequence: Sequence) {
+        self.recv.release(sequence);
+    }
 
     /// The peer rang: there are news to read.
-    pub fn handle_doorbell(&mut self, _now: Tick) {}
+    pub fn handle_doorbell(&mut self, now: Tick) {
+        self.poll.hasten(now);
+        self.poll.want();
+        self.recv.probe();
+    }
 
     /// Whether the peer should be rung; asked once per ring.
     pub fn poll_doorbell(&mut self) -> bool {
-        false
+        std::mem::take(&mut self.ring) && self.config.doorbell == Doorbell::Present
     }
 
     /// Takes the outcome of a `Read`, `Write` or `WriteFrame`.
-    pub fn handle_io(&mut self, _now: Tick, _id: IoId, _outcome: IoOutcome<'_>) {}
+    pub fn handle_io(&mut self, now: Tick, id: IoId, outcome: IoOutcome<'_>) {
+        if self.control.owns(id) {
+            match self.control.handle_io(now, id, outcome) {
+                ControlProgress::Written => {
+                    self.stats.control_writes += 1;
+                    self.ring |= std::mem::take(&mut self.ring_after_write);
+                }
+                ControlProgress::News(block) => self.handle_news(now, *block),
+                ControlProgress::Nothing => {}
+                ControlProgress::Lost(failure) => self.device_lost(now, failure),
+            }
+        } else if self.send.owns(id) {
+            let outcome = match outcome {
+                IoOutcome::Written => Ok(()),
+                IoOutcome::Failed(failure) => Err(failure),
+                IoOutcome::Read(_) => Err(IoFailure::Error),
+            };
+            match self.send.handle_io(id, outcome) {
+                SendProgress::Written(blocks) => {
+                    self.stats.frames_sent += 1;
+                    self.stats.blocks_sent += u64::from(blocks.0);
+                    self.announce(now);
+                }
+                SendProgress::Served => {
+                    self.stats.frames_resent += 1;
+                    self.control.mark_changed();
+                }
+                SendProgress::Nothing => {}
+                SendProgress::Lost(failure) => self.device_lost(now, failure),
+            }
+        }
+        self.advance(now);
+    }
 
     /// Takes the outcome of a `ReadFrame`.
     ///
     /// Unless the verdict is `Whole`, the driver may drop the buffer; if it is, the buffer is kept until `Delivered`
     /// (and then `release`), or until the stream is reset.
-    pub fn handle_frame_read(&mut self, _now: Tick, _id: IoId, _verdict: FrameVerdict) {}
+    pub fn handle_frame_read(&mut self, now: Tick, id: IoId, verdict: FrameVerdict) {
+        match self.recv.handle_read(now, id, &verdict) {
+            RecvProgress::Whole => {
+                // More may be there already, announced or not.
+                self.recv.probe();
+                self.poll.hasten(now);
+                self.deliver(now);
+            }
+            RecvProgress::Early => self.stats.early_reads += 1,
+            RecvProgress::Damaged(asked) => {
+                self.stats.damaged_reads += 1;
+                if asked == Asked::Yes {
+                    self.stats.resends_requested += 1;
+                    self.control.mark_changed();
+                }
+            }
+            RecvProgress::Hopeless => self.reset(now, ResetReason::Medium, ResetBy::Us, None),
+            RecvProgress::Lost(failure) => self.device_lost(now, failure),
+            RecvProgress::More | RecvProgress::Retry | RecvProgress::Nothing => {}
+        }
+        self.advance(now);
+    }
 
     /// The next request for I/O.
-    pub fn poll_io(&mut self, _now: Tick) -> Option<IoRequest> {
+    pub fn poll_io(&mut self, now: Tick) -> Option<IoRequest> {
+        if matches!(self.phase, Phase::Draining(_) | Phase::Closed) {
+            return None;
+        }
+        if let Some(read) = self.control.poll_read_back(&mut self.ids, now) {
+            return Some(read);
+        }
+        if self.fence == Fence::Open {
+            if self.control.can_write(now) && self.has_to_say(now) {
+                return Some(self.write_control(now));
+            }
+            if self.phase == Phase::Open
+                && let Some(write) = self.send.poll_io(&mut self.ids)
+            {
+                return Some(write);
+            }
+        }
+        if self.poll.wanted && !self.control.is_reading() {
+            self.poll.done(now, self.poll_max());
+            self.stats.control_reads += 1;
+            return Some(self.control.read(&mut self.ids));
+        }
+        if self.phase == Phase::Open {
+            return self.recv.poll_io(now, &mut self.ids);
+        }
         None
     }
 
     /// When [`Connection::handle_timeout`] has to be called.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Tick> {
-        None
+        if matches!(self.phase, Phase::Draining(_) | Phase::Closed) {
+            return None;
+        }
+        let mut due = self.deadline;
+        let mut add = |at: Option<Tick>| {
+            due = match (due, at) {
+                (Some(a), Some(b)) => Some(a.min(b)),
+                (a, b) => a.or(b),
+            };
+        };
+        if !self.control.is_reading() {
+            add(Some(self.poll.at));
+        }
+        if self.phase == Phase::Open {
+            add(self.recv.next_wait());
+        }
+        if self.fence == Fence::Open
+            && let Some(ready) = self.control.ready_at()
+        {
+            let wish = if self.control.is_changed() || self.control.needs_rewrite() {
+                Some(ready)
+            } else {
+                let refresh = (!self.control.is_heard()).then(|| self.control.written_at + REFRESH);
+                [self.lazy_due, self.echo_due, refresh]
+                    .into_iter()
+                    .flatten()
+                    .min()
+            };
+            add(wish.map(|at| at.max(ready)));
+        }
+        due
     }
 
     /// Does what is due.
-    pub fn handle_timeout(&mut self, _now: Tick) {}
+    pub fn handle_timeout(&mut self, now: Tick) {
+        if now >= self.poll.at {
+            self.poll.want();
+            self.recv.probe();
+        }
+        self.advance(now);
+    }
 
     /// The next thing to tell.
     pub fn poll_event(&mut self) -> Option<ConnectionEvent> {
-        None
+        self.events.pop_front()
     }
 
     /// What was counted.
     #[must_use]
     pub fn stats(&self) -> ConnectionStats {
-        ConnectionStats::default()
+        self.stats
+    }
+
+    /// Whether something was said in passing that now has to be written, or was said and not heard.
+    fn has_to_say(&mut self, now: Tick) -> bool {
+        let is_due = |at: Option<Tick>| at.is_some_and(|at| at <= now);
+        if is_due(self.lazy_due) {
+            self.control.mark_changed();
+        }
+        let unheard = !self.control.is_heard() && now >= self.control.written_at + REFRESH;
+        self.control.is_changed()
+            || self.control.needs_rewrite()
+            || is_due(self.echo_due)
+            || unheard
+    }
+
+    fn write_control(&mut self, now: Tick) -> IoRequest {
+        self.ring_after_write |= self.control.is_changed();
+        self.lazy_due = None;
+        self.echo_due = None;
+        let own = &mut self.control.own;
+        own.consumed = self.recv.consumed();
+        own.fin_seen = self.recv.is_finished();
+        own.resends = self.recv.resends();
+        own.announced = self.send.announced();
+        own.fin = self.send.fin();
+        own.served = self.send.served();
+        self.send.fill_lengths(&mut own.lengths);
+        self.control.write(now, &mut self.ids)
+    }
+
+    fn handle_news(&mut self, now: Tick, block: ControlBlock) {
+        if !matches!(
+            self.phase,
+            Phase::Open | Phase::Closing | Phase::Resetting(_)
+        ) {
+            return;
+        }
+        self.poll.hasten(now);
+        self.control.peer = block;
+        if self.control.peer.revision > self.control.written_seen {
+            let at = if self.phase == Phase::Open {
+                now + ECHO_DELAY
+            } else {
+                now
+            };
+            self.echo_due = Some(self.echo_due.map_or(at, |due| due.min(at)));
+        }
+        if let Some(reason) = self.control.peer.reset {
+            self.reset(now, reason, ResetBy::Peer, None);
+        }
+        if self.phase == Phase::Open && self.take_news(now).is_none() {
+            self.reset(now, ResetReason::Protocol, ResetBy::Us, None);
+        }
+    }
+
+    /// Takes what the peer's newest block says; `None` if it can't be.
+    fn take_news(&mut self, now: Tick) -> Option<()> {
+        let peer = &self.control.peer;
+        if peer.fin_seen && !self.send.is_finished() {
+            return None;
+        }
+        let (consumed, fin_seen) = (peer.consumed, peer.fin_seen);
+        self.send.resend(&peer.resends, recv::ATTEMPTS_MAX).ok()?;
+        self.recv.served(now, &peer.served);
+        self.recv
+            .announce(peer.announced, peer.fin, &peer.lengths)
+            .ok()?;
+        self.acknowledge(consumed)?;
+        if fin_seen {
+            self.tell_finish_acknowledged();
+        }
+        self.deliver(now);
+        Some(())
+    }
+
+    fn tell_finish_acknowledged(&mut self) {
+        if !std::mem::replace(&mut self.told_finish_acknowledged, true) {
+            self.events.push_back(ConnectionEvent::FinishAcknowledged);
+        }
+    }
+
+    fn acknowledge(&mut self, below: Sequence) -> Option<()> {
+        if self.send.acknowledge(below).ok()? {
+            self.events
+                .push_back(ConnectionEvent::Acknowledged { below });
+            if self.send.take_relief() {
+                self.events.push_back(ConnectionEvent::Writable);
+            }
+        }
+        Some(())
+    }
+
+    /// Frames were written: says so at once if the peer may have nothing to read, or FIN or much is to be told.
+    fn announce(&mut self, now: Tick) {
+        let told = self.control.own.announced;
+        let news = self.send.announced().0.saturating_sub(told.0);
+        if news == 0 {
+            return;
+        }
+        let much = (self.send.ring().frames() / 16).max(1);
+        if news >= much || self.send.acknowledged() >= told || self.send.fin().is_some() {
+            self.control.mark_changed();
+        } else {
+            self.be_lazy(now + ANNOUNCE_DELAY);
+        }
+    }
+
+    /// Delivers what is whole and in order, and gives credit for it.
+    fn deliver(&mut self, now: Tick) {
+        let mut any = false;
+        while let Some((sequence, payload_bytes, blocks)) = self.recv.deliver() {
+            any = true;
+            self.stats.frames_received += 1;
+            self.stats.blocks_received += u64::from(blocks.0);
+            self.events.push_back(ConnectionEvent::Delivered {
+                sequence,
+                payload_bytes,
+            });
+        }
+        if any {
+            let credit = self.recv.consumed().0 - self.control.own.consumed.0;
+            if credit >= (self.recv.ring().frames() / 8).max(1) {
+                self.control.mark_changed();
+            } else {
+                self.be_lazy(now + CREDIT_DELAY);
+            }
+        }
+        if self.recv.is_finished() && !self.told_peer_finished {
+            self.told_peer_finished = true;
+            self.control.mark_changed();
+            self.events.push_back(ConnectionEvent::PeerFinished);
+        }
+    }
+
+    fn be_lazy(&mut self, at: Tick) {
+        self.lazy_due = Some(self.lazy_due.map_or(at, |due| due.min(at)));
+    }
+
+    fn device_lost(&mut self, now: Tick, failure: IoFailure) {
+        self.reset(now, ResetReason::DeviceLost, ResetBy::Us, Some(failure));
+    }
+
+    fn reset(&mut self, now: Tick, reason: ResetReason, by: ResetBy, failure: Option<IoFailure>) {
+        if !matches!(self.phase, Phase::Open | Phase::Closing) {
+            return;
+        }
+        if self.phase == Phase::Closing {
+            // Both directions were received to their ends: what comes after can't take that back.
+            self.phase = Phase::Draining(None);
+            return;
+        }
+        self.send.abandon();
+        self.recv.abandon();
+        self.events.push_back(ConnectionEvent::Reset {
+            reason,
+            by,
+            failure,
+        });
+        let is_alone = matches!(
+            reason,
+            ResetReason::PeerDead | ResetReason::CoordinatorGone | ResetReason::ClonedHost
+        );
+        if by == ResetBy::Us && is_alone {
+            self.phase = Phase::Draining(Some(reason));
+            return;
+        }
+        self.control.own.reset = Some(reason);
+        self.control.mark_changed();
+        self.phase = Phase::Resetting(reason);
+        self.deadline = None;
+        self.limit(now);
+    }
+
+    fn limit(&mut self, now: Tick) {
+        let at = now + self.config.timeouts.linger;
+        self.deadline = Some(self.deadline.map_or(at, |due| due.min(at)));
+    }
+
+    fn poll_max(&self) -> Duration {
+        match self.config.doorbell {
+            Doorbell::Present => POLL_MAX_RUNG,
+            Doorbell::Absent => POLL_MAX,
+        }
+    }
+
+    /// Passes from phase to phase as what is known allows.
+    fn advance(&mut self, now: Tick) {
+        let is_late = self.deadline.is_some_and(|deadline| now >= deadline);
+        if self.phase == Phase::Open {
+            let sent = self.send.is_finished() && (self.control.peer.fin_seen || self.peer_done);
+            if sent && self.recv.is_finished() {
+                self.phase = Phase::Closing;
+                self.deadline = None;
+                self.limit(now);
+                self.echo_due = Some(now);
+                self.poll.hasten(now);
+            } else if is_late && self.peer_done {
+                self.reset(now, ResetReason::PeerClosed, ResetBy::Peer, None);
+            } else if is_late {
+                self.reset(now, ResetReason::Linger, ResetBy::Us, None);
+            }
+        }
+        let has_answered = self.control.written_seen >= self.control.peer.revision;
+        match self.phase {
+            Phase::Closing => {
+                let is_said = self.control.is_heard() && has_answered;
+                if is_said || self.peer_done || is_late {
+                    self.phase = Phase::Draining(None);
+                }
+            }
+            Phase::Resetting(reason) => {
+                let is_known = self.control.is_heard() || self.control.peer.reset.is_some();
+                if (is_known && !self.control.is_unwritten()) || is_late {
+                    self.phase = Phase::Draining(Some(reason));
+                }
+            }
+            Phase::Open | Phase::Draining(_) | Phase::Closed => {}
+        }
+        if let Phase::Draining(reason) = self.phase
+            && self.send.is_quiet()
+            && self.recv.is_quiet()
+            && self.control.is_quiet()
+        {
+            self.phase = Phase::Closed;
+            self.events.push_back(ConnectionEvent::Closed { reason });
+        }
+    }
+}
+
+impl Poll {
+    /// Something happened: more may follow soon.
+    fn hasten(&mut self, now: Tick) {
+        self.interval = POLL_MIN;
+        self.at = self.at.min(now + POLL_MIN);
+    }
+
+    fn want(&mut self) {
+        self.wanted = true;
+    }
+
+    /// A poll begins: the next one comes later.
+    fn done(&mut self, now: Tick, most: Duration) {
+        self.wanted = false;
+        self.at = now + self.interval;
+        self.interval = (self.interval * 3 / 2).min(most);
     }
 }
 

@@ -7,13 +7,16 @@
 //! Each machine is driven the same way: things arrive by `handle_*`; then `poll_io`, `poll_event`, `poll_doorbell` are
 //! called until they have nothing more, and `poll_timeout` tells when to call `handle_timeout`.
 
+mod allocator;
 pub mod block;
 mod connection;
 mod coordinator;
 mod error;
 mod geometry;
 mod io;
+mod liveness;
 mod member;
+mod pair;
 mod reasons;
 mod seal;
 mod types;

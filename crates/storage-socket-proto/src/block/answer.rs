@@ -11,7 +11,7 @@ use crate::{
     reasons::{RefusalReason, ResetReason},
     seal::Cipher,
     types::{
-        Block, Challenge, ConnectionId, DeviceMask, Direction, ENTRIES, Epoch, Generation,
+        Block, Challenge, ConnectionId, Counter, DeviceMask, Direction, ENTRIES, Epoch, Generation,
         Incarnation, Port, SlotIndex, UnitCount, UnitIndex,
     },
 };
@@ -25,6 +25,8 @@ pub struct AnswerPage {
     pub challenge: Challenge,
     /// The devices on which the coordinator reads this member's current page.
     pub devices: DeviceMask,
+    /// The highest counter that the coordinator saw in this slot: a member whose own pages are unreadable starts above.
+    pub seen: Counter,
     /// The answers, in the places of the member's entries.
     pub entries: [AnswerEntry; ENTRIES],
 }
@@ -147,6 +149,7 @@ impl AnswerPage {
             incarnation: Incarnation(take_u64(raw, 80)),
             challenge: Challenge(take(raw, 88)),
             devices: DeviceMask(take_u32(raw, 120)),
+            seen: Counter(take_u64(raw, 128)),
             entries,
         };
         Ok((stamp, page))
@@ -159,6 +162,7 @@ impl AnswerPage {
         put_u64(&mut block, 80, self.incarnation.0);
         put(&mut block, 88, &self.challenge.0);
         put_u32(&mut block, 120, self.devices.0);
+        put_u64(&mut block, 128, self.seen.0);
         for (index, entry) in self.entries.iter().enumerate() {
             if let Some(answer) = entry {
                 put_answer(&mut block, ENTRIES_AT + index * ENTRY_BYTES, answer);
