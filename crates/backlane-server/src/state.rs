@@ -7,7 +7,7 @@ use crate::{
     db::{Database, Missing, PoolSlots, Redemption, SlotRequest, Timestamp, milliseconds},
     error::{TokenRefusal, io_error},
     repository::{Repository, blocking},
-    store::Hold,
+    store::{Hold, sync_directory},
 };
 use backlane_net::{
     service::{EnrollGrant, EnrollRequest},
@@ -73,8 +73,11 @@ impl ServerState {
         for directory in [&config.state, &config.repositories()] {
             make_private(directory)?;
         }
+        sync_directory(&config.data)?;
         Authority::create(&config.state, names)?;
-        Database::open(&database, Missing::Create).await?;
+        let database = Database::open(&database, Missing::Create).await?;
+        sync_directory(&config.state)?;
+        database.note("initialised", None, Timestamp::now()).await?;
         Self::open(config).await
     }
 
@@ -83,6 +86,11 @@ impl ServerState {
     /// # Errors
     /// [`ServerError::NotInitialised`] when part of it is missing.
     pub async fn open(config: ServerConfig) -> Result<Self, ServerError> {
+        // Missing when its disk is not mounted, say; to make it would hide that.
+        let repositories = config.repositories();
+        if !repositories.is_dir() {
+            return Err(ServerError::NotInitialised { path: repositories });
+        }
         let authority = Authority::open(&config.state)?;
         let database = Database::open(&config.state.join(DATABASE_FILE), Missing::Refuse).await?;
         Ok(Self {
@@ -177,6 +185,9 @@ impl ServerState {
     /// [`ServerError::Busy`] when a session is open; [`ServerError::Foreign`] when a stock tool holds a lock.
     pub async fn exclusive(&self, host: &HostName) -> Result<ExclusiveRepository, ServerError> {
         let repository = self.repository(host, Hold::Exclusive).await?;
+        self.database
+            .note("maintenance", Some(host), Timestamp::now())
+            .await?;
         Ok(ExclusiveRepository::new(repository, Handle::current()))
     }
 

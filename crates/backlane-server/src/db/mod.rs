@@ -13,7 +13,7 @@ pub(crate) use hosts::{HostId, SlotRequest};
 pub(crate) use objects::Arrival;
 pub(crate) use tokens::{Issued, PoolSlots, Redemption};
 
-use crate::ServerError;
+use crate::{HostName, ServerError, error::io_error};
 use schema::{APPLICATION_ID, STEPS};
 use sqlx::{
     Sqlite, SqlitePool, Transaction,
@@ -21,6 +21,8 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 use std::{
+    fs::OpenOptions,
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
@@ -84,9 +86,17 @@ impl Database {
         if missing == Missing::Refuse && !path.exists() {
             return Err(ServerError::NotInitialised { path: path.into() });
         }
+        if missing == Missing::Create {
+            // Made here, as the engine would let others read it. An empty file is an empty database.
+            OpenOptions::new()
+                .append(true)
+                .create(true)
+                .mode(0o600)
+                .open(path)
+                .map_err(io_error("create", path))?;
+        }
         let options = SqliteConnectOptions::new()
             .filename(path)
-            .create_if_missing(missing == Missing::Create)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
@@ -102,6 +112,24 @@ impl Database {
         };
         database.migrate().await?;
         Ok(database)
+    }
+
+    /// Records in the audit what has no other trace.
+    pub(crate) async fn note(
+        &self,
+        event: &'static str,
+        host: Option<&HostName>,
+        at: Timestamp,
+    ) -> Result<(), ServerError> {
+        let mut change = self.begin().await?;
+        let event = Event {
+            at,
+            event,
+            host: host.map(HostName::as_str),
+            detail: String::new(),
+        };
+        self.audit(&mut change, event).await?;
+        self.commit(change).await
     }
 
     async fn migrate(&self) -> Result<(), ServerError> {

@@ -366,20 +366,15 @@ fn create_layout(root: &Path) -> Result<(), ServerError> {
     }
     sync_directory(&data)?;
     sync_directory(root)?;
-    // The directory of repositories and the one above it may be new as well.
-    root.ancestors()
-        .skip(1)
-        .take(2)
-        .filter(|ancestor| !ancestor.as_os_str().is_empty())
-        .try_for_each(sync_directory)
+    sync_parent(root)
 }
 
+/// Makes a directory below one that exists: a disk that isn't mounted must not be replaced by its mount point.
 fn make_directory(path: &Path) -> Result<(), ServerError> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(DIRECTORY_MODE)
-        .create(path)
-        .map_err(io_error("create the directory", path))
+    match DirBuilder::new().mode(DIRECTORY_MODE).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made.map_err(io_error("create the directory", path)),
+    }
 }
 
 /// Removes the temporary files that no live process holds locked.
@@ -438,7 +433,7 @@ fn rename_without_replacing(from: &Path, to: &Path) -> Result<(), Errno> {
 }
 
 fn sync_parent(path: &Path) -> Result<(), ServerError> {
-    sync_directory(path.parent().expect("an object lies in a directory"))
+    sync_directory(path.parent().expect("what is synced lies in a directory"))
 }
 
 pub(crate) fn sync_directory(path: &Path) -> Result<(), ServerError> {

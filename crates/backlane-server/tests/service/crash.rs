@@ -13,6 +13,8 @@ use std::{
 
 /// Set for the process that is killed: the directory of its server.
 const CHILD: &str = "BACKLANE_TEST_CRASH_CHILD";
+/// Set for the process that is traced: the directory of its server.
+const TRACED_CHILD: &str = "BACKLANE_TEST_TRACED_CHILD";
 const KILLS: u32 = 8;
 
 /// Object number `n` of a run; sizes differ, so that kills hit every stage.
@@ -126,6 +128,65 @@ async fn kill_at_any_point_leaves_whole_objects_and_all_that_were_acknowledged()
             );
         }
     }
+}
+
+/// The process that is traced: puts two objects.
+#[tokio::test]
+async fn child_that_puts_two_objects() {
+    let Ok(directory) = env::var(TRACED_CHILD) else {
+        return; // Started by the test runner: there is nothing to do.
+    };
+    let config = config(Path::new(&directory));
+    let state = ServerState::open(config).await.unwrap();
+    let session = session(&state).await;
+    // The database syncs its log when it begins one, whatever it does later: the second put is the witness.
+    put(&*session, ObjectKind::Pack, b"first").await.unwrap();
+    put(&*session, ObjectKind::Pack, b"traced").await.unwrap();
+    fs::write(Path::new(&directory).join("acknowledged"), b"").unwrap();
+}
+
+#[tokio::test]
+async fn object_is_acknowledged_after_file_record_name_and_directory_are_durable() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = server(directory.path()).await;
+    drop(session(&state).await); // Makes the directories, so that their syncs are not seen below.
+    drop(state);
+    let trace = directory.path().join("trace");
+    let output = Command::new("strace")
+        .args([
+            "-f",
+            "-y",
+            "-e",
+            "trace=fsync,fdatasync,renameat2,openat,open",
+            "-o",
+        ])
+        .arg(&trace)
+        .arg(env::current_exe().unwrap())
+        .args(["--exact", "crash::child_that_puts_two_objects"])
+        .env(TRACED_CHILD, directory.path())
+        .output();
+    if !matches!(&output, Ok(output) if output.status.success()) {
+        eprintln!("SKIPPED: strace can't trace here: {output:?}");
+        return;
+    }
+    let trace = fs::read_to_string(trace).unwrap();
+    let first = name_of(ObjectKind::Pack, b"first").id.to_string();
+    let name = name_of(ObjectKind::Pack, b"traced").id.to_string();
+    let shard = format!("data/{}>", &name[..2]);
+    let mut lines = trace.lines();
+    let mut next = |what: &str, parts: &[&str]| {
+        let found = lines.find(|line| parts.iter().all(|part| line.contains(part)));
+        assert!(
+            found.is_some(),
+            "{what} is missing, or comes too early:\n{trace}"
+        );
+    };
+    next("rename of the first", &["renameat2(", &first]);
+    next("sync of the file", &["fsync(", "web1/tmp/"]);
+    next("sync of the record", &["sync(", "server.db-wal>"]);
+    next("rename", &["renameat2(", &name, "RENAME_NOREPLACE"]);
+    next("sync of the directory", &["fsync(", &shard]);
+    next("acknowledgement", &["open", "acknowledged"]);
 }
 
 /// A file system of 4 MiB, unmounted when dropped.

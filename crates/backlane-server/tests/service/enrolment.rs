@@ -1,6 +1,6 @@
 //! Initialisation, enrolment, and the certificates that come of it.
 
-use crate::common::{POOL, config, enroll, server};
+use crate::common::{HOST, POOL, config, enroll, server};
 use backlane_net::{
     Authority, Identity,
     identity::{SERVER_NAME, request_for},
@@ -41,11 +41,25 @@ async fn keys_are_private_and_a_server_without_init_is_told() {
         "{error}"
     );
     drop(server(directory.path()).await);
-    for key in ["ca.key", "server.key"] {
+    for key in ["ca.key", "server.key", "server.db"] {
         let metadata = fs::metadata(directory.path().join("state").join(key)).unwrap();
         assert_eq!(metadata.permissions().mode() & 0o777, 0o600, "{key}");
     }
     assert!(ServerState::open(config(directory.path())).await.is_ok());
+}
+
+#[tokio::test]
+async fn data_disk_that_is_not_mounted_is_named_and_not_replaced() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = server(directory.path()).await;
+    fs::remove_dir(directory.path().join("data/repositories")).unwrap();
+    let opened = Service::open(&state, HOST).await.err().unwrap();
+    assert!(opened.to_string().contains("data/repositories"), "{opened}");
+    let error = ServerState::open(config(directory.path()))
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("data/repositories"), "{error}");
+    assert!(!directory.path().join("data/repositories").exists());
 }
 
 #[tokio::test]
