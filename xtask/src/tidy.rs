@@ -55,11 +55,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("fidelity", &[]),
     ("backlane-e2e", &["fidelity"]),
+    ("backlane-e2e", &["fidelity"]),
     ("xtask", &[]),
 ];
 
 /// Crates for tests alone: any crate may have them among its dev-dependencies, none among its dependencies.
-const TEST_CRATES: &[&str] = &["storage-socket-sim", "fidelity"];
+const TEST_CRATES: &[&str] = &["storage-socket-sim", "fidelity", "backlane-e2e"];
 
 /// Crates without clock, randomness or I/O; each has a `clippy.toml` of its own that bans them.
 const PURE_CRATES: &[&str] = &["storage-socket-proto", "backlane-proto"];
