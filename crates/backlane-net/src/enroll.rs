@@ -3,8 +3,9 @@
 //! The connection is TLS without a client certificate, under an ALPN of its own; the server must show a chain that ends
 //! in the authority whose fingerprint the token pins, before the secret is sent.
 
-use crate::{Error, token::JoinToken};
-use std::time::Duration;
+use crate::{Error, dial::Dialer, identity, tls, token::JoinToken};
+use backlane_proto::{ErrorCode, Opened, Opening, message::Enroll};
+use std::{fmt, sync::Arc, time::Duration};
 use uuid::Uuid;
 
 /// What an enrolled host keeps.
@@ -24,11 +25,57 @@ pub struct EnrolledHost {
     pub slots: Vec<u32>,
 }
 
-/// Makes a key, and redeems a token for its certificate.
+/// Makes a key, and redeems a token for its certificate. `timeout` bounds each step.
 ///
 /// # Errors
 /// When the server can't be reached, isn't the one that the token pins, or refuses the token ([`Error::Token`]).
 pub async fn enroll(token: &JoinToken, timeout: Duration) -> Result<EnrolledHost, Error> {
-    let _ = (token, timeout);
-    unimplemented!()
+    let request = identity::request_for(&token.host)?;
+    let (config, pinned) = tls::enrolling(token.authority)?;
+    let dialer = Dialer {
+        config: Arc::new(config),
+        patience: timeout,
+    };
+    let mut connection = dialer.dial(&token.server).await?;
+    let opening = Opening::Enroll(Enroll {
+        secret: token.secret.to_text(),
+        csr_pem: request.csr_pem,
+    });
+    let opened = dialer.open(&mut connection, &opening).await;
+    let enrolled = match opened {
+        Ok(Opened::Enrolled(enrolled)) => enrolled,
+        Ok(_) => {
+            return Err(Error::protocol(
+                connection.peer,
+                "no answer to an enrolment",
+            ));
+        }
+        Err(Error::Refused {
+            code: ErrorCode::Token,
+            text: what,
+            ..
+        }) => return Err(Error::Token { what }),
+        Err(error) => return Err(error),
+    };
+    let authority = pinned
+        .found()
+        .ok_or_else(|| Error::protocol(connection.peer, "no authority in its chain"))?;
+    Ok(EnrolledHost {
+        host: enrolled.host,
+        key_pem: request.key_pem,
+        certificate_pem: enrolled.certificate_pem,
+        authority_pem: identity::to_pem(&authority),
+        pool: enrolled.pool,
+        slots: enrolled.slots,
+    })
+}
+
+impl fmt::Debug for EnrolledHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EnrolledHost")
+            .field("host", &self.host)
+            .field("pool", &self.pool)
+            .field("slots", &self.slots)
+            .finish_non_exhaustive()
+    }
 }

@@ -4,11 +4,14 @@
 //! which bodies take which route. What is said in which order stands in `docs/design/session.md`.
 
 pub mod client;
+mod dial;
 pub mod enroll;
 pub mod error;
+mod framed;
 pub mod identity;
 pub mod server;
 pub mod service;
+mod tls;
 pub mod token;
 
 pub use client::{Blocking, ClientConfig, Events, PoolChoice, RouteDown, RouteStatus, Session};

@@ -224,17 +224,11 @@ impl Calls {
         self.open.remove(&call);
     }
 
-    /// Calls whose body has begun to come, or is to come, by a route that ended, and isn't complete.
+    /// The route that a call's body comes by, as far as that is known.
     #[must_use]
-    pub fn waiting_for(&self, route: Route) -> Vec<CallId> {
-        let waits = |incoming: &Incoming| {
-            !incoming.complete && incoming.expected.route.or(incoming.route_seen) == Some(route)
-        };
-        self.open
-            .iter()
-            .filter(|(_, incoming)| incoming.as_ref().is_some_and(waits))
-            .map(|(call, _)| *call)
-            .collect()
+    pub fn route_of(&self, call: CallId) -> Option<Route> {
+        let incoming = self.open.get(&call).copied().flatten()?;
+        incoming.expected.route.or(incoming.route_seen)
     }
 
     /// How many calls are under way.

@@ -4,14 +4,30 @@
 //! [`RoutePolicy::RequireStorage`] no byte of an object is given to the network; a call that is dropped is cancelled at
 //! the server; when the session is lost every call under way fails at once with the same cause.
 
+mod blocking;
+mod call;
+mod connect;
+mod link;
+mod shared;
+mod storage;
+
 use crate::{Authority, Error, Identity};
 use backlane_proto::{
-    ByteRange, Event, ObjectInfo, ObjectKind, ObjectName, PackContents, Reason, RoutePolicy,
-    RouteReport,
+    ByteRange, CallId, Event, ObjectInfo, ObjectKind, ObjectName, PackContents, Reason, Request,
+    RoutePolicy, RouteReport,
 };
+pub use blocking::Blocking;
 use bytes::Bytes;
-use std::{path::PathBuf, time::Duration};
+use shared::Shared;
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+use tokio::{
+    sync::{broadcast, watch},
+    time::timeout,
+};
 use uuid::Uuid;
+
+/// How long a close waits for the server to let go.
+const CLOSE_WAIT: Duration = Duration::from_secs(15);
 
 /// How to reach a server and which routes to use.
 #[derive(Clone, Debug)]
@@ -67,18 +83,21 @@ pub struct RouteDown {
 }
 
 /// A session with a server. Clones share it; it ends with [`Session::close`] or when the last clone is dropped.
-#[derive(Clone, Debug)]
-pub struct Session {}
+#[derive(Clone)]
+pub struct Session {
+    inner: Arc<Inner>,
+}
+
+/// Ends the session with its last handle.
+struct Inner {
+    shared: Arc<Shared>,
+}
 
 /// What the server tells beside its answers; see [`Session::events`].
 #[derive(Debug)]
-pub struct Events {}
-
-/// A session for threads outside an async runtime; every method blocks.
-#[derive(Clone, Debug)]
-pub struct Blocking {
-    session: Session,
-    handle: tokio::runtime::Handle,
+pub struct Events {
+    from: broadcast::Receiver<Event>,
+    over: watch::Receiver<bool>,
 }
 
 impl ClientConfig {
@@ -104,20 +123,21 @@ impl Session {
     /// # Errors
     /// When the server can't be reached, refuses, or (under `require-storage`) storage can't be had in time.
     pub async fn connect(config: ClientConfig) -> Result<Self, Error> {
-        let _ = config;
-        unimplemented!()
+        let shared = connect::connect(config).await?;
+        let inner = Arc::new(Inner { shared });
+        Ok(Self { inner })
     }
 
     /// This host's name as the server knows it.
     #[must_use]
     pub fn host(&self) -> &str {
-        unimplemented!()
+        &self.inner.shared.host
     }
 
     /// The policy that both sides route by.
     #[must_use]
     pub fn policy(&self) -> RoutePolicy {
-        unimplemented!()
+        self.inner.shared.policy
     }
 
     /// Lists every object of a kind.
@@ -125,8 +145,7 @@ impl Session {
     /// # Errors
     /// When the list can't be had whole.
     pub async fn list(&self, kind: ObjectKind) -> Result<Vec<ObjectInfo>, Error> {
-        let _ = kind;
-        unimplemented!()
+        call::list(&self.inner.shared, kind).await
     }
 
     /// Reads an object, or exactly the part of it that `range` names.
@@ -134,8 +153,7 @@ impl Session {
     /// # Errors
     /// When it doesn't exist or can't be had whole by a route that the policy allows.
     pub async fn get(&self, name: ObjectName, range: Option<ByteRange>) -> Result<Bytes, Error> {
-        let _ = (name, range);
-        unimplemented!()
+        call::get(&self.inner.shared, name, range).await
     }
 
     /// Stores an object; returns when it is durable.
@@ -148,8 +166,7 @@ impl Session {
         contents: PackContents,
         body: Bytes,
     ) -> Result<(), Error> {
-        let _ = (name, contents, body);
-        unimplemented!()
+        call::put(&self.inner.shared, name, contents, body).await
     }
 
     /// Removes an object, where the server permits it.
@@ -157,26 +174,34 @@ impl Session {
     /// # Errors
     /// When it doesn't exist, isn't permitted, or failed.
     pub async fn remove(&self, name: ObjectName) -> Result<(), Error> {
-        let _ = name;
-        unimplemented!()
+        call::remove(&self.inner.shared, name).await
     }
 
     /// What each route carried so far.
     #[must_use]
     pub fn report(&self) -> RouteReport {
-        unimplemented!()
+        self.inner.shared.report()
     }
 
     /// Which routes can take bodies now.
     #[must_use]
     pub fn routes(&self) -> RouteStatus {
-        unimplemented!()
+        self.inner.shared.routes()
+    }
+
+    /// Why the session is over, if it is.
+    #[must_use]
+    pub fn failure(&self) -> Option<Error> {
+        self.inner.shared.failure()
     }
 
     /// Log lines and progress from the server, from now on. A reader that lags misses the oldest.
     #[must_use]
     pub fn events(&self) -> Events {
-        unimplemented!()
+        Events {
+            from: self.inner.shared.events.subscribe(),
+            over: self.inner.shared.over.subscribe(),
+        }
     }
 
     /// Ends the session: waits until the server has let go of it, so that its segments in the pool are free.
@@ -184,76 +209,68 @@ impl Session {
     /// # Errors
     /// When the session was lost before, or the server doesn't confirm in time.
     pub async fn close(self) -> Result<RouteReport, Error> {
-        unimplemented!()
+        let shared = &self.inner.shared;
+        shared.send(CallId::SESSION, Request::Close);
+        let mut over = shared.over.subscribe();
+        let waited = timeout(CLOSE_WAIT, over.wait_for(|over| *over)).await;
+        if waited.is_err() {
+            return Err(Error::Silent {
+                peer: shared.server.clone(),
+                doing: "closing the session",
+                waited: CLOSE_WAIT,
+            });
+        }
+        match shared.end_error() {
+            Error::Closed => Ok(shared.report()),
+            error => Err(error),
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.shared.fail(Error::Closed);
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("server", &self.inner.shared.server)
+            .field("host", &self.inner.shared.host)
+            .finish_non_exhaustive()
     }
 }
 
 impl Events {
     /// The next event; `None` when the session is over.
     pub async fn next(&mut self) -> Option<Event> {
-        unimplemented!()
+        loop {
+            tokio::select! {
+                biased;
+                event = self.from.recv() => match event {
+                    Ok(event) => return Some(event),
+                    Err(broadcast::error::RecvError::Lagged(_)) => {}
+                    Err(broadcast::error::RecvError::Closed) => return None,
+                },
+                _ = self.over.wait_for(|over| *over) => return None,
+            }
+        }
     }
 }
 
-impl Blocking {
-    /// Connects as [`Session::connect`] does, on the runtime of `handle`.
-    ///
-    /// # Errors
-    /// As [`Session::connect`].
-    pub fn connect(config: ClientConfig, handle: tokio::runtime::Handle) -> Result<Self, Error> {
-        let session = handle.block_on(Session::connect(config))?;
-        Ok(Self { session, handle })
+impl RouteDown {
+    pub(crate) fn new(reason: Reason, detail: impl ToString) -> Self {
+        let detail = detail.to_string();
+        Self { reason, detail }
     }
+}
 
-    /// The same session, for async callers.
-    #[must_use]
-    pub fn session(&self) -> &Session {
-        &self.session
-    }
-
-    /// See [`Session::list`].
-    ///
-    /// # Errors
-    /// As [`Session::list`].
-    pub fn list(&self, kind: ObjectKind) -> Result<Vec<ObjectInfo>, Error> {
-        self.handle.block_on(self.session.list(kind))
-    }
-
-    /// See [`Session::get`].
-    ///
-    /// # Errors
-    /// As [`Session::get`].
-    pub fn get(&self, name: ObjectName, range: Option<ByteRange>) -> Result<Bytes, Error> {
-        self.handle.block_on(self.session.get(name, range))
-    }
-
-    /// See [`Session::put`].
-    ///
-    /// # Errors
-    /// As [`Session::put`].
-    pub fn put(&self, name: ObjectName, contents: PackContents, body: Bytes) -> Result<(), Error> {
-        self.handle.block_on(self.session.put(name, contents, body))
-    }
-
-    /// See [`Session::remove`].
-    ///
-    /// # Errors
-    /// As [`Session::remove`].
-    pub fn remove(&self, name: ObjectName) -> Result<(), Error> {
-        self.handle.block_on(self.session.remove(name))
-    }
-
-    /// See [`Session::report`].
-    #[must_use]
-    pub fn report(&self) -> RouteReport {
-        self.session.report()
-    }
-
-    /// See [`Session::close`].
-    ///
-    /// # Errors
-    /// As [`Session::close`].
-    pub fn close(self) -> Result<RouteReport, Error> {
-        self.handle.block_on(self.session.close())
+impl fmt::Display for RouteDown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.detail.as_str() {
+            "" => write!(f, "{}", self.reason),
+            detail => write!(f, "{} ({detail})", self.reason),
+        }
     }
 }

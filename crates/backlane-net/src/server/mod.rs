@@ -1,8 +1,42 @@
 //! The server's side: accepts sessions and enrolments, and hands calls to the [`Service`].
+//!
+//! Invariants: nobody without a certificate of the authority gets further than an enrolment; what a peer can make the
+//! server hold is bounded (handshakes, sessions, calls, chunks of each body) and bounded in time until it has proved who
+//! it is; the bodies of answers are routed by the same function as those of requests.
 
-use crate::{Authority, Error, Identity, service::Service};
-use std::{future::Future, net::SocketAddr, ops::RangeInclusive, path::PathBuf, sync::Arc};
+mod calls;
+mod connection;
+mod link;
+mod session;
+mod storage;
+
+use crate::{Authority, Error, Identity, service::Service, tls::ServerTls};
+use backlane_proto::message::SessionId;
+use session::Session;
+use std::{
+    collections::HashMap,
+    future::Future,
+    net::SocketAddr,
+    ops::RangeInclusive,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use storage::Storage;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    task::JoinSet,
+    time::timeout,
+};
 use uuid::Uuid;
+
+/// Connections that may be between their first byte and the end of their first exchange.
+const HANDSHAKES_MAX: usize = 128;
+/// How long a shutdown waits for sessions to end.
+const FAREWELL_WAIT: Duration = Duration::from_secs(10);
+/// Pause after a failed accept.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How a server listens.
 pub struct ServerOptions {
@@ -48,7 +82,32 @@ pub enum DataPorts {
 }
 
 /// A server that listens, and isn't running yet.
-pub struct Server {}
+pub struct Server {
+    core: Arc<Core>,
+    designated: TcpListener,
+    /// Where data connections come, unless it is the designated port.
+    data: Option<TcpListener>,
+    local_addr: SocketAddr,
+}
+
+/// What all connections of a server share.
+pub(crate) struct Core {
+    tls: ServerTls,
+    service: Arc<dyn Service>,
+    sessions: Mutex<HashMap<SessionId, Arc<Session>>>,
+    sessions_max: usize,
+    data_port: u16,
+    software: String,
+    storage: Option<Arc<Storage>>,
+    stopping: watch::Sender<bool>,
+}
+
+/// Which of the two TCP ports a connection came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Port {
+    Designated,
+    Data,
+}
 
 impl ServerOptions {
     /// Options without a pool, with the defaults.
@@ -78,14 +137,47 @@ impl Server {
     /// # Errors
     /// When an address is taken, the identity can't be used, or the pool can't be opened.
     pub async fn bind(options: ServerOptions) -> Result<Self, Error> {
-        let _ = options;
-        unimplemented!()
+        let tls = ServerTls::new(&options.identity, &options.authority)?;
+        let designated = listen(options.listen).await?;
+        let local_addr = designated.local_addr().map_err(|error| Error::Listen {
+            addr: options.listen,
+            why: error.to_string(),
+        })?;
+        let data = match &options.data_ports {
+            DataPorts::Designated => None,
+            DataPorts::Any => Some(listen(SocketAddr::new(local_addr.ip(), 0)).await?),
+            DataPorts::Range(ports) => Some(listen_in(local_addr, ports.clone()).await?),
+        };
+        let data_port = data
+            .as_ref()
+            .and_then(|data| data.local_addr().ok())
+            .map_or(local_addr.port(), |addr| addr.port());
+        let storage = match options.pool {
+            Some(pool) => Some(Storage::open(pool).await?),
+            None => None,
+        };
+        let core = Arc::new(Core {
+            tls,
+            service: options.service,
+            sessions: Mutex::new(HashMap::new()),
+            sessions_max: options.sessions_max,
+            data_port,
+            software: options.software,
+            storage,
+            stopping: watch::Sender::new(false),
+        });
+        Ok(Self {
+            core,
+            designated,
+            data,
+            local_addr,
+        })
     }
 
     /// The designated address, with the port that the system gave where port 0 was asked for.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
-        unimplemented!()
+        self.local_addr
     }
 
     /// Serves until `shutdown` is ready; then ends every session with a word of farewell and returns.
@@ -93,7 +185,101 @@ impl Server {
     /// # Errors
     /// When the server can't go on.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), Error> {
-        let _ = shutdown.await;
-        unimplemented!()
+        let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+        let mut connections = JoinSet::new();
+        tokio::pin!(shutdown);
+        loop {
+            tokio::select! {
+                () = &mut shutdown => break,
+                accepted = accept(&self.designated, &handshakes) => {
+                    self.serve(&mut connections, Port::Designated, accepted);
+                }
+                accepted = accept_data(self.data.as_ref(), &handshakes) => {
+                    self.serve(&mut connections, Port::Data, accepted);
+                }
+                // Only reaps; what failed was logged where it happened.
+                Some(_) = connections.join_next(), if !connections.is_empty() => {}
+            }
+        }
+        self.core.stopping.send_replace(true);
+        let farewells = async { while connections.join_next().await.is_some() {} };
+        if timeout(FAREWELL_WAIT, farewells).await.is_err() {
+            tracing::warn!("sessions did not end in {FAREWELL_WAIT:?} and are cut off");
+            connections.shutdown().await;
+        }
+        Ok(())
     }
+
+    fn serve(
+        &self,
+        connections: &mut JoinSet<()>,
+        port: Port,
+        accepted: (TcpStream, SocketAddr, OwnedSemaphorePermit),
+    ) {
+        let (tcp, peer, permit) = accepted;
+        let core = Arc::clone(&self.core);
+        connections.spawn(connection::serve(core, tcp, peer, port, permit));
+    }
+}
+
+impl Core {
+    fn sessions(&self) -> MutexGuard<'_, HashMap<SessionId, Arc<Session>>> {
+        // A panic under this lock can only be a bug here; the map stays usable.
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Accepts a connection when there is room for its handshake.
+async fn accept(
+    listener: &TcpListener,
+    handshakes: &Arc<Semaphore>,
+) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
+    loop {
+        let Ok(permit) = Arc::clone(handshakes).acquire_owned().await else {
+            // The semaphore is never closed.
+            std::future::pending::<()>().await;
+            continue;
+        };
+        match listener.accept().await {
+            Ok((tcp, peer)) => return (tcp, peer, permit),
+            Err(error) => {
+                // Out of descriptors, say: what ends soon, and must not become a busy loop.
+                tracing::warn!(%error, "can't accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn accept_data(
+    listener: Option<&TcpListener>,
+    handshakes: &Arc<Semaphore>,
+) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
+    match listener {
+        Some(listener) => accept(listener, handshakes).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn listen(addr: SocketAddr) -> Result<TcpListener, Error> {
+    TcpListener::bind(addr)
+        .await
+        .map_err(|error| Error::Listen {
+            addr,
+            why: error.to_string(),
+        })
+}
+
+async fn listen_in(like: SocketAddr, ports: RangeInclusive<u16>) -> Result<TcpListener, Error> {
+    let mut last = Error::Listen {
+        addr: SocketAddr::new(like.ip(), *ports.start()),
+        why: "the range of data ports is empty".to_owned(),
+    };
+    for port in ports {
+        match listen(SocketAddr::new(like.ip(), port)).await {
+            Ok(listener) => return Ok(listener),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }

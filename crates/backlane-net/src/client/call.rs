@@ -1,0 +1,392 @@
+//! Calls, one task each, so that a caller who goes away leaves a call that still ends as the protocol wants it.
+//!
+//! A task first serves its caller; then it settles the call with the server: it sends what the server waits for (the
+//! end of a body, a cancellation), and holds its permit until the server is done with the call too.
+
+use super::{
+    RouteDown,
+    shared::{News, Registered, Shared},
+};
+use crate::{
+    Error,
+    framed::{Chunk, chunk_bytes},
+};
+use backlane_proto::{
+    Answer, ByteRange, Call, CallId, CallKind, ChunkFlag, ChunkHeader, Decision, ObjectInfo,
+    ObjectKind, ObjectName, PackContents, Request, Route, RoutePolicy, calls::Expected,
+    codec::BODY_BYTES_MAX,
+};
+use bytes::{Bytes, BytesMut};
+use std::sync::Arc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+
+pub(super) async fn list(shared: &Arc<Shared>, kind: ObjectKind) -> Result<Vec<ObjectInfo>, Error> {
+    let permit = permit(shared).await?;
+    let task = Task::begin(shared, permit, Request::List(kind), None)?;
+    run(task, Work::List).await.map(|outcome| match outcome {
+        Outcome::Listing(entries) => entries,
+        _ => Vec::new(),
+    })
+}
+
+pub(super) async fn get(
+    shared: &Arc<Shared>,
+    name: ObjectName,
+    range: Option<ByteRange>,
+) -> Result<Bytes, Error> {
+    let bytes = range.map_or(0, |range| range.length);
+    if bytes > BODY_BYTES_MAX {
+        let most = BODY_BYTES_MAX;
+        return Err(Error::TooLarge { name, bytes, most });
+    }
+    let permit = permit(shared).await?;
+    let expected = Expected {
+        route: None,
+        bytes_max: range.map_or(BODY_BYTES_MAX, |range| range.length),
+        exact: range.is_some(),
+    };
+    let mut task = Task::begin(shared, permit, Request::Get { name, range }, Some(expected))?;
+    task.name = Some(name);
+    run(task, Work::Get).await.map(|outcome| match outcome {
+        Outcome::Body(body) => body,
+        _ => Bytes::new(),
+    })
+}
+
+pub(super) async fn put(
+    shared: &Arc<Shared>,
+    name: ObjectName,
+    contents: PackContents,
+    body: Bytes,
+) -> Result<(), Error> {
+    let bytes = body.len() as u64;
+    if bytes > BODY_BYTES_MAX {
+        let most = BODY_BYTES_MAX;
+        return Err(Error::TooLarge { name, bytes, most });
+    }
+    let permit = permit(shared).await?;
+    let kind = CallKind::Put(name.kind);
+    let (decision, chunks) = shared.route_out(Call { kind, bytes })?;
+    let request = Request::Put {
+        name,
+        contents,
+        bytes,
+        route: decision.route(),
+    };
+    let mut task = Task::begin(shared, permit, request, None)?;
+    task.name = Some(name);
+    task.chunks = Some(chunks);
+    run(task, Work::Put { body, decision }).await.map(|_| ())
+}
+
+pub(super) async fn remove(shared: &Arc<Shared>, name: ObjectName) -> Result<(), Error> {
+    let permit = permit(shared).await?;
+    let mut task = Task::begin(shared, permit, Request::Remove(name), None)?;
+    task.name = Some(name);
+    run(task, Work::Ask).await.map(|_| ())
+}
+
+/// Asks what has one answer and no body.
+pub(super) async fn ask(shared: &Arc<Shared>, request: Request) -> Result<Answer, Error> {
+    let permit = permit(shared).await?;
+    let task = Task::begin(shared, permit, request, None)?;
+    run(task, Work::Ask).await.map(|outcome| match outcome {
+        Outcome::Answer(answer) => answer,
+        _ => Answer::Unknown,
+    })
+}
+
+/// What a task does for its caller.
+enum Work {
+    List,
+    Get,
+    Put { body: Bytes, decision: Decision },
+    Ask,
+}
+
+/// What its caller gets.
+enum Outcome {
+    Listing(Vec<ObjectInfo>),
+    Body(Bytes),
+    Answer(Answer),
+    Done,
+}
+
+struct Task {
+    shared: Arc<Shared>,
+    id: CallId,
+    news: mpsc::UnboundedReceiver<News>,
+    name: Option<ObjectName>,
+    chunks: Option<mpsc::Sender<Chunk>>,
+    /// The server waits for a body.
+    ready: bool,
+    /// That body was ended, or given up.
+    body_ended: bool,
+    /// The last answer came.
+    answered: bool,
+    header: Option<(u64, Decision)>,
+    body: Option<BytesMut>,
+    failed: Option<(Route, RouteDown)>,
+    _permit: OwnedSemaphorePermit,
+}
+
+async fn permit(shared: &Arc<Shared>) -> Result<OwnedSemaphorePermit, Error> {
+    let permit = Arc::clone(&shared.permits).acquire_owned().await;
+    permit.map_err(|_| shared.end_error())
+}
+
+/// Runs a call in a task of its own; dropping the future cancels the call.
+async fn run(mut task: Task, work: Work) -> Result<Outcome, Error> {
+    let shared = Arc::clone(&task.shared);
+    let (mut reply, outcome) = oneshot::channel();
+    tokio::spawn(async move {
+        let served = tokio::select! {
+            served = task.serve(work) => Some(served),
+            () = reply.closed() => None,
+        };
+        match served {
+            Some(served) => {
+                // Failing to reply means that the caller has just gone; the call is over all the same.
+                let _ = reply.send(served);
+            }
+            None => task.shared.send(task.id, Request::Cancel),
+        }
+        task.settle().await;
+        task.shared.end_call(task.id);
+    });
+    outcome.await.unwrap_or_else(|_| Err(shared.end_error()))
+}
+
+impl Task {
+    fn begin(
+        shared: &Arc<Shared>,
+        permit: OwnedSemaphorePermit,
+        request: Request,
+        expected: Option<Expected>,
+    ) -> Result<Self, Error> {
+        let Registered { id, news } = shared.begin(request, expected)?;
+        Ok(Self {
+            shared: Arc::clone(shared),
+            id,
+            news,
+            name: None,
+            chunks: None,
+            ready: false,
+            body_ended: false,
+            answered: false,
+            header: None,
+            body: None,
+            failed: None,
+            _permit: permit,
+        })
+    }
+
+    async fn serve(&mut self, work: Work) -> Result<Outcome, Error> {
+        match work {
+            Work::List => self.serve_list().await.map(Outcome::Listing),
+            Work::Get => self.serve_get().await.map(Outcome::Body),
+            Work::Put { body, decision } => {
+                self.serve_put(body, decision).await?;
+                Ok(Outcome::Done)
+            }
+            Work::Ask => self.answer().await.map(Outcome::Answer),
+        }
+    }
+
+    async fn serve_list(&mut self) -> Result<Vec<ObjectInfo>, Error> {
+        let mut all = Vec::new();
+        loop {
+            match self.answer().await? {
+                Answer::Listing { entries, more } => {
+                    all.extend(entries);
+                    if !more {
+                        return Ok(all);
+                    }
+                }
+                other => return Err(self.unexpected(&other)),
+            }
+        }
+    }
+
+    async fn serve_get(&mut self) -> Result<Bytes, Error> {
+        loop {
+            if let (Some((bytes, decision)), Some(body)) = (self.header, &mut self.body) {
+                let body = std::mem::take(body).freeze();
+                self.shared.count_received(decision, bytes);
+                return Ok(body);
+            }
+            if let Some(answer) = self.next().await? {
+                match answer {
+                    Answer::Body { decision, .. } => self.check_incoming(decision)?,
+                    other => return Err(self.unexpected(&other)),
+                }
+            }
+        }
+    }
+
+    /// What the server decided must be within the policy, and the route must be there.
+    fn check_incoming(&mut self, decision: Decision) -> Result<(), Error> {
+        let policy = self.shared.policy;
+        if policy == RoutePolicy::RequireStorage && decision.route() == Route::Network {
+            let what = format!("it chose the network for a body under {policy}");
+            let error = Error::protocol(self.shared.server.as_str(), what);
+            self.shared.fail(error.clone());
+            return Err(error);
+        }
+        if self.body.is_none()
+            && let Some(down) = self.shared.down(decision.route())
+        {
+            self.failed = Some((decision.route(), down));
+            return Err(self.route_failed(decision.route()));
+        }
+        Ok(())
+    }
+
+    async fn serve_put(&mut self, body: Bytes, decision: Decision) -> Result<(), Error> {
+        let bytes = body.len() as u64;
+        match self.answer().await? {
+            Answer::Ready => {}
+            // The server has the object already.
+            Answer::Done => return Ok(()),
+            other => return Err(self.unexpected(&other)),
+        }
+        self.send_body(body, decision.route()).await?;
+        match self.answer().await? {
+            Answer::Done => {
+                self.shared.count_sent(decision, bytes);
+                Ok(())
+            }
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    async fn send_body(&mut self, mut body: Bytes, route: Route) -> Result<(), Error> {
+        let Some(chunks) = self.chunks.clone() else {
+            return Err(self.route_failed(route));
+        };
+        while !self.body_ended {
+            let payload = body.split_to(body.len().min(chunk_bytes(route)));
+            let last = body.is_empty();
+            let header = ChunkHeader {
+                call: self.id,
+                bytes: u32::try_from(payload.len()).unwrap_or(u32::MAX),
+                flag: if last {
+                    ChunkFlag::Last
+                } else {
+                    ChunkFlag::More
+                },
+            };
+            tokio::select! {
+                sent = chunks.send(Chunk { header, payload }) => {
+                    self.body_ended = last || sent.is_err();
+                    if sent.is_err() {
+                        return Err(self.route_failed(route));
+                    }
+                }
+                news = self.news.recv() => {
+                    // Nothing but bad news can come before the body has ended.
+                    let news = news.ok_or_else(|| self.shared.end_error())?;
+                    if let Some(answer) = self.observe(news)? {
+                        return Err(self.unexpected(&answer));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The next answer of any kind that isn't a failure.
+    async fn answer(&mut self) -> Result<Answer, Error> {
+        loop {
+            if let Some(answer) = self.next().await? {
+                return Ok(answer);
+            }
+        }
+    }
+
+    async fn next(&mut self) -> Result<Option<Answer>, Error> {
+        let news = self.news.recv().await;
+        self.observe(news.ok_or_else(|| self.shared.end_error())?)
+    }
+
+    /// Notes what came; failures become errors.
+    fn observe(&mut self, news: News) -> Result<Option<Answer>, Error> {
+        let answer = match news {
+            News::BodyComplete(body) => {
+                self.body = Some(body);
+                return Ok(None);
+            }
+            // The answer that says why is on its way.
+            News::BodyAborted => return Ok(None),
+            News::RouteFailed(route, down) => {
+                self.failed = Some((route, down));
+                return Err(self.route_failed(route));
+            }
+            News::Answer(answer) => answer,
+        };
+        match &answer {
+            Answer::Ready => self.ready = true,
+            Answer::Body { bytes, decision } => self.header = Some((*bytes, *decision)),
+            Answer::Listing { more, .. } => self.answered = !more,
+            _ => self.answered = true,
+        }
+        let server = &self.shared.server;
+        match answer {
+            Answer::Failed(failure) => match failure.reason {
+                Some(reason) if failure.code == backlane_proto::ErrorCode::Route => {
+                    Err(Error::NoRoute {
+                        policy: self.shared.policy,
+                        reason,
+                        detail: format!("at server {server}"),
+                    })
+                }
+                _ => Err(Error::from_failure(server, self.name, failure)),
+            },
+            Answer::Unsupported(what) => Err(Error::Unsupported {
+                peer: server.clone(),
+                what,
+            }),
+            answer => Ok(Some(answer)),
+        }
+    }
+
+    /// Brings the call to the end that the server expects.
+    async fn settle(&mut self) {
+        loop {
+            if self.ready && !self.body_ended {
+                self.body_ended = true;
+                if let Some(chunks) = &self.chunks {
+                    // A pair that is gone has told the server already.
+                    let _ = chunks.send(Chunk::abort(self.id)).await;
+                }
+            }
+            let body_over = self.header.is_some() && (self.body.is_some() || self.failed.is_some());
+            if self.answered || body_over {
+                return;
+            }
+            match self.news.recv().await {
+                // What went wrong was told to the caller, if there is one still.
+                Some(news) => drop(self.observe(news)),
+                None => return,
+            }
+        }
+    }
+
+    fn route_failed(&self, route: Route) -> Error {
+        let known = self.failed.as_ref().filter(|(failed, _)| *failed == route);
+        let down = known.map(|(_, down)| down.clone());
+        match down.or_else(|| self.shared.down(route)) {
+            Some(down) => Error::RouteFailed {
+                route,
+                reason: down.reason,
+                detail: down.detail,
+            },
+            None => self.shared.end_error(),
+        }
+    }
+
+    fn unexpected(&self, answer: &Answer) -> Error {
+        let what = format!("answer {answer:.60?} does not fit the call");
+        Error::protocol(self.shared.server.as_str(), what)
+    }
+}

@@ -1,0 +1,213 @@
+//! How a session begins: network and storage in parallel, then the wait for the routes that the policy wants.
+
+use super::{
+    ClientConfig, RouteDown,
+    link::{read_control, read_events, run_pair, write_control, write_events},
+    shared::Shared,
+    storage::{self, Start},
+};
+use crate::{
+    Error,
+    dial::{Dialed, Dialer},
+    tls::{self, Key, KeyUse},
+};
+use backlane_proto::{
+    Features, Opened, Opening, Reason, Refusal, Route, RoutePolicy, VersionRange,
+    message::{Attach, Hello, Purpose, Welcome},
+};
+use std::{future::Future, sync::Arc};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+
+/// Keys of a session, from the TLS of its control connection.
+pub(super) struct Keys {
+    pub(super) proof: Key,
+    pub(super) seal: Key,
+}
+
+/// Connects; the session's tasks run from here on.
+pub(super) async fn connect(mut config: ClientConfig) -> Result<Arc<Shared>, Error> {
+    // Through the pool at once, beside the network.
+    let start = match config.policy {
+        RoutePolicy::Network => Start::Never,
+        RoutePolicy::PreferStorage | RoutePolicy::RequireStorage => {
+            Start::begin(config.pool.take())
+        }
+    };
+    let dialer = Dialer {
+        config: Arc::new(tls::client(&config.identity, &config.authority)?),
+        patience: config.connect_timeout,
+    };
+    let server = config.server.as_str();
+    let (mut control, mut events) = tokio::try_join!(dialer.dial(server), dialer.dial(server))?;
+    let welcome = hello(&dialer, &mut control, &config).await?;
+    let keys = keys(&control, &welcome)?;
+    let attach = |purpose| {
+        Opening::Attach(Attach {
+            session: welcome.session,
+            secret: welcome.secret,
+            purpose,
+        })
+    };
+    attached(&dialer, &mut events, &attach(Purpose::Events)).await?;
+
+    let (requests, to_send) = mpsc::unbounded_channel();
+    let shared = Arc::new(Shared::new(
+        config.server.clone(),
+        welcome.host.clone(),
+        config.policy,
+        usize::try_from(welcome.calls_max)
+            .unwrap_or(1)
+            .clamp(1, backlane_proto::calls::CALLS_MAX as usize),
+        requests,
+    ));
+    let (storage_tried, storage_first) = oneshot::channel();
+    run_links(&shared, control, to_send);
+    let storage = storage::Storage::new(&shared, start, welcome.pool, keys);
+    let (from, to) = tokio::io::split(events.stream);
+    shared.spawn(read_events(Arc::clone(&shared), from, storage.ringer()));
+    shared.spawn(write_events(Arc::clone(&shared), to));
+    shared.spawn(storage.run(storage_tried));
+
+    let network = open_network(
+        &shared,
+        &dialer,
+        &config,
+        welcome.data_port,
+        attach(Purpose::Data),
+    );
+    let storage = timeout(config.storage_wait, storage_first);
+    // Whatever storage came to by then stands in the routes.
+    let ((), _) = tokio::join!(network, storage);
+    usable(&shared).inspect_err(|error| shared.fail(error.clone()))?;
+    Ok(shared)
+}
+
+fn run_links(
+    shared: &Arc<Shared>,
+    control: Dialed,
+    to_send: mpsc::UnboundedReceiver<backlane_proto::FromClient>,
+) {
+    let (from, to) = tokio::io::split(control.stream);
+    shared.spawn(read_control(Arc::clone(shared), from));
+    shared.spawn(write_control(Arc::clone(shared), to, to_send));
+}
+
+async fn hello(
+    dialer: &Dialer,
+    control: &mut Dialed,
+    config: &ClientConfig,
+) -> Result<Welcome, Error> {
+    let hello = Opening::Hello(Hello {
+        versions: VersionRange::SPOKEN,
+        features: Features::default(),
+        policy: config.policy,
+        software: config.software.clone(),
+    });
+    let peer = control.peer.clone();
+    let Opened::Welcome(welcome) = dialer.open(control, &hello).await? else {
+        return Err(Error::protocol(peer, "its answer to a hello is no welcome"));
+    };
+    if !VersionRange::SPOKEN.contains(welcome.version) {
+        let what = format!(
+            "it chose version {}, which was not offered",
+            welcome.version.0
+        );
+        return Err(Error::protocol(peer, what));
+    }
+    Ok(welcome)
+}
+
+fn keys(control: &Dialed, welcome: &Welcome) -> Result<Keys, Error> {
+    let tls = control.stream.get_ref().1;
+    let export = |key_use| {
+        tls::export(tls, key_use, &welcome.session.0).map_err(|error| Error::Tls {
+            peer: control.peer.clone(),
+            why: error.to_string(),
+        })
+    };
+    Ok(Keys {
+        proof: export(KeyUse::PoolProof)?,
+        seal: export(KeyUse::StorageSeal)?,
+    })
+}
+
+async fn attached(dialer: &Dialer, to: &mut Dialed, attach: &Opening) -> Result<(), Error> {
+    let peer = to.peer.clone();
+    match dialer.open(to, attach).await? {
+        Opened::Attached => Ok(()),
+        _ => Err(Error::protocol(
+            peer,
+            "its answer to an attachment is of another kind",
+        )),
+    }
+}
+
+/// Opens the network data connection, unless no body may ever take it.
+async fn open_network(
+    shared: &Arc<Shared>,
+    dialer: &Dialer,
+    config: &ClientConfig,
+    port: u16,
+    attach: Opening,
+) {
+    if config.policy == RoutePolicy::RequireStorage {
+        let down = RouteDown::new(Reason::Policy, config.policy);
+        return shared.route_down(Route::Network, &down);
+    }
+    let host = config
+        .server
+        .rsplit_once(':')
+        .map_or(config.server.as_str(), |split| split.0);
+    let address = format!("{host}:{port}");
+    let dialed = async {
+        let mut data = dialer.dial(&address).await?;
+        attached(dialer, &mut data, &attach).await?;
+        Ok::<_, Error>(data)
+    };
+    match dialed.await {
+        Ok(data) => {
+            let (ready, running) = oneshot::channel();
+            let pair = run_pair(Arc::clone(shared), Route::Network, data.stream, ready);
+            shared.spawn(async move { drop(pair.await) });
+            // Fails when the pair ended as soon as it began; the route says so.
+            let _ = running.await;
+        }
+        Err(error) => {
+            let down = RouteDown::new(Reason::NetworkDown, error);
+            shared.route_down(Route::Network, &down);
+        }
+    }
+}
+
+/// Whether bodies can be carried as the policy wants it.
+fn usable(shared: &Shared) -> Result<(), Error> {
+    let routes = shared.routes();
+    let policy = shared.policy;
+    let down = match (policy, routes.network, routes.storage) {
+        (RoutePolicy::Network, Err(down), _) => down,
+        (RoutePolicy::PreferStorage, Err(network), Err(storage)) => RouteDown {
+            reason: storage.reason,
+            detail: format!("{}; network: {network}", storage.detail),
+        },
+        (RoutePolicy::RequireStorage, _, Err(down)) => down,
+        _ => return Ok(()),
+    };
+    let reason = down.reason;
+    Err(Error::no_route(Refusal { policy, reason }, down.detail))
+}
+
+impl Shared {
+    /// Runs a task until it ends or the session is over.
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut over = self.over.subscribe();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = task => {}
+                _ = over.wait_for(|over| *over) => {}
+            }
+        });
+    }
+}

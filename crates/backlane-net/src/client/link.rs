@@ -1,0 +1,193 @@
+//! The connections of a client's session at work: one task reads each, another writes it.
+
+use super::{
+    RouteDown,
+    shared::{Shared, Target},
+};
+use crate::{
+    Error,
+    dial::read_failed,
+    framed::{
+        CHUNKS_QUEUED_MAX, DEAD_AFTER, PING_AFTER, ReadError, read_chunk_header, read_message,
+        read_payload, write_chunks, write_message,
+    },
+};
+use backlane_proto::{
+    Answer, CallId, Event, FromClient, FromServer, Reason, Request, Route, Violation,
+};
+use bytes::BytesMut;
+use std::sync::Arc;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+
+/// Reads answers until the connection ends, which ends the session.
+pub(super) async fn read_control<R: AsyncRead + Unpin>(shared: Arc<Shared>, mut from: R) {
+    let error = loop {
+        let raw = match read_message(&mut from, DEAD_AFTER).await {
+            Ok(raw) => raw,
+            Err(error) => break lost(&shared.server, error),
+        };
+        let message = match FromServer::decode(&raw) {
+            Ok(message) => message,
+            Err(error) => break Error::protocol(shared.server.as_str(), error),
+        };
+        match (message.call, message.answer) {
+            (_, Answer::Ping) => {}
+            (CallId::SESSION, Answer::Failed(failure)) => {
+                break Error::Lost {
+                    server: shared.server.clone(),
+                    why: failure.text,
+                };
+            }
+            // The confirmation of a close.
+            (CallId::SESSION, Answer::Done) => break Error::Closed,
+            (call, answer) => {
+                if let Err(violation) = shared.answered(call, answer) {
+                    break Error::protocol(shared.server.as_str(), violation);
+                }
+            }
+        }
+    };
+    shared.fail(error);
+}
+
+/// Writes requests, and a sign of life when there are none.
+pub(super) async fn write_control<W: AsyncWrite + Unpin>(
+    shared: Arc<Shared>,
+    mut to: W,
+    mut requests: mpsc::UnboundedReceiver<FromClient>,
+) {
+    loop {
+        let message = match timeout(PING_AFTER, requests.recv()).await {
+            Ok(Some(message)) => message,
+            Ok(None) => break,
+            Err(_) => FromClient {
+                call: CallId::SESSION,
+                request: Request::Ping,
+            },
+        };
+        if let Err(error) = write_message(&mut to, &message.encode()).await {
+            shared.fail(lost(&shared.server, ReadError::Io(error)));
+            return;
+        }
+    }
+    // The other side learns the end from what was written before; a farewell that fails changes nothing.
+    let _ = to.shutdown().await;
+}
+
+/// Reads events: doorbells for the pool, the rest for whoever listens. Without them a session goes on, slower.
+pub(super) async fn read_events<R, D>(shared: Arc<Shared>, mut from: R, rang: D)
+where
+    R: AsyncRead + Unpin,
+    D: Fn(),
+{
+    loop {
+        let event = match read_message(&mut from, DEAD_AFTER).await {
+            Ok(raw) => Event::decode(&raw).map_err(ReadError::Codec),
+            Err(error) => Err(error),
+        };
+        match event {
+            Ok(Event::Ping | Event::Unknown) => {}
+            Ok(Event::Doorbell) => rang(),
+            // Nobody may be listening.
+            Ok(event) => drop(shared.events.send(event)),
+            Err(error) => {
+                let server = &shared.server;
+                tracing::debug!(%server, %error, "events connection ended");
+                return;
+            }
+        }
+    }
+}
+
+/// Sends doorbells, many at once as one, and signs of life.
+pub(super) async fn write_events<W: AsyncWrite + Unpin>(shared: Arc<Shared>, mut to: W) {
+    loop {
+        let event = match timeout(PING_AFTER, shared.doorbell.notified()).await {
+            Ok(()) => Event::Doorbell,
+            Err(_) => Event::Ping,
+        };
+        if let Err(error) = write_message(&mut to, &event.encode()).await {
+            let server = &shared.server;
+            tracing::debug!(%server, %error, "events connection ended");
+            return;
+        }
+    }
+}
+
+/// Carries bodies both ways over a data pair until it fails; the route is up from the word `ready` on.
+pub(super) async fn run_pair<S>(
+    shared: Arc<Shared>,
+    route: Route,
+    pair: S,
+    ready: oneshot::Sender<()>,
+) -> RouteDown
+where
+    S: AsyncRead + AsyncWrite + Send + 'static,
+{
+    let (from, to) = tokio::io::split(pair);
+    let (sender, chunks) = mpsc::channel(CHUNKS_QUEUED_MAX);
+    shared.route_up(route, sender);
+    // Whoever started the pair may have gone.
+    let _ = ready.send(());
+    let detail = tokio::select! {
+        failed = read_pair(&shared, route, from) => failed,
+        written = write_chunks(to, chunks) => match written {
+            Ok(()) => "the session is over".to_owned(),
+            Err(error) => error.to_string(),
+        },
+    };
+    let reason = match route {
+        Route::Network => Reason::NetworkDown,
+        Route::Storage => Reason::StreamReset,
+    };
+    let down = RouteDown { reason, detail };
+    shared.route_down(route, &down);
+    down
+}
+
+/// Reads chunks until the pair ends or the server breaks the rules; tells why.
+async fn read_pair<R: AsyncRead + Unpin>(shared: &Shared, route: Route, mut from: R) -> String {
+    loop {
+        match read_chunk(shared, route, &mut from).await {
+            Ok(Ok(())) => {}
+            Ok(Err(violation)) => {
+                shared.fail(Error::protocol(shared.server.as_str(), violation));
+                return violation.to_string();
+            }
+            Err(error) => return error.to_string(),
+        }
+    }
+}
+
+async fn read_chunk<R: AsyncRead + Unpin>(
+    shared: &Shared,
+    route: Route,
+    from: &mut R,
+) -> Result<Result<(), Violation>, ReadError> {
+    let header = read_chunk_header(from).await?;
+    match shared.chunk(header, route) {
+        Ok(Target::Body(mut body, fate)) => {
+            read_payload(from, header.bytes, &mut body).await?;
+            shared.payload_read(header.call, body, fate);
+        }
+        Ok(Target::Nowhere) => {
+            read_payload(from, header.bytes, &mut BytesMut::new()).await?;
+        }
+        Err(violation) => return Ok(Err(violation)),
+    }
+    Ok(Ok(()))
+}
+
+fn lost(server: &str, error: ReadError) -> Error {
+    match read_failed(server, "in session", error) {
+        Error::Silent { waited, .. } => Error::Lost {
+            server: server.to_owned(),
+            why: format!("no sign of life for {waited:?}"),
+        },
+        error => error,
+    }
+}

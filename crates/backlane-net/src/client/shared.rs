@@ -1,0 +1,374 @@
+//! What the parts of a client's session share: calls under way, routes, counters, and how it ended.
+//!
+//! Invariants: whoever waits for a call holds its channel, and losing the session or a route wakes every one of them;
+//! the first cause of the end is the one that everyone is told.
+
+use super::{RouteDown, RouteStatus};
+use crate::{Error, framed::Chunk};
+use backlane_proto::{
+    Answer, CallId, Calls, Decision, Event, Fate, FromClient, Health, Reason, Request, Route,
+    RoutePolicy, RouteReport, Violation, calls::Expected, report::ByRoute,
+};
+use bytes::BytesMut;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+use tokio::sync::{Notify, Semaphore, broadcast, mpsc, watch};
+
+/// Events kept for readers that lag.
+pub(super) const EVENTS_KEPT_MAX: usize = 256;
+
+/// The session's heart, held by the session and by each of its tasks.
+pub(super) struct Shared {
+    pub(super) server: String,
+    pub(super) host: String,
+    pub(super) policy: RoutePolicy,
+    /// To the control connection's writer. Bounded by the permits: a call sends two messages at most.
+    pub(super) control: mpsc::UnboundedSender<FromClient>,
+    pub(super) permits: Arc<Semaphore>,
+    pub(super) events: broadcast::Sender<Event>,
+    /// Rung when the pool has news for the server.
+    pub(super) doorbell: Arc<Notify>,
+    /// Set once, when the session is over.
+    pub(super) over: watch::Sender<bool>,
+    state: Mutex<State>,
+}
+
+struct State {
+    last_call: u64,
+    calls: Calls,
+    pending: HashMap<CallId, Pending>,
+    report: RouteReport,
+    ledger: ByRoute,
+    network: RouteState,
+    storage: RouteState,
+    end: Option<Error>,
+}
+
+/// A route, as the sender of bodies sees it.
+enum RouteState {
+    Up(mpsc::Sender<Chunk>),
+    Down(RouteDown),
+}
+
+struct Pending {
+    news: mpsc::UnboundedSender<News>,
+    /// The route of a body on its way out.
+    put: Option<Route>,
+    /// Whether a body comes in.
+    incoming: bool,
+    /// What came of it; taken while a chunk is being read into it.
+    body: Option<BytesMut>,
+    /// Whether it is complete, or was given up.
+    received: bool,
+}
+
+/// What a call is told.
+#[derive(Debug)]
+pub(super) enum News {
+    Answer(Answer),
+    BodyComplete(BytesMut),
+    BodyAborted,
+    RouteFailed(Route, RouteDown),
+}
+
+/// A call that was registered.
+pub(super) struct Registered {
+    pub(super) id: CallId,
+    pub(super) news: mpsc::UnboundedReceiver<News>,
+}
+
+/// Where a chunk's payload goes.
+pub(super) enum Target {
+    /// Behind these bytes, to be given back with [`Shared::payload_read`].
+    Body(BytesMut, Fate),
+    /// Nowhere.
+    Nowhere,
+}
+
+impl Shared {
+    pub(super) fn new(
+        server: String,
+        host: String,
+        policy: RoutePolicy,
+        calls_max: usize,
+        control: mpsc::UnboundedSender<FromClient>,
+    ) -> Self {
+        let down = |reason| {
+            RouteState::Down(RouteDown {
+                reason,
+                detail: String::new(),
+            })
+        };
+        Self {
+            server,
+            host,
+            policy,
+            control,
+            permits: Arc::new(Semaphore::new(calls_max)),
+            events: broadcast::Sender::new(EVENTS_KEPT_MAX),
+            doorbell: Arc::new(Notify::new()),
+            over: watch::Sender::new(false),
+            state: Mutex::new(State {
+                last_call: 0,
+                calls: Calls::new(),
+                pending: HashMap::new(),
+                report: RouteReport::default(),
+                ledger: ByRoute::default(),
+                network: down(Reason::NetworkDown),
+                storage: down(Reason::Pending),
+                end: None,
+            }),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic under this lock can only be a bug of this module; what it guards is counted state, still usable.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Registers a call and sends its request.
+    pub(super) fn begin(
+        &self,
+        request: Request,
+        expected: Option<Expected>,
+    ) -> Result<Registered, Error> {
+        let (sender, news) = mpsc::unbounded_channel();
+        let mut state = self.state();
+        if let Some(error) = &state.end {
+            return Err(error.clone());
+        }
+        state.last_call += 1;
+        let id = CallId(state.last_call);
+        let begun = state.calls.begin(id);
+        begun.map_err(|violation| Error::protocol("this client", violation))?;
+        let put = match &request {
+            Request::Put { route, .. } => Some(*route),
+            _ => None,
+        };
+        if let Some(expected) = expected {
+            state.calls.expect(id, expected);
+        }
+        let pending = Pending {
+            news: sender,
+            put,
+            incoming: expected.is_some(),
+            body: expected.map(|_| BytesMut::new()),
+            received: false,
+        };
+        state.pending.insert(id, pending);
+        // Under the lock, so that requests leave in the order of their numbers.
+        self.send(id, request);
+        Ok(Registered { id, news })
+    }
+
+    /// Sends a message on the control connection; once the session is over there is nobody to send to.
+    pub(super) fn send(&self, call: CallId, request: Request) {
+        let _ = self.control.send(FromClient { call, request });
+    }
+
+    pub(super) fn end_call(&self, call: CallId) {
+        let mut state = self.state();
+        state.calls.end(call);
+        state.pending.remove(&call);
+    }
+
+    /// Why the session is over.
+    pub(super) fn end_error(&self) -> Error {
+        self.state().end.clone().unwrap_or(Error::Closed)
+    }
+
+    pub(super) fn failure(&self) -> Option<Error> {
+        self.state().end.clone()
+    }
+
+    /// Ends the session for everyone; the first cause stays.
+    pub(super) fn fail(&self, error: Error) {
+        let mut state = self.state();
+        if state.end.is_some() {
+            return;
+        }
+        let down = RouteDown {
+            reason: Reason::NetworkDown,
+            detail: error.to_string(),
+        };
+        state.end = Some(error);
+        state.network = RouteState::Down(down.clone());
+        state.storage = RouteState::Down(down);
+        state.pending.clear();
+        drop(state);
+        self.permits.close();
+        self.over.send_replace(true);
+    }
+
+    /// Decides about a body on its way out, and gives the way to it.
+    pub(super) fn route_out(
+        &self,
+        call: backlane_proto::Call,
+    ) -> Result<(Decision, mpsc::Sender<Chunk>), Error> {
+        let mut state = self.state();
+        if let Some(error) = &state.end {
+            return Err(error.clone());
+        }
+        let health = Health {
+            network: state.network.health(),
+            storage: state.storage.health(),
+        };
+        let decision = backlane_proto::decide(call, self.policy, health, state.ledger.carried())
+            .map_err(|refusal| Error::no_route(refusal, state.detail(refusal.reason)))?;
+        let RouteState::Up(chunks) = state.route(decision.route()) else {
+            return Err(Error::protocol(
+                "this client",
+                "the router chose a route that is down",
+            ));
+        };
+        let chunks = chunks.clone();
+        state.ledger.add(decision.route(), call.bytes);
+        Ok((decision, chunks))
+    }
+
+    /// A route came up.
+    pub(super) fn route_up(&self, route: Route, chunks: mpsc::Sender<Chunk>) {
+        let mut state = self.state();
+        if state.end.is_none() {
+            *state.route_mut(route) = RouteState::Up(chunks);
+        }
+    }
+
+    /// A route can't be used: tells everyone who counted on it.
+    pub(super) fn route_down(&self, route: Route, down: &RouteDown) {
+        let mut state = self.state();
+        if state.end.is_some() {
+            return;
+        }
+        *state.route_mut(route) = RouteState::Down(down.clone());
+        let State { calls, pending, .. } = &*state;
+        for (call, pending) in pending {
+            let incoming = pending.incoming && !pending.received;
+            let waits = incoming && calls.route_of(*call) == Some(route);
+            if waits || pending.put == Some(route) {
+                let _ = pending.news.send(News::RouteFailed(route, down.clone()));
+            }
+        }
+    }
+
+    pub(super) fn routes(&self) -> RouteStatus {
+        let state = self.state();
+        RouteStatus {
+            network: state.network.status(),
+            storage: state.storage.status(),
+        }
+    }
+
+    /// Why a route is down, if it is.
+    pub(super) fn down(&self, route: Route) -> Option<RouteDown> {
+        self.state().route(route).status().err()
+    }
+
+    pub(super) fn report(&self) -> RouteReport {
+        self.state().report.clone()
+    }
+
+    pub(super) fn count_sent(&self, decision: Decision, bytes: u64) {
+        self.state().report.sent(decision, bytes);
+    }
+
+    pub(super) fn count_received(&self, decision: Decision, bytes: u64) {
+        self.state().report.received(decision, bytes);
+    }
+
+    /// Hands an answer to its call; answers to calls that are over are late, and skipped.
+    pub(super) fn answered(&self, call: CallId, answer: Answer) -> Result<(), Violation> {
+        let mut state = self.state();
+        if let Answer::Body { bytes, decision } = &answer {
+            state.calls.announce(call, decision.route(), *bytes)?;
+            if let Some(body) = state.pending.get_mut(&call).and_then(|p| p.body.as_mut()) {
+                let missing = usize::try_from(*bytes).unwrap_or(usize::MAX);
+                body.reserve(missing.min(RESERVE_BYTES_MAX).saturating_sub(body.len()));
+            }
+        }
+        if let Some(pending) = state.pending.get(&call) {
+            let _ = pending.news.send(News::Answer(answer));
+        }
+        Ok(())
+    }
+
+    /// A chunk's header came: where does its payload go?
+    pub(super) fn chunk(
+        &self,
+        header: backlane_proto::ChunkHeader,
+        route: Route,
+    ) -> Result<Target, Violation> {
+        let mut state = self.state();
+        let fate = state.calls.chunk(header, route)?;
+        let pending = state.pending.get_mut(&header.call);
+        Ok(match pending.and_then(|pending| pending.body.take()) {
+            Some(body) if fate != Fate::Skip => Target::Body(body, fate),
+            _ => Target::Nowhere,
+        })
+    }
+
+    /// The payload was read.
+    pub(super) fn payload_read(&self, call: CallId, body: BytesMut, fate: Fate) {
+        let mut state = self.state();
+        let Some(pending) = state.pending.get_mut(&call) else {
+            return;
+        };
+        match fate {
+            Fate::Take | Fate::Skip => pending.body = Some(body),
+            Fate::Complete => {
+                pending.received = true;
+                let _ = pending.news.send(News::BodyComplete(body));
+            }
+            Fate::Aborted => {
+                pending.received = true;
+                let _ = pending.news.send(News::BodyAborted);
+            }
+        }
+    }
+}
+
+impl State {
+    fn route(&self, route: Route) -> &RouteState {
+        match route {
+            Route::Network => &self.network,
+            Route::Storage => &self.storage,
+        }
+    }
+
+    fn route_mut(&mut self, route: Route) -> &mut RouteState {
+        match route {
+            Route::Network => &mut self.network,
+            Route::Storage => &mut self.storage,
+        }
+    }
+
+    /// What is known beside a reason.
+    fn detail(&self, reason: Reason) -> String {
+        [&self.storage, &self.network]
+            .into_iter()
+            .filter_map(|route| route.status().err())
+            .find(|down| down.reason == reason)
+            .map_or_else(String::new, |down| down.detail)
+    }
+}
+
+impl RouteState {
+    fn health(&self) -> Result<(), Reason> {
+        match self {
+            Self::Up(_) => Ok(()),
+            Self::Down(down) => Err(down.reason),
+        }
+    }
+
+    fn status(&self) -> Result<(), RouteDown> {
+        match self {
+            Self::Up(_) => Ok(()),
+            Self::Down(down) => Err(down.clone()),
+        }
+    }
+}
+
+/// Memory taken at once for a body that the server announced; what is longer grows as it comes.
+const RESERVE_BYTES_MAX: usize = 64 * 1024 * 1024;

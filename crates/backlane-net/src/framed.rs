@@ -1,0 +1,225 @@
+//! Messages and chunks on async byte streams.
+//!
+//! A length is checked before memory is taken for what it announces; a message that has begun must end in time, so that
+//! a peer that dribbles holds nothing for long.
+
+use backlane_proto::{
+    ChunkFlag, ChunkHeader, CodecError, Route,
+    codec::{self, CHUNK_HEADER_BYTES, LENGTH_BYTES},
+};
+use bytes::{Bytes, BytesMut};
+use std::{io, time::Duration};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    sync::mpsc,
+    time::timeout,
+};
+
+/// Silence after which a peer on the control connection is given up.
+pub(crate) const DEAD_AFTER: Duration = Duration::from_secs(60);
+/// Idle time after which a sign of life is sent.
+pub(crate) const PING_AFTER: Duration = Duration::from_secs(10);
+/// Chunks that wait in front of a data pair's writer; more would only let large bodies get ahead of small ones.
+pub(crate) const CHUNKS_QUEUED_MAX: usize = 2;
+
+/// Chunks of bodies that go by network: short enough that small bodies don't wait long.
+const NETWORK_CHUNK_BYTES: usize = 128 * 1024;
+
+/// The chunks that are sent on a route, in bytes.
+pub(crate) const fn chunk_bytes(route: Route) -> usize {
+    match route {
+        Route::Network => NETWORK_CHUNK_BYTES,
+        Route::Storage => codec::CHUNK_BYTES_MAX as usize,
+    }
+}
+
+/// Why nothing more can be read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReadError {
+    #[error("the connection was closed")]
+    Ended,
+    #[error("no sign of life for {0:?}")]
+    Silent(Duration),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+}
+
+/// One part of a body on its way out.
+#[derive(Debug)]
+pub(crate) struct Chunk {
+    pub(crate) header: ChunkHeader,
+    pub(crate) payload: Bytes,
+}
+
+impl Chunk {
+    /// A body given up.
+    pub(crate) fn abort(call: backlane_proto::CallId) -> Self {
+        Self {
+            header: ChunkHeader {
+                call,
+                bytes: 0,
+                flag: ChunkFlag::Abort,
+            },
+            payload: Bytes::new(),
+        }
+    }
+}
+
+/// Reads a message, waiting at most `patience` for it.
+pub(crate) async fn read_message<R>(from: &mut R, patience: Duration) -> Result<Vec<u8>, ReadError>
+where
+    R: AsyncRead + Unpin,
+{
+    let read = async {
+        let mut prefix = [0; LENGTH_BYTES];
+        read_start(from, &mut prefix).await?;
+        let mut message = vec![0; codec::message_bytes(prefix)?];
+        from.read_exact(&mut message).await?;
+        Ok(message)
+    };
+    let silent = |_| Err(ReadError::Silent(patience));
+    timeout(patience, read).await.unwrap_or_else(silent)
+}
+
+/// Writes a message and flushes it.
+pub(crate) async fn write_message<W>(to: &mut W, message: &[u8]) -> io::Result<()>
+where
+    W: AsyncWrite + Unpin,
+{
+    let mut framed = BytesMut::new();
+    codec::frame(message, &mut framed).map_err(io::Error::other)?;
+    to.write_all(&framed).await?;
+    to.flush().await
+}
+
+/// Reads a chunk's header.
+pub(crate) async fn read_chunk_header<R>(from: &mut R) -> Result<ChunkHeader, ReadError>
+where
+    R: AsyncRead + Unpin,
+{
+    let mut raw = [0; CHUNK_HEADER_BYTES];
+    read_start(from, &mut raw).await?;
+    Ok(ChunkHeader::decode(raw)?)
+}
+
+/// Reads a chunk's payload behind what `into` holds.
+pub(crate) async fn read_payload<R>(
+    from: &mut R,
+    bytes: u32,
+    into: &mut BytesMut,
+) -> Result<(), ReadError>
+where
+    R: AsyncRead + Unpin,
+{
+    into.reserve(bytes as usize);
+    let mut limited = from.take(u64::from(bytes));
+    while limited.limit() > 0 {
+        if limited.read_buf(into).await? == 0 {
+            return Err(ReadError::Io(io::ErrorKind::UnexpectedEof.into()));
+        }
+    }
+    Ok(())
+}
+
+/// Writes the chunks that come, flushing whenever none waits, until their senders are gone.
+pub(crate) async fn write_chunks<W>(mut to: W, mut chunks: mpsc::Receiver<Chunk>) -> io::Result<()>
+where
+    W: AsyncWrite + Unpin,
+{
+    while let Some(chunk) = chunks.recv().await {
+        to.write_all(&chunk.header.encode()).await?;
+        to.write_all(&chunk.payload).await?;
+        if chunks.is_empty() {
+            to.flush().await?;
+        }
+    }
+    to.flush().await?;
+    to.shutdown().await
+}
+
+/// Reads what a connection may also end before.
+async fn read_start<R>(from: &mut R, into: &mut [u8]) -> Result<(), ReadError>
+where
+    R: AsyncRead + Unpin,
+{
+    match from.read(into).await? {
+        0 => Err(ReadError::Ended),
+        read => {
+            from.read_exact(&mut into[read..]).await?;
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use backlane_proto::CallId;
+
+    #[tokio::test]
+    async fn giant_length_is_refused_before_its_bytes_come() {
+        let (mut near, mut far) = tokio::io::duplex(64);
+        far.write_all(&u32::MAX.to_le_bytes()).await.unwrap();
+        let got = read_message(&mut near, DEAD_AFTER).await;
+        assert!(matches!(got, Err(ReadError::Codec(_))), "{got:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_that_dribbles_is_given_up() {
+        let (mut near, mut far) = tokio::io::duplex(64);
+        tokio::spawn(async move {
+            far.write_all(&8_u32.to_le_bytes()).await.unwrap();
+            loop {
+                tokio::time::sleep(DEAD_AFTER / 3).await;
+                if far.write_all(&[0]).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let got = read_message(&mut near, DEAD_AFTER).await;
+        assert!(matches!(got, Err(ReadError::Silent(_))), "{got:?}");
+    }
+
+    #[tokio::test]
+    async fn a_small_body_overtakes_the_rest_of_a_large_one() {
+        let (to, mut from) = tokio::io::duplex(256);
+        let (sender, receiver) = mpsc::channel(CHUNKS_QUEUED_MAX);
+        tokio::spawn(write_chunks(to, receiver));
+        let send = |sender: mpsc::Sender<Chunk>, call: u64, chunks: u64| async move {
+            for n in 1..=chunks {
+                let flag = if n == chunks {
+                    ChunkFlag::Last
+                } else {
+                    ChunkFlag::More
+                };
+                let header = ChunkHeader {
+                    call: CallId(call),
+                    bytes: 512,
+                    flag,
+                };
+                let payload = Bytes::from(vec![7; 512]);
+                sender.send(Chunk { header, payload }).await.unwrap();
+            }
+        };
+        tokio::spawn(send(sender.clone(), 1, 50));
+        let first = read_chunk_header(&mut from).await.unwrap();
+        assert_eq!(first.call, CallId(1));
+        tokio::spawn(send(sender, 2, 1));
+        tokio::task::yield_now().await;
+        let mut before_small = 1;
+        let mut header = first;
+        while header.call != CallId(2) {
+            read_payload(&mut from, header.bytes, &mut BytesMut::new())
+                .await
+                .unwrap();
+            header = read_chunk_header(&mut from).await.unwrap();
+            before_small += 1;
+        }
+        assert!(
+            before_small < 10,
+            "{before_small} chunks of the large body came first"
+        );
+    }
+}

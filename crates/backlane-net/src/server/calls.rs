@@ -1,0 +1,314 @@
+//! Calls at the server: each is a task that asks the service and answers.
+//!
+//! Every call gets exactly one last answer, whatever happens: a body whole, a word of success, or a failure with its
+//! code. After a failed put the rest of its body is read and thrown away, so that the pair stays in step.
+
+use super::{
+    Core,
+    connection::failure,
+    session::{Piece, Session},
+};
+use crate::{
+    framed::{Chunk, chunk_bytes},
+    service::{BodySink, BodySource, ServiceError},
+};
+use backlane_proto::{
+    Answer, ByteRange, Call, CallId, CallKind, ChunkFlag, ChunkHeader, ErrorCode, Failure,
+    ObjectKind, ObjectName, PackContents, Reason, Refusal, Request, Route, RoutePolicy,
+    codec::BODY_BYTES_MAX, message::LISTING_PAGE_ENTRIES,
+};
+use bytes::Bytes;
+use std::{future::Future, sync::Arc};
+use tokio::sync::{Notify, mpsc};
+
+/// Serves one call.
+pub(super) async fn run(
+    core: Arc<Core>,
+    session: Arc<Session>,
+    call: CallId,
+    request: Request,
+    cancel: Arc<Notify>,
+) {
+    let mut serving = Serving {
+        session,
+        call,
+        cancel,
+        answered: false,
+    };
+    let served = serving.serve(&core, request).await;
+    if let Err(failed) = served {
+        serving.last(Answer::Failed(failed.into())).await;
+    }
+}
+
+/// A call being served; dropped, it ends the call, with an answer if there was none.
+struct Serving {
+    session: Arc<Session>,
+    call: CallId,
+    cancel: Arc<Notify>,
+    answered: bool,
+}
+
+/// Why a call fails.
+enum Failed {
+    Service(ServiceError),
+    Route(Refusal),
+    /// The pair of this route ended under the body.
+    RouteEnded(Route),
+    Cancelled,
+    SessionOver,
+    BodyTooLarge(u64),
+    /// The service gave more or fewer bytes than it said.
+    Length {
+        said: u64,
+        gave: u64,
+    },
+}
+
+impl Serving {
+    async fn serve(&mut self, core: &Arc<Core>, request: Request) -> Result<(), Failed> {
+        match request {
+            Request::List(kind) => self.list(kind).await,
+            Request::Get { name, range } => self.get(name, range).await,
+            Request::Put {
+                name,
+                contents,
+                bytes,
+                route,
+            } => self.put(name, contents, bytes, route).await,
+            Request::Remove(name) => {
+                let objects = self.session.objects().ok_or(Failed::SessionOver)?;
+                self.or_cancelled(objects.remove(name)).await??;
+                self.last(Answer::Done).await;
+                Ok(())
+            }
+            Request::Prove { member, proofs } => {
+                let answer = match &core.storage {
+                    Some(storage) => storage.prove(core, &self.session, member, proofs).await,
+                    None => Err(Reason::ServerHasNoPool),
+                };
+                let policy = self.session.policy;
+                let answer = answer.map_err(|reason| Failed::Route(Refusal { policy, reason }))?;
+                self.last(answer).await;
+                Ok(())
+            }
+            // Pings, closings and cancellations are no calls; the rest is of a later version.
+            Request::Ping | Request::Close | Request::Cancel | Request::Unsupported => {
+                let what = format!("the request of call {}", self.call);
+                self.last(Answer::Unsupported(what)).await;
+                Ok(())
+            }
+        }
+    }
+
+    async fn list(&mut self, kind: ObjectKind) -> Result<(), Failed> {
+        let objects = self.session.objects().ok_or(Failed::SessionOver)?;
+        let entries = self.or_cancelled(objects.list(kind)).await??;
+        let mut pages = entries.chunks(LISTING_PAGE_ENTRIES).peekable();
+        while let Some(page) = pages.next() {
+            let entries = page.to_vec();
+            let more = pages.peek().is_some();
+            let answer = Answer::Listing { entries, more };
+            if more {
+                self.session.answer(self.call, answer).await;
+            } else {
+                self.last(answer).await;
+            }
+        }
+        if entries.is_empty() {
+            let more = false;
+            self.last(Answer::Listing { entries, more }).await;
+        }
+        Ok(())
+    }
+
+    async fn get(&mut self, name: ObjectName, range: Option<ByteRange>) -> Result<(), Failed> {
+        let objects = self.session.objects().ok_or(Failed::SessionOver)?;
+        let mut source = self.or_cancelled(objects.get(name, range)).await??;
+        let bytes = source.length();
+        if bytes > BODY_BYTES_MAX {
+            return Err(Failed::BodyTooLarge(bytes));
+        }
+        let kind = CallKind::Get(name.kind);
+        let (decision, chunks) = self
+            .session
+            .route_out(Call { kind, bytes })
+            .map_err(Failed::Route)?;
+        let answer = Answer::Body { bytes, decision };
+        self.session.answer(self.call, answer).await;
+        let route = decision.route();
+        let sent = self.send_body(&mut *source, bytes, route, &chunks).await;
+        match &sent {
+            Ok(()) => self.answered = true,
+            Err(Failed::RouteEnded(_)) => {}
+            // A pair that is gone needs no abort.
+            Err(_) => drop(chunks.send(Chunk::abort(self.call)).await),
+        }
+        sent
+    }
+
+    async fn send_body(
+        &self,
+        source: &mut dyn BodySource,
+        said: u64,
+        route: Route,
+        chunks: &mpsc::Sender<Chunk>,
+    ) -> Result<(), Failed> {
+        let most = chunk_bytes(route);
+        let mut gave = 0;
+        let mut rest = Bytes::new();
+        loop {
+            if rest.is_empty() && gave < said {
+                let piece = self.or_cancelled(source.next(most)).await??;
+                rest = piece.ok_or(Failed::Length { said, gave })?;
+                continue;
+            }
+            let payload = rest.split_to(rest.len().min(most));
+            gave += payload.len() as u64;
+            if gave > said {
+                return Err(Failed::Length { said, gave });
+            }
+            let last = gave == said;
+            let header = ChunkHeader {
+                call: self.call,
+                bytes: u32::try_from(payload.len()).unwrap_or(u32::MAX),
+                flag: if last {
+                    ChunkFlag::Last
+                } else {
+                    ChunkFlag::More
+                },
+            };
+            let sent = self.or_cancelled(chunks.send(Chunk { header, payload }));
+            sent.await?.map_err(|_| Failed::RouteEnded(route))?;
+            if last {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn put(
+        &mut self,
+        name: ObjectName,
+        contents: PackContents,
+        bytes: u64,
+        route: Route,
+    ) -> Result<(), Failed> {
+        let policy = self.session.policy;
+        if policy == RoutePolicy::RequireStorage && route == Route::Network {
+            let reason = Reason::Policy;
+            return Err(Failed::Route(Refusal { policy, reason }));
+        }
+        if bytes > BODY_BYTES_MAX {
+            return Err(Failed::BodyTooLarge(bytes));
+        }
+        let objects = self.session.objects().ok_or(Failed::SessionOver)?;
+        let sink = self
+            .or_cancelled(objects.put(name, contents, bytes))
+            .await??;
+        let pieces = self.session.expect(self.call, route, bytes);
+        let mut pieces = pieces.map_err(|reason| Failed::Route(Refusal { policy, reason }))?;
+        self.session.answer(self.call, Answer::Ready).await;
+        let mut body_over = false;
+        let stored = self.store(sink, &mut pieces, route, &mut body_over).await;
+        let answer = match stored {
+            Ok(()) => Answer::Done,
+            Err(failed) => Answer::Failed(failed.into()),
+        };
+        self.last(answer).await;
+        while !body_over {
+            body_over = !matches!(pieces.recv().await, Some(Piece::Data(_)));
+        }
+        Ok(())
+    }
+
+    async fn store(
+        &self,
+        mut sink: Box<dyn BodySink>,
+        pieces: &mut mpsc::Receiver<Piece>,
+        route: Route,
+        body_over: &mut bool,
+    ) -> Result<(), Failed> {
+        loop {
+            match self.or_cancelled(pieces.recv()).await? {
+                Some(Piece::Data(piece)) => self.or_cancelled(sink.write(piece)).await??,
+                Some(Piece::Last) => {
+                    *body_over = true;
+                    // From here a cancellation comes too late: what is whole is made durable.
+                    return Ok(sink.commit().await?);
+                }
+                Some(Piece::Abort) => {
+                    *body_over = true;
+                    return Err(Failed::Cancelled);
+                }
+                None => {
+                    *body_over = true;
+                    return Err(Failed::RouteEnded(route));
+                }
+            }
+        }
+    }
+
+    /// Waits for something, or for the client to give the call up.
+    async fn or_cancelled<T>(&self, what: impl Future<Output = T>) -> Result<T, Failed> {
+        tokio::select! {
+            done = what => Ok(done),
+            () = self.cancel.notified() => Err(Failed::Cancelled),
+        }
+    }
+
+    /// Gives the last answer.
+    async fn last(&mut self, answer: Answer) {
+        self.session.answer(self.call, answer).await;
+        self.answered = true;
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        if !self.answered {
+            // Stopped with the session, or by a panic of the service; without room for an answer the session must end.
+            let text = "the call was stopped at the server".to_owned();
+            let code = ErrorCode::Failed;
+            let reason = None;
+            let answer = Answer::Failed(Failure { code, text, reason });
+            if !self.session.answer_now(self.call, answer) {
+                self.session.breach("a call could not be answered");
+            }
+        }
+        self.session.end_call(self.call);
+    }
+}
+
+impl From<ServiceError> for Failed {
+    fn from(error: ServiceError) -> Self {
+        Self::Service(error)
+    }
+}
+
+impl From<Failed> for Failure {
+    fn from(failed: Failed) -> Self {
+        let (code, text, reason) = match failed {
+            Failed::Service(error) => return failure(&error),
+            Failed::Route(refusal) => (ErrorCode::Route, refusal.to_string(), Some(refusal.reason)),
+            Failed::RouteEnded(route) => {
+                let text = format!("the {route} route ended under the body");
+                (ErrorCode::Failed, text, None)
+            }
+            Failed::Cancelled => (
+                ErrorCode::Cancelled,
+                "the call was given up".to_owned(),
+                None,
+            ),
+            Failed::SessionOver => (ErrorCode::Failed, "the session is over".to_owned(), None),
+            Failed::BodyTooLarge(bytes) => {
+                let text = format!("{bytes} bytes are more than the {BODY_BYTES_MAX} of a session");
+                (ErrorCode::BadBody, text, None)
+            }
+            Failed::Length { said, gave } => {
+                let text = format!("the object has {said} bytes, and {gave} could be read");
+                (ErrorCode::Failed, text, None)
+            }
+        };
+        Self { code, text, reason }
+    }
+}

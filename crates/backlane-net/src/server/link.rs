@@ -1,0 +1,168 @@
+//! The further connections of a session at the server: events and data pairs.
+
+use super::{
+    connection::{Connection, farewell},
+    session::{Piece, Session},
+};
+use crate::framed::{
+    CHUNKS_QUEUED_MAX, DEAD_AFTER, PING_AFTER, ReadError, read_chunk_header, read_message,
+    read_payload, write_chunks, write_message,
+};
+use backlane_proto::{
+    ChunkFlag, ErrorCode, Event, Failure, Opened, Reason, Route, RoutePolicy, Violation,
+};
+use bytes::BytesMut;
+use std::{net::SocketAddr, sync::Arc};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::mpsc,
+    time::timeout,
+};
+
+/// Serves a session's events connection.
+pub(super) async fn events(session: Arc<Session>, mut stream: Connection, peer: SocketAddr) {
+    let events = session.events.lock().ok().and_then(|mut slot| slot.take());
+    let Some(events) = events else {
+        let refusal = refuse("the session has an events connection already", None);
+        return farewell(&mut stream, &refusal, peer).await;
+    };
+    if let Err(error) = write_message(&mut stream, &Opened::Attached.encode()).await {
+        tracing::debug!(%peer, %error, "events connection ended");
+        return;
+    }
+    let (from, to) = tokio::io::split(stream);
+    let ended = tokio::select! {
+        ended = read_events(&session, from) => ended,
+        ended = write_events(&session, to, events) => ended,
+        () = session.ended() => return,
+    };
+    tracing::debug!(%peer, error = %ended, "events connection ended");
+}
+
+async fn read_events<R: AsyncRead + Unpin>(session: &Session, mut from: R) -> ReadError {
+    loop {
+        let event = match read_message(&mut from, DEAD_AFTER).await {
+            Ok(raw) => Event::decode(&raw).map_err(ReadError::Codec),
+            Err(error) => Err(error),
+        };
+        match event {
+            Ok(Event::Doorbell) => session.rang(),
+            Ok(_) => {}
+            Err(error) => return error,
+        }
+    }
+}
+
+async fn write_events<W: AsyncWrite + Unpin>(
+    session: &Session,
+    mut to: W,
+    mut events: mpsc::Receiver<Event>,
+) -> ReadError {
+    loop {
+        let next = async {
+            tokio::select! {
+                () = session.doorbell.notified() => Event::Doorbell,
+                event = events.recv() => event.unwrap_or(Event::Ping),
+            }
+        };
+        let event = timeout(PING_AFTER, next).await.unwrap_or(Event::Ping);
+        if let Err(error) = write_message(&mut to, &event.encode()).await {
+            return ReadError::Io(error);
+        }
+    }
+}
+
+/// Serves a session's network data connection.
+pub(super) async fn network_pair(session: Arc<Session>, mut stream: Connection, peer: SocketAddr) {
+    if session.policy == RoutePolicy::RequireStorage {
+        let text = "this session's bodies take storage alone";
+        let refusal = refuse(text, Some(Reason::Policy));
+        return farewell(&mut stream, &refusal, peer).await;
+    }
+    let (sender, chunks) = mpsc::channel(CHUNKS_QUEUED_MAX);
+    if !session.route_up(Route::Network, sender) {
+        let refusal = refuse("the session has a data connection already", None);
+        return farewell(&mut stream, &refusal, peer).await;
+    }
+    if let Err(error) = write_message(&mut stream, &Opened::Attached.encode()).await {
+        tracing::debug!(%peer, %error, "data connection ended");
+        return session.route_down(Route::Network, Reason::NetworkDown);
+    }
+    let ended = run_pair(&session, Route::Network, stream, chunks).await;
+    session.route_down(Route::Network, Reason::NetworkDown);
+    tracing::debug!(%peer, %ended, "data connection ended");
+}
+
+/// Carries bodies both ways over a data pair until it or the session ends; tells why. The route was brought up before.
+pub(super) async fn run_pair<S>(
+    session: &Session,
+    route: Route,
+    pair: S,
+    chunks: mpsc::Receiver<crate::framed::Chunk>,
+) -> String
+where
+    S: AsyncRead + AsyncWrite,
+{
+    let (from, to) = tokio::io::split(pair);
+    tokio::select! {
+        ended = read_pair(session, route, from) => ended,
+        written = write_chunks(to, chunks) => match written {
+            Ok(()) => "the session let go of it".to_owned(),
+            Err(error) => error.to_string(),
+        },
+        () = session.ended() => "the session ended".to_owned(),
+    }
+}
+
+async fn read_pair<R: AsyncRead + Unpin>(session: &Session, route: Route, mut from: R) -> String {
+    loop {
+        match read_chunk(session, route, &mut from).await {
+            Ok(Ok(())) => {}
+            Ok(Err(violation)) => {
+                session.breach(violation);
+                return violation.to_string();
+            }
+            Err(error) => {
+                if let ReadError::Codec(error) = &error {
+                    session.breach(error);
+                }
+                return error.to_string();
+            }
+        }
+    }
+}
+
+async fn read_chunk<R: AsyncRead + Unpin>(
+    session: &Session,
+    route: Route,
+    from: &mut R,
+) -> Result<Result<(), Violation>, ReadError> {
+    let header = read_chunk_header(from).await?;
+    let taker = match session.chunk(header, route) {
+        Ok(taker) => taker,
+        Err(violation) => return Ok(Err(violation)),
+    };
+    let mut payload = BytesMut::new();
+    read_payload(from, header.bytes, &mut payload).await?;
+    // Waiting here is the back-pressure: the pair stands still until the service has taken what came before. A call
+    // that no longer listens has failed and told its client.
+    if let Some(taker) = taker {
+        if !payload.is_empty() {
+            let _ = taker.send(Piece::Data(payload.freeze())).await;
+        }
+        match header.flag {
+            ChunkFlag::More => {}
+            ChunkFlag::Last => drop(taker.send(Piece::Last).await),
+            ChunkFlag::Abort => drop(taker.send(Piece::Abort).await),
+        }
+    }
+    Ok(Ok(()))
+}
+
+fn refuse(text: &str, reason: Option<Reason>) -> Opened {
+    Opened::Refused(Failure {
+        code: ErrorCode::Session,
+        text: text.to_owned(),
+        reason,
+    })
+}

@@ -1,0 +1,494 @@
+//! One session at the server: its control connection, its calls, and what its other connections share.
+//!
+//! The control connection is the session: when it ends, every call is stopped, every other connection is closed, and
+//! the repository is let go.
+
+use super::{
+    Core, calls,
+    connection::{Connection, failure, farewell, protocol},
+};
+use crate::{
+    framed::{Chunk, DEAD_AFTER, PING_AFTER, ReadError, read_message, write_message},
+    service::ObjectService,
+    tls::{self, Key, KeyUse},
+};
+use backlane_proto::{
+    Answer, Call, CallId, Calls, Decision, ErrorCode, Event, Failure, Features, FromClient,
+    FromServer, Health, Opened, Reason, Refusal, Request, Route, RoutePolicy, VersionRange,
+    message::{Hello, LogLevel, SessionId, SessionSecret, Welcome},
+    report::ByRoute,
+};
+use bytes::Bytes;
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncWrite, AsyncWriteExt},
+    sync::{Notify, mpsc, watch},
+    task::{JoinHandle, JoinSet},
+    time::timeout,
+};
+
+/// Answers that wait for the control connection; calls wait beyond that.
+const ANSWERS_QUEUED_MAX: usize = 64;
+/// Events that wait for the events connection; more are dropped, as a slow reader must not slow the work.
+const EVENTS_QUEUED_MAX: usize = 256;
+/// How long the last answers of a session may take.
+const LAST_WORDS_WAIT: Duration = Duration::from_secs(3);
+
+/// A session, shared by its connections and calls.
+pub(super) struct Session {
+    pub(super) host: String,
+    pub(super) peer: SocketAddr,
+    pub(super) policy: RoutePolicy,
+    pub(super) proof_key: Key,
+    pub(super) seal_key: Key,
+    id: SessionId,
+    secret: SessionSecret,
+    answers: mpsc::Sender<FromServer>,
+    pub(super) events: Mutex<Option<mpsc::Receiver<Event>>>,
+    to_events: mpsc::Sender<Event>,
+    /// Rung when the pool has news for the client.
+    pub(super) doorbell: Arc<Notify>,
+    /// What a doorbell of the client rings; set when storage comes up.
+    pub(super) ring: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    over: watch::Sender<bool>,
+    state: Mutex<State>,
+}
+
+struct State {
+    calls: Calls,
+    open: HashMap<CallId, Open>,
+    ledger: ByRoute,
+    network: Result<mpsc::Sender<Chunk>, Reason>,
+    storage: Result<mpsc::Sender<Chunk>, Reason>,
+    objects: Option<Arc<dyn ObjectService>>,
+    breach: Option<String>,
+}
+
+/// A call under way.
+struct Open {
+    cancel: Arc<Notify>,
+    pieces: Option<mpsc::Sender<Piece>>,
+}
+
+/// A part of a body on its way to a call.
+pub(super) enum Piece {
+    Data(Bytes),
+    Last,
+    Abort,
+}
+
+/// Runs a session from its hello to its end.
+pub(super) async fn serve(core: Arc<Core>, mut stream: Connection, peer: SocketAddr, hello: Hello) {
+    let (session, welcome, to_write) = match open(&core, &stream, peer, hello).await {
+        Ok(opened) => opened,
+        Err(refusal) => {
+            tracing::info!(%peer, ?refusal, "session refused");
+            return farewell(&mut stream, &refusal, peer).await;
+        }
+    };
+    let host = session.host.clone();
+    tracing::info!(%peer, %host, policy = %session.policy, "session begins");
+    // Registered before the welcome, so that the other connections find it.
+    let id = session.id;
+    let registered = Registered { core: &core, id };
+    if let Err(error) = write_message(&mut stream, &Opened::Welcome(welcome).encode()).await {
+        tracing::info!(%peer, %host, %error, "session ended before its welcome");
+        return;
+    }
+    let (from, to) = tokio::io::split(stream);
+    let writer = tokio::spawn(write_answers(to, to_write));
+    let mut tasks = JoinSet::new();
+    let end = converse(&core, &session, &mut tasks, from).await;
+    session.over.send_replace(true);
+    tasks.shutdown().await;
+    session.state().objects = None;
+    drop(registered);
+    if let Some(storage) = &core.storage {
+        storage.released(&session).await;
+    }
+    tracing::info!(%peer, %host, %end, "session ended");
+    last_words(session, end, writer).await;
+}
+
+/// Takes the session out of the list of sessions, however it ends.
+struct Registered<'a> {
+    core: &'a Core,
+    id: SessionId,
+}
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        if let Some(session) = self.core.sessions().remove(&self.id) {
+            session.over.send_replace(true);
+        }
+    }
+}
+
+/// How a session came to its end.
+#[derive(Debug, thiserror::Error)]
+enum End {
+    #[error("closed by the client")]
+    Closed,
+    #[error("the server is shutting down")]
+    ShuttingDown,
+    #[error(transparent)]
+    Lost(ReadError),
+    #[error("the client broke the protocol: {0}")]
+    Breach(String),
+}
+
+/// Tells the client how the session ended, where it can still hear it.
+async fn last_words(session: Arc<Session>, end: End, writer: JoinHandle<()>) {
+    let text = end.to_string();
+    let failed = |code| {
+        let reason = None;
+        Answer::Failed(Failure { code, text, reason })
+    };
+    let answer = match end {
+        End::Closed => Answer::Done,
+        End::ShuttingDown => failed(ErrorCode::ShuttingDown),
+        End::Breach(_) => failed(ErrorCode::Protocol),
+        End::Lost(ReadError::Codec(_)) => failed(ErrorCode::Protocol),
+        End::Lost(_) => return writer.abort(),
+    };
+    let abort = writer.abort_handle();
+    let said = async {
+        session.answer(CallId::SESSION, answer).await;
+        drop(session);
+        // The writer ends when the last sender is gone; other connections let go of the session at its end.
+        let _ = writer.await;
+    };
+    if timeout(LAST_WORDS_WAIT, said).await.is_err() {
+        abort.abort();
+    }
+}
+
+async fn open(
+    core: &Core,
+    stream: &Connection,
+    peer: SocketAddr,
+    hello: Hello,
+) -> Result<(Arc<Session>, Welcome, mpsc::Receiver<FromServer>), Opened> {
+    let tls = stream.get_ref().1;
+    let refuse = |code, text: String| {
+        let reason = None;
+        Opened::Refused(Failure { code, text, reason })
+    };
+    let host = tls::peer_host(tls).ok_or_else(|| protocol("the certificate names no host"))?;
+    let version = VersionRange::SPOKEN
+        .common(hello.versions)
+        .map_err(|none| refuse(ErrorCode::Version, none.to_string()))?;
+    let objects = core.service.open(&host).await;
+    let objects = objects.map_err(|error| Opened::Refused(failure(&error)))?;
+    let (id, secret) = random().map_err(|error| refuse(ErrorCode::Failed, error))?;
+    let key = |key_use| {
+        let key = tls::export(tls, key_use, &id.0);
+        key.map_err(|error| refuse(ErrorCode::Failed, error.to_string()))
+    };
+    let (answers, to_write) = mpsc::channel(ANSWERS_QUEUED_MAX);
+    let (to_events, events) = mpsc::channel(EVENTS_QUEUED_MAX);
+    let pool = core.storage.as_ref().map(|storage| storage.uuid());
+    let session = Arc::new(Session {
+        host: host.clone(),
+        peer,
+        policy: hello.policy,
+        proof_key: key(KeyUse::PoolProof)?,
+        seal_key: key(KeyUse::StorageSeal)?,
+        id,
+        secret,
+        answers,
+        events: Mutex::new(Some(events)),
+        to_events,
+        doorbell: Arc::new(Notify::new()),
+        ring: OnceLock::new(),
+        over: watch::Sender::new(false),
+        state: Mutex::new(State {
+            calls: Calls::new(),
+            open: HashMap::new(),
+            ledger: ByRoute::default(),
+            network: Err(Reason::NetworkDown),
+            storage: Err(match pool {
+                Some(_) => Reason::Pending,
+                None => Reason::ServerHasNoPool,
+            }),
+            objects: Some(objects),
+            breach: None,
+        }),
+    });
+    {
+        let mut sessions = core.sessions();
+        if sessions.len() >= core.sessions_max {
+            let text = format!("the server has {} sessions already", sessions.len());
+            return Err(refuse(ErrorCode::Busy, text));
+        }
+        sessions.insert(id, Arc::clone(&session));
+    }
+    let welcome = Welcome {
+        version,
+        features: Features::default().common(hello.features),
+        session: id,
+        secret,
+        data_port: core.data_port,
+        calls_max: backlane_proto::calls::CALLS_MAX,
+        pool,
+        software: core.software.clone(),
+        host,
+    };
+    Ok((session, welcome, to_write))
+}
+
+fn random() -> Result<(SessionId, SessionSecret), String> {
+    let (mut id, mut secret) = (SessionId([0; _]), SessionSecret([0; _]));
+    getrandom::fill(&mut id.0).map_err(|error| error.to_string())?;
+    getrandom::fill(&mut secret.0).map_err(|error| error.to_string())?;
+    Ok((id, secret))
+}
+
+/// Reads requests until the session ends, and starts their calls.
+async fn converse<R>(
+    core: &Arc<Core>,
+    session: &Arc<Session>,
+    tasks: &mut JoinSet<()>,
+    mut from: R,
+) -> End
+where
+    R: tokio::io::AsyncRead + Unpin,
+{
+    let mut stopping = core.stopping.subscribe();
+    let mut over = session.over.subscribe();
+    loop {
+        let raw = tokio::select! {
+            raw = read_message(&mut from, DEAD_AFTER) => raw,
+            _ = stopping.wait_for(|stopping| *stopping) => return End::ShuttingDown,
+            _ = over.wait_for(|over| *over) => {
+                let breach = session.state().breach.take();
+                return End::Breach(breach.unwrap_or_else(|| "it ended the session".to_owned()));
+            }
+        };
+        let message = match raw {
+            Ok(raw) => FromClient::decode(&raw).map_err(ReadError::Codec),
+            Err(error) => Err(error),
+        };
+        let FromClient { call, request } = match message {
+            Ok(message) => message,
+            Err(error) => return End::Lost(error),
+        };
+        match request {
+            Request::Ping => {}
+            Request::Close => return End::Closed,
+            Request::Cancel => session.cancel(call),
+            request => {
+                let cancel = Arc::new(Notify::new());
+                if let Err(violation) = session.begin(call, &cancel) {
+                    return End::Breach(violation.to_string());
+                }
+                let work = calls::run(Arc::clone(core), Arc::clone(session), call, request, cancel);
+                tasks.spawn(work);
+            }
+        }
+        // Keeps the set as small as the number of calls under way.
+        while tasks.try_join_next().is_some() {}
+    }
+}
+
+async fn write_answers<W: AsyncWrite + Unpin>(mut to: W, mut answers: mpsc::Receiver<FromServer>) {
+    loop {
+        let message = match timeout(PING_AFTER, answers.recv()).await {
+            Ok(Some(message)) => message,
+            Ok(None) => break,
+            Err(_) => FromServer {
+                call: CallId::SESSION,
+                answer: Answer::Ping,
+            },
+        };
+        if let Err(error) = write_message(&mut to, &message.encode()).await {
+            // The reader of the same connection ends the session.
+            tracing::debug!(%error, "answers can't be written any more");
+            return;
+        }
+    }
+    // All that matters was written; a client that is gone needs no farewell.
+    let _ = to.shutdown().await;
+}
+
+impl Session {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic under this lock can only be a bug of this module; the state stays usable.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn knows(&self, secret: &SessionSecret) -> bool {
+        let equal = aws_lc_rs::constant_time::verify_slices_are_equal(&self.secret.0, &secret.0);
+        equal.is_ok()
+    }
+
+    /// Ready when the session is over.
+    pub(super) async fn ended(&self) {
+        let mut over = self.over.subscribe();
+        // The sender lives in the session itself.
+        let _ = over.wait_for(|over| *over).await;
+    }
+
+    /// Ends the session because its client broke the rules.
+    pub(super) fn breach(&self, what: impl ToString) {
+        self.state().breach.get_or_insert(what.to_string());
+        self.over.send_replace(true);
+    }
+
+    /// Sends an answer; once the control connection is gone there is nobody to answer.
+    pub(super) async fn answer(&self, call: CallId, answer: Answer) {
+        let _ = self.answers.send(FromServer { call, answer }).await;
+    }
+
+    /// As [`Session::answer`] where waiting is impossible.
+    pub(super) fn answer_now(&self, call: CallId, answer: Answer) -> bool {
+        self.answers.try_send(FromServer { call, answer }).is_ok()
+    }
+
+    /// The client says that the pool has news.
+    pub(super) fn rang(&self) {
+        if let Some(ring) = self.ring.get() {
+            ring();
+        }
+    }
+
+    /// Tells the client something beside its calls.
+    pub(super) fn log(&self, level: LogLevel, text: String) {
+        if self.to_events.try_send(Event::Log { level, text }).is_err() {
+            tracing::debug!(host = %self.host, "the client's log is full or closed");
+        }
+    }
+
+    fn begin(&self, call: CallId, cancel: &Arc<Notify>) -> Result<(), backlane_proto::Violation> {
+        let mut state = self.state();
+        state.calls.begin(call)?;
+        let open = Open {
+            cancel: Arc::clone(cancel),
+            pieces: None,
+        };
+        state.open.insert(call, open);
+        Ok(())
+    }
+
+    pub(super) fn end_call(&self, call: CallId) {
+        let mut state = self.state();
+        state.calls.end(call);
+        state.open.remove(&call);
+    }
+
+    fn cancel(&self, call: CallId) {
+        // A call that has just ended was answered already.
+        if let Some(open) = self.state().open.get(&call) {
+            open.cancel.notify_one();
+        }
+    }
+
+    /// The repository, while the session lasts.
+    pub(super) fn objects(&self) -> Option<Arc<dyn ObjectService>> {
+        self.state().objects.clone()
+    }
+
+    /// From now on a body may come for the call; fails where its route can't take one.
+    pub(super) fn expect(
+        &self,
+        call: CallId,
+        route: Route,
+        bytes: u64,
+    ) -> Result<mpsc::Receiver<Piece>, Reason> {
+        let mut state = self.state();
+        state.route(route).as_ref().map_err(|reason| *reason)?;
+        let expected = backlane_proto::calls::Expected {
+            route: Some(route),
+            bytes_max: bytes,
+            exact: true,
+        };
+        state.calls.expect(call, expected);
+        let (sender, pieces) = mpsc::channel(PIECES_QUEUED_MAX);
+        if let Some(open) = state.open.get_mut(&call) {
+            open.pieces = Some(sender);
+        }
+        Ok(pieces)
+    }
+
+    /// A chunk's header came by a route: who gets its payload, if anyone.
+    pub(super) fn chunk(
+        &self,
+        header: backlane_proto::ChunkHeader,
+        route: Route,
+    ) -> Result<Option<mpsc::Sender<Piece>>, backlane_proto::Violation> {
+        let mut state = self.state();
+        let fate = state.calls.chunk(header, route)?;
+        let open = state.open.get_mut(&header.call);
+        Ok(match fate {
+            backlane_proto::Fate::Take => open.and_then(|open| open.pieces.clone()),
+            backlane_proto::Fate::Skip => None,
+            // The body is over: whoever waits for more learns it from the channel's end.
+            backlane_proto::Fate::Complete | backlane_proto::Fate::Aborted => {
+                open.and_then(|open| open.pieces.take())
+            }
+        })
+    }
+
+    /// Decides about a body on its way out, and gives the way to it.
+    pub(super) fn route_out(&self, call: Call) -> Result<(Decision, mpsc::Sender<Chunk>), Refusal> {
+        let mut state = self.state();
+        let health = Health {
+            network: state.network.as_ref().map(|_| ()).map_err(|reason| *reason),
+            storage: state.storage.as_ref().map(|_| ()).map_err(|reason| *reason),
+        };
+        let carried = state.ledger.carried();
+        let decision = backlane_proto::decide(call, self.policy, health, carried)?;
+        let chunks = state.route(decision.route()).clone();
+        let policy = self.policy;
+        let chunks = chunks.map_err(|reason| Refusal { policy, reason })?;
+        state.ledger.add(decision.route(), call.bytes);
+        Ok((decision, chunks))
+    }
+
+    /// A route came up; refused while it is up already.
+    pub(super) fn route_up(&self, route: Route, chunks: mpsc::Sender<Chunk>) -> bool {
+        let mut state = self.state();
+        let slot = state.route_mut(route);
+        if slot.is_ok() {
+            return false;
+        }
+        *slot = Ok(chunks);
+        true
+    }
+
+    /// A route went down: calls that wait for a body by it get no more.
+    pub(super) fn route_down(&self, route: Route, reason: Reason) {
+        let mut state = self.state();
+        *state.route_mut(route) = Err(reason);
+        let State { calls, open, .. } = &mut *state;
+        for (call, open) in open {
+            if calls.route_of(*call) == Some(route) {
+                open.pieces = None;
+            }
+        }
+    }
+}
+
+impl State {
+    fn route(&self, route: Route) -> &Result<mpsc::Sender<Chunk>, Reason> {
+        match route {
+            Route::Network => &self.network,
+            Route::Storage => &self.storage,
+        }
+    }
+
+    fn route_mut(&mut self, route: Route) -> &mut Result<mpsc::Sender<Chunk>, Reason> {
+        match route {
+            Route::Network => &mut self.network,
+            Route::Storage => &mut self.storage,
+        }
+    }
+}
+
+/// Parts of one body that wait for the service; with them full, the data pair waits.
+const PIECES_QUEUED_MAX: usize = 2;
