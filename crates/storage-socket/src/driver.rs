@@ -1,0 +1,474 @@
+//! The driver of a pool: one thread that joins the machines to devices, clocks and users.
+//!
+//! The thread alone owns the machines and the engine. It never waits for a user and never for a single transfer: what
+//! hangs is answered at its deadline. Each turn takes what users left, lets timers run, pumps what has news, and waits.
+
+mod commands;
+mod conn;
+mod io;
+mod machine;
+mod watch;
+
+use crate::{
+    Error, StreamOptions,
+    error::StopReason,
+    flow::{End, Flow},
+    inbox::Inbox,
+    listener::Backlog,
+    pool::{Identity, RingDoorbell, Role},
+    promise::Fulfil,
+};
+use conn::Conn;
+use direct_io::{Device, Engine};
+use io::{Finished, Io, Kind, Owner, Task, tick};
+use machine::{Machine, MachineEvent};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+use storage_socket_proto::{
+    Claim, ConnectionId, Coordinator, CoordinatorConfig, DeviceIndex, Doorbell, FRAME_UNITS_MAX,
+    Fence, Geometry, IoFailure, IoOp, IoOutcome, IoRequest, Lba, Member, MemberConfig, Name, Port,
+    ResetReason, SlotIndex, TagKey, Tick, Timeouts, UnitCount,
+};
+use watch::Watches;
+
+/// How soon a partly filled frame is looked at again whose writer was busy.
+const TAIL_RETRY: Duration = Duration::from_micros(200);
+
+/// How long an orderly stop may take: closing, the last writes, and one deadline of I/O.
+pub(crate) fn stop_patience(timeouts: &Timeouts) -> Duration {
+    timeouts.linger + timeouts.heartbeat * 2 + Duration::from_secs(3)
+}
+
+/// What a driver is made of.
+pub(crate) struct Parts {
+    pub(crate) geometry: Arc<Geometry>,
+    pub(crate) identity: Identity,
+    pub(crate) claim: Claim,
+    pub(crate) host_name: String,
+    pub(crate) role: Role,
+    pub(crate) doorbell: Option<RingDoorbell>,
+    pub(crate) devices: Vec<Arc<Device>>,
+}
+
+pub(crate) struct Driver {
+    geometry: Arc<Geometry>,
+    inbox: Arc<Inbox>,
+    io: Io,
+    machine: Machine,
+    conns: HashMap<ConnectionId, Conn>,
+    /// Connections with news.
+    hot: BTreeSet<ConnectionId>,
+    /// Requests that wait for their grant.
+    connecting: HashMap<ConnectionId, Connecting>,
+    /// Grants that no listener has taken, with what the member said since.
+    unaccepted: HashMap<ConnectionId, Unaccepted>,
+    listeners: HashMap<Port, Arc<Backlog>>,
+    ready: Readiness,
+    watches: Watches,
+    ring: Option<RingDoorbell>,
+    doorbells: HashMap<SlotIndex, Doorbell>,
+    fence: Fence,
+    ended: Option<StopReason>,
+    stop: Option<Stop>,
+}
+
+struct Connecting {
+    port: Port,
+    options: Box<StreamOptions>,
+    reply: Fulfil<Result<Arc<Flow>, Error>>,
+}
+
+struct Unaccepted {
+    port: Port,
+    /// Set when the member has gone in the meantime.
+    gone: Option<Option<ResetReason>>,
+}
+
+#[derive(Default)]
+struct Readiness {
+    is_ready: bool,
+    waiting: Vec<Fulfil<Result<(), Error>>>,
+}
+
+/// An orderly stop that is under way.
+struct Stop {
+    until: Tick,
+    is_machine_told: bool,
+}
+
+impl Driver {
+    pub(crate) fn new(parts: Parts, engine: Engine, inbox: Arc<Inbox>) -> Self {
+        let now = tick();
+        let geometry = parts.geometry;
+        let host = Name::lossy(&parts.host_name);
+        let devices = geometry.all_devices();
+        let machine = match parts.identity {
+            Identity::Member(slot, incarnation) => Machine::Member(Box::new(Member::new(
+                now,
+                MemberConfig {
+                    geometry: geometry.clone(),
+                    slot,
+                    incarnation,
+                    host,
+                    devices,
+                    page_key: TagKey::public(),
+                    coordinator_key: TagKey::public(),
+                    doorbell: Doorbell::Absent,
+                },
+            ))),
+            Identity::Coordinator(epoch) => {
+                let mut coordinator = Coordinator::new(
+                    now,
+                    CoordinatorConfig {
+                        geometry: geometry.clone(),
+                        epoch,
+                        host,
+                        devices,
+                        claim: parts.claim,
+                        key: TagKey::public(),
+                        doorbell: Doorbell::Absent,
+                        frame_units_max: UnitCount(FRAME_UNITS_MAX),
+                        window_max: UnitCount(u32::MAX),
+                    },
+                );
+                if let Role::Coordinator { slots } = parts.role {
+                    coordinator.set_slots(now, public_keys(slots));
+                }
+                Machine::Coordinator(Box::new(coordinator))
+            }
+        };
+        let deadline = geometry.timeouts().io_deadline;
+        Self {
+            geometry,
+            inbox,
+            io: Io::new(engine, parts.devices, deadline),
+            machine,
+            conns: HashMap::new(),
+            hot: BTreeSet::new(),
+            connecting: HashMap::new(),
+            unaccepted: HashMap::new(),
+            listeners: HashMap::new(),
+            ready: Readiness::default(),
+            watches: Watches::default(),
+            ring: parts.doorbell,
+            doorbells: HashMap::new(),
+            fence: Fence::Open,
+            ended: None,
+            stop: None,
+        }
+    }
+
+    /// The thread's life.
+    pub(crate) fn run(mut self) {
+        let why = loop {
+            let (commands, touched) = self.inbox.take();
+            let now = tick();
+            self.hot.extend(touched);
+            for command in commands {
+                self.command(now, command);
+            }
+            self.run_timers(now);
+            self.pump(now);
+            if let Some(why) = self.over(now) {
+                break why;
+            }
+            match self.io.wait(self.timeout(now)) {
+                Ok(finished) => {
+                    let now = tick();
+                    for transfer in finished {
+                        self.complete(now, transfer);
+                    }
+                }
+                Err(error) => break StopReason::Driver(error.to_string()),
+            }
+        };
+        self.leave(&why);
+    }
+
+    fn run_timers(&mut self, now: Tick) {
+        for task in self.io.expired(now) {
+            self.fail(now, &task, IoFailure::TimedOut);
+        }
+        if self.machine.poll_timeout().is_some_and(|due| due <= now) {
+            self.machine.handle_timeout(now);
+        }
+        for conn in self.conns.values_mut() {
+            if conn.machine.poll_timeout().is_some_and(|due| due <= now) {
+                conn.machine.handle_timeout(now);
+                self.hot.insert(conn.id);
+            }
+            if conn.tail_waits {
+                self.hot.insert(conn.id);
+            }
+        }
+    }
+
+    /// Lets the machine and every connection with news do what they can, until nothing more comes of it.
+    fn pump(&mut self, now: Tick) {
+        let mut rings = BTreeSet::new();
+        loop {
+            self.pump_machine(now, &mut rings);
+            if self.hot.is_empty() {
+                break;
+            }
+            for id in std::mem::take(&mut self.hot) {
+                let Some(conn) = self.conns.get_mut(&id) else {
+                    continue;
+                };
+                if conn.pump(now, &mut self.io) {
+                    rings.insert(conn.slot);
+                }
+                if let Some(reason) = conn.closed {
+                    self.conns.remove(&id);
+                    self.machine.close(now, id, reason);
+                }
+            }
+        }
+        for slot in rings {
+            let is_present = self.doorbells.get(&slot) == Some(&Doorbell::Present);
+            if let Some(ring) = self.ring.as_ref().filter(|_| is_present) {
+                ring(slot);
+            }
+        }
+        let machine = &self.machine;
+        let devices = self.geometry.devices().len();
+        self.watches
+            .settle(now, |slot| commands::look(machine, now, slot, devices));
+    }
+
+    fn pump_machine(&mut self, now: Tick, rings: &mut BTreeSet<SlotIndex>) {
+        loop {
+            let mut is_quiet = true;
+            while let Some(request) = self.machine.poll_io(now) {
+                self.start(now, request);
+                is_quiet = false;
+            }
+            while let Some(event) = self.machine.poll_event() {
+                self.apply(now, event);
+                is_quiet = false;
+            }
+            if is_quiet {
+                break;
+            }
+        }
+        // Each slot once a pump: the machine may name one again and again.
+        while let Some(slot) = self.machine.poll_doorbell() {
+            if !rings.insert(slot) {
+                break;
+            }
+        }
+    }
+
+    /// Starts a transfer of the machine.
+    fn start(&mut self, now: Tick, request: IoRequest) {
+        let bytes = request.blocks.bytes();
+        let (kind, buf) = match &request.op {
+            IoOp::Read => (Kind::Read, self.io.buffer(bytes)),
+            IoOp::Write(block) => (Kind::Write, self.io.filled(block)),
+            IoOp::ReadFrame(_) | IoOp::WriteFrame(_) => {
+                unreachable!("only connections move frames")
+            }
+        };
+        let task = Task {
+            owner: Owner::Machine,
+            id: request.id,
+            kind,
+            device: request.device,
+            lba: request.lba,
+            bytes,
+            started: now,
+        };
+        match buf {
+            Ok(buf) => self.io.start(task, buf),
+            Err(error) => {
+                tracing::error!(%error, "no buffer for a fixed block");
+                self.fail(now, &task, IoFailure::Error);
+            }
+        }
+    }
+
+    fn fail(&mut self, now: Tick, task: &Task, failure: IoFailure) {
+        match task.owner {
+            Owner::Machine => {
+                let outcome = IoOutcome::Failed(failure);
+                self.machine.handle_io(now, task.id, outcome);
+            }
+            Owner::Connection(id) => {
+                if let Some(conn) = self.conns.get_mut(&id) {
+                    conn.fail(now, task, failure);
+                    self.hot.insert(id);
+                }
+            }
+        }
+    }
+
+    fn complete(&mut self, now: Tick, finished: Finished) {
+        let Owner::Connection(id) = finished.task.owner else {
+            self.complete_own(now, &finished);
+            return;
+        };
+        if let Some(conn) = self.conns.get_mut(&id) {
+            conn.complete(now, finished);
+            self.hot.insert(id);
+        }
+    }
+
+    /// A transfer of the machine has ended.
+    fn complete_own(&mut self, now: Tick, finished: &Finished) {
+        let Finished { task, buf, .. } = finished;
+        if finished.is_late {
+            return;
+        }
+        let bytes = &buf[..task.bytes];
+        let outcome = match (finished.result, task.kind) {
+            (Err(failure), _) => IoOutcome::Failed(failure),
+            (Ok(()), Kind::Read) => IoOutcome::Read(bytes),
+            (Ok(()), _) => IoOutcome::Written,
+        };
+        if finished.result.is_ok() {
+            self.watches.note(task, bytes);
+        }
+        self.machine.handle_io(now, task.id, outcome);
+    }
+
+    fn apply(&mut self, now: Tick, event: MachineEvent) {
+        match event {
+            MachineEvent::Ready => {
+                self.ready.is_ready = true;
+                for waiting in self.ready.waiting.drain(..) {
+                    waiting.fulfil(Ok(()));
+                }
+            }
+            MachineEvent::NotReady => self.ready.is_ready = false,
+            MachineEvent::Granted(grant) => self.granted(now, grant),
+            MachineEvent::Refused(id, reason) => {
+                self.connect_failed(id, |port| Error::Refused { port, reason });
+            }
+            MachineEvent::ConnectTimedOut(id) => {
+                self.connect_failed(id, |_| Error::TimedOut { what: "connecting" });
+            }
+            MachineEvent::PeerGone(id, reason) => self.peer_gone(now, id, reason),
+            MachineEvent::Fence(fence) => {
+                self.fence = fence;
+                for conn in self.conns.values_mut() {
+                    conn.machine.set_fenced(now, fence);
+                    self.hot.insert(conn.id);
+                }
+            }
+            MachineEvent::DeviceLost(device, failure) => self.lose_device(now, device, failure),
+            MachineEvent::Ended(why) => {
+                if why != StopReason::Closed {
+                    tracing::error!(pool = %self.inbox.pool, %why, "the pool is lost to this process");
+                }
+                for conn in self.conns.values_mut() {
+                    conn.flow.end(&End::Stopped(why.clone()));
+                    conn.machine.abort(now, ResetReason::CoordinatorGone);
+                    self.hot.insert(conn.id);
+                }
+                self.ended = Some(why);
+            }
+            MachineEvent::Note(note) => tracing::debug!(pool = %self.inbox.pool, note),
+        }
+    }
+
+    fn peer_gone(&mut self, now: Tick, id: ConnectionId, reason: Option<ResetReason>) {
+        if let Some(conn) = self.conns.get_mut(&id) {
+            conn.machine.handle_peer_gone(now, reason);
+            self.hot.insert(id);
+        } else if let Some(unaccepted) = self.unaccepted.get_mut(&id) {
+            unaccepted.gone = Some(reason);
+            if let Some(backlog) = self.listeners.get(&unaccepted.port) {
+                backlog.forget(id);
+            }
+            self.unaccepted.remove(&id);
+            self.machine.close(now, id, reason);
+        }
+    }
+
+    fn lose_device(&mut self, now: Tick, device: DeviceIndex, failure: IoFailure) {
+        let path = self
+            .io
+            .device(device)
+            .map(|device| device.path().to_owned());
+        let path = path.unwrap_or_default();
+        let last = self.io.last_failure(device).unwrap_or_default();
+        tracing::error!(device = %path.display(), %failure, last, "device lost");
+        for conn in self.conns.values_mut() {
+            conn.lose_device(now, device, path.clone());
+            self.hot.insert(conn.id);
+        }
+    }
+
+    /// How long nothing has to be done.
+    fn timeout(&self, now: Tick) -> Option<Duration> {
+        let conns = self.conns.values();
+        let is_tail_waiting = self.conns.values().any(|conn| conn.tail_waits);
+        conns
+            .filter_map(|conn| conn.machine.poll_timeout())
+            .chain(self.machine.poll_timeout())
+            .chain(self.io.next_deadline())
+            .chain(self.watches.next_timeout())
+            .chain(self.stop.as_ref().map(|stop| stop.until))
+            .chain(is_tail_waiting.then(|| now + TAIL_RETRY))
+            .min()
+            .map(|due| due.since(now))
+    }
+
+    /// Moves an orderly stop on, and says when the thread may end.
+    fn over(&mut self, now: Tick) -> Option<StopReason> {
+        if let Some(why) = &self.ended
+            && self.conns.is_empty()
+            && self.machine.is_stopped()
+        {
+            return Some(why.clone());
+        }
+        let stop = self.stop.as_mut()?;
+        if self.conns.is_empty() && !stop.is_machine_told && self.ended.is_none() {
+            stop.is_machine_told = true;
+            self.machine.stop(now);
+            let mut rings = BTreeSet::new();
+            self.pump_machine(now, &mut rings);
+        }
+        (now >= self.stop.as_ref()?.until).then_some(StopReason::Closed)
+    }
+
+    /// Tells everybody who still waits that it is over.
+    fn leave(mut self, why: &StopReason) {
+        self.inbox.close(why.clone());
+        let error = || Error::Stopped {
+            pool: self.inbox.pool,
+            why: why.clone(),
+        };
+        for conn in self.conns.values() {
+            conn.flow.end(&End::Stopped(why.clone()));
+        }
+        for backlog in self.listeners.values() {
+            backlog.close();
+        }
+        for (_, connecting) in self.connecting.drain() {
+            connecting.reply.fulfil(Err(error()));
+        }
+        for waiting in self.ready.waiting.drain(..) {
+            waiting.fulfil(Err(error()));
+        }
+    }
+}
+
+/// Until enrolment issues keys for pages, they are tagged with the public constant.
+fn public_keys(slots: BTreeSet<SlotIndex>) -> BTreeMap<SlotIndex, TagKey> {
+    slots
+        .into_iter()
+        .map(|slot| (slot, TagKey::public()))
+        .collect()
+}
+
+/// Where the page lies that a slot's peer writes.
+fn peer_page(machine: &Machine, geometry: &Geometry, slot: SlotIndex) -> Lba {
+    match machine {
+        Machine::Member(_) => geometry.answer_page(slot),
+        Machine::Coordinator(_) => geometry.member_page(slot),
+    }
+}

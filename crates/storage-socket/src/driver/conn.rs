@@ -1,0 +1,343 @@
+//! One connection in the driver: its machine, the frames that may have to be sent again, and its users.
+
+use super::io::{Finished, Io, Kind, Owner, Task};
+use crate::{
+    flow::{Arrived, End, Flow},
+    promise::locked,
+};
+use direct_io::{AlignedBuf, BufferPool};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering},
+};
+use storage_socket_proto::{
+    Connection, ConnectionEvent, ConnectionId, DeviceIndex, FRAME_HEADER_BYTES, FrameOpener,
+    FrameVerdict, IoFailure, IoOp, IoOutcome, IoRequest, ResetReason, Sequence, SlotIndex, Tick,
+};
+
+pub(crate) struct Conn {
+    pub(crate) id: ConnectionId,
+    pub(crate) slot: SlotIndex,
+    pub(crate) machine: Connection,
+    pub(crate) flow: Arc<Flow>,
+    opener: FrameOpener,
+    /// Frames that were not acknowledged, or are being written still.
+    sent: BTreeMap<Sequence, Sent>,
+    acknowledged: Sequence,
+    reserved: u64,
+    /// Frames that opened and wait for those before them.
+    received: BTreeMap<Sequence, AlignedBuf>,
+    buffers: BufferPool,
+    is_finish_told: bool,
+    is_close_told: bool,
+    /// Set once the machine is drained.
+    pub(crate) closed: Option<Option<ResetReason>>,
+    /// A partly filled frame waits, and its writer was busy.
+    pub(crate) tail_waits: bool,
+    /// The device whose loss ended the stream.
+    lost: Option<PathBuf>,
+}
+
+struct Sent {
+    /// Away while it is being written.
+    buf: Option<AlignedBuf>,
+    bytes: usize,
+    is_written: bool,
+}
+
+impl Conn {
+    pub(crate) fn new(
+        machine: Connection,
+        flow: Arc<Flow>,
+        opener: FrameOpener,
+        buffers: BufferPool,
+    ) -> Self {
+        Self {
+            id: flow.addr.connection,
+            slot: flow.addr.slot,
+            machine,
+            flow,
+            opener,
+            sent: BTreeMap::new(),
+            acknowledged: Sequence(0),
+            reserved: 0,
+            received: BTreeMap::new(),
+            buffers,
+            is_finish_told: false,
+            is_close_told: false,
+            closed: None,
+            tail_waits: false,
+            lost: None,
+        }
+    }
+
+    /// Does everything that can be done now: takes what users left, starts transfers, tells users the news.
+    /// Returns whether the peer should be rung.
+    pub(crate) fn pump(&mut self, now: Tick, io: &mut Io) -> bool {
+        self.flow.untouch();
+        self.tail_waits = self.flow.tend_tail();
+        self.take_from_users(now);
+        loop {
+            let mut is_quiet = true;
+            while let Some(request) = self.machine.poll_io(now) {
+                self.start(now, io, request);
+                is_quiet = false;
+            }
+            while let Some(event) = self.machine.poll_event() {
+                self.apply(now, event);
+                is_quiet = false;
+            }
+            if is_quiet {
+                break;
+            }
+        }
+        self.tell_users();
+        let rings = self.machine.poll_doorbell();
+        if rings {
+            let counter = &self.flow.counters.doorbells_rung;
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+        rings
+    }
+
+    /// A device is lost: a group over it can't go on.
+    pub(crate) fn lose_device(&mut self, now: Tick, device: DeviceIndex, path: PathBuf) {
+        if self.machine.grant().group.devices.contains(device) {
+            self.lost.get_or_insert(path);
+            self.machine.abort(now, ResetReason::DeviceLost);
+        }
+    }
+
+    fn take_from_users(&mut self, now: Tick) {
+        let (ready, finish, close) = {
+            let mut send = locked(&self.flow.send);
+            let ready = std::mem::take(&mut send.ready);
+            let finish = send.finish && Flow::is_drained(&send);
+            (ready, finish, finish && send.close)
+        };
+        for frame in ready {
+            match self.machine.reserve(now, frame.payload_bytes) {
+                Ok(ticket) => {
+                    debug_assert_eq!(ticket.sequence, frame.sequence);
+                    self.reserved = ticket.sequence.0 + 1;
+                    self.sent.insert(
+                        frame.sequence,
+                        Sent {
+                            buf: Some(frame.buf),
+                            bytes: frame.bytes,
+                            is_written: false,
+                        },
+                    );
+                    self.machine.handle_sealed(now, frame.sequence);
+                }
+                // The stream was reset in between; its users learn that from the event.
+                Err(error) => tracing::debug!(%error, connection = %self.id, "frame not taken"),
+            }
+        }
+        if finish && !self.is_finish_told {
+            self.is_finish_told = true;
+            self.machine.finish(now);
+        }
+        if close && !self.is_close_told {
+            self.is_close_told = true;
+            self.machine.close(now);
+        }
+        let released = std::mem::take(&mut locked(&self.flow.receive).released);
+        for sequence in released {
+            self.machine.release(now, sequence);
+        }
+    }
+
+    fn start(&mut self, now: Tick, io: &mut Io, request: IoRequest) {
+        let (kind, buf, bytes) = match &request.op {
+            IoOp::Read => {
+                let bytes = request.blocks.bytes();
+                (Kind::Read, io.buffer(bytes).ok(), bytes)
+            }
+            IoOp::Write(block) => {
+                let buf = io.filled(block).ok();
+                (Kind::Write, buf, request.blocks.bytes())
+            }
+            IoOp::ReadFrame(sequence) => {
+                let buf = self.buffers.take().ok().flatten();
+                (Kind::ReadFrame(*sequence), buf, request.blocks.bytes())
+            }
+            IoOp::WriteFrame(sequence) => {
+                let sent = self.sent.get_mut(sequence);
+                let (buf, bytes) = sent.map_or((None, 0), |sent| (sent.buf.take(), sent.bytes));
+                (Kind::WriteFrame(*sequence), buf, bytes)
+            }
+        };
+        let task = Task {
+            owner: Owner::Connection(self.id),
+            id: request.id,
+            kind,
+            device: request.device,
+            lba: request.lba,
+            bytes,
+            started: now,
+        };
+        match buf {
+            Some(buf) => io.start(task, buf),
+            // The buffers are out with transfers that hang: this one can't start either.
+            None => self.fail(now, &task, IoFailure::TimedOut),
+        }
+    }
+
+    /// Tells the machine that a transfer failed.
+    pub(crate) fn fail(&mut self, now: Tick, task: &Task, failure: IoFailure) {
+        match task.kind {
+            Kind::ReadFrame(_) => {
+                let verdict = FrameVerdict::Failed(failure);
+                self.machine.handle_frame_read(now, task.id, verdict);
+            }
+            Kind::Read | Kind::Write | Kind::WriteFrame(_) => {
+                let outcome = IoOutcome::Failed(failure);
+                self.machine.handle_io(now, task.id, outcome);
+            }
+        }
+    }
+
+    /// A transfer of this connection has ended.
+    pub(crate) fn complete(&mut self, now: Tick, finished: Finished) {
+        let Finished {
+            task,
+            mut buf,
+            result,
+            is_late,
+        } = finished;
+        if let Kind::WriteFrame(sequence) = task.kind {
+            self.take_back(sequence, buf, result.is_ok());
+            if !is_late {
+                let outcome = match result {
+                    Ok(()) => IoOutcome::Written,
+                    Err(failure) => IoOutcome::Failed(failure),
+                };
+                self.machine.handle_io(now, task.id, outcome);
+            }
+            return;
+        }
+        if is_late {
+            return;
+        }
+        if let Err(failure) = result {
+            self.fail(now, &task, failure);
+            return;
+        }
+        match task.kind {
+            Kind::ReadFrame(sequence) => {
+                let verdict = self.opener.open_in_place(sequence, &mut buf[..task.bytes]);
+                if matches!(verdict, FrameVerdict::Whole { .. }) {
+                    self.received.insert(sequence, buf);
+                }
+                self.machine.handle_frame_read(now, task.id, verdict);
+            }
+            Kind::Read => {
+                let outcome = IoOutcome::Read(&buf[..task.bytes]);
+                self.machine.handle_io(now, task.id, outcome);
+            }
+            Kind::Write | Kind::WriteFrame(_) => {
+                self.machine.handle_io(now, task.id, IoOutcome::Written);
+            }
+        }
+    }
+
+    /// A frame's buffer came back from a write.
+    fn take_back(&mut self, sequence: Sequence, buf: AlignedBuf, is_written: bool) {
+        if sequence < self.acknowledged {
+            let removed = self.sent.remove(&sequence);
+            drop(buf);
+            let mut send = locked(&self.flow.send);
+            if removed.is_some_and(|sent| !sent.is_written) {
+                send.unwritten = send.unwritten.saturating_sub(1);
+            }
+            self.flow.wake_writer(&mut send);
+        } else if let Some(sent) = self.sent.get_mut(&sequence) {
+            sent.buf = Some(buf);
+            if is_written && !std::mem::replace(&mut sent.is_written, true) {
+                let mut send = locked(&self.flow.send);
+                send.unwritten = send.unwritten.saturating_sub(1);
+            }
+        }
+    }
+
+    fn apply(&mut self, now: Tick, event: ConnectionEvent) {
+        match event {
+            ConnectionEvent::Acknowledged { below } => self.acknowledge(below),
+            ConnectionEvent::Delivered {
+                sequence,
+                payload_bytes,
+            } => match self.received.remove(&sequence) {
+                Some(buf) => self.flow.deliver(Arrived {
+                    sequence,
+                    buf,
+                    at: FRAME_HEADER_BYTES,
+                    end: FRAME_HEADER_BYTES + payload_bytes,
+                }),
+                None => self.machine.abort(now, ResetReason::Protocol),
+            },
+            ConnectionEvent::PeerFinished => self.flow.peer_finished(),
+            ConnectionEvent::FinishAcknowledged => {
+                let mut send = locked(&self.flow.send);
+                send.finish_acknowledged = true;
+                self.flow.wake_writer(&mut send);
+            }
+            ConnectionEvent::Reset {
+                reason,
+                by,
+                failure,
+            } => {
+                tracing::debug!(connection = %self.id, %reason, ?by, ?failure, "stream reset");
+                self.end(reason);
+            }
+            ConnectionEvent::Closed { reason } => {
+                if let Some(reason) = reason {
+                    self.end(reason);
+                }
+                self.closed = Some(reason);
+            }
+            // The limit is brought up to date after every pump.
+            _ => {}
+        }
+    }
+
+    fn end(&mut self, reason: ResetReason) {
+        self.received.clear();
+        self.flow.end(&End::Reset {
+            reason,
+            device: self.lost.clone(),
+        });
+    }
+
+    fn acknowledge(&mut self, below: Sequence) {
+        self.acknowledged = self.acknowledged.max(below);
+        let kept = self.sent.split_off(&below);
+        let mut unwritten = 0;
+        for (sequence, sent) in std::mem::replace(&mut self.sent, kept) {
+            if sent.buf.is_none() {
+                // A write of it is under way still: its buffer is dropped when it comes back.
+                self.sent.insert(sequence, sent);
+            } else if !sent.is_written {
+                unwritten += 1;
+            }
+        }
+        if unwritten > 0 {
+            let mut send = locked(&self.flow.send);
+            send.unwritten = send.unwritten.saturating_sub(unwritten);
+        }
+    }
+
+    /// Brings what users see up to date.
+    fn tell_users(&mut self) {
+        let limit = self.reserved + self.machine.room() as u64;
+        {
+            let mut send = locked(&self.flow.send);
+            if limit != send.limit {
+                send.limit = limit;
+                self.flow.wake_writer(&mut send);
+            }
+        }
+        locked(&self.flow.receive).machine = self.machine.stats();
+    }
+}

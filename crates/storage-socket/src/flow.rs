@@ -1,0 +1,466 @@
+//! What the users of a stream and the driver thread share: frames on their way out, frames that came in, and the end.
+//!
+//! Users seal in their own threads, so the long lock (`writer`) is theirs and the driver only tries it; the locks that
+//! both take are held for moments. Sequences are given out here: one frame after another, below the limit that the
+//! driver sets from the room in the ring.
+
+use crate::{Error, error::StopReason, inbox::Inbox, promise::locked};
+use direct_io::{AlignedBuf, BufferPool};
+use std::{
+    collections::VecDeque,
+    path::PathBuf,
+    sync::{
+        Arc, Condvar, Mutex, TryLockError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::Waker,
+};
+use storage_socket_proto::{
+    ConnectionId, ConnectionStats, FRAME_HEADER_BYTES, FrameSealer, Incarnation, PoolId, Port,
+    ResetReason, Sequence, SlotIndex,
+};
+
+/// Who is at the other end of a stream, and by which port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamAddr {
+    /// The pool.
+    pub pool: PoolId,
+    /// The member's slot, whichever end this is.
+    pub slot: SlotIndex,
+    /// The member's incarnation.
+    pub incarnation: Incarnation,
+    /// The storage port.
+    pub port: Port,
+    /// The connection.
+    pub connection: ConnectionId,
+}
+
+pub(crate) struct Flow {
+    pub(crate) addr: StreamAddr,
+    pub(crate) payload_bytes_max: usize,
+    pub(crate) counters: Counters,
+    sealer: FrameSealer,
+    frames: BufferPool,
+    writer: Mutex<Writer>,
+    reader: Mutex<Option<Arrived>>,
+    pub(crate) send: Mutex<Send>,
+    pub(crate) send_changed: Condvar,
+    pub(crate) receive: Mutex<Receive>,
+    pub(crate) receive_changed: Condvar,
+    inbox: Arc<Inbox>,
+    is_touched: AtomicBool,
+}
+
+/// What a stream counts besides its machine.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) bytes_sent: AtomicU64,
+    pub(crate) bytes_received: AtomicU64,
+    pub(crate) writes_blocked: AtomicU64,
+    pub(crate) reads_blocked: AtomicU64,
+    pub(crate) doorbells_rung: AtomicU64,
+    pub(crate) doorbells_heard: AtomicU64,
+}
+
+/// The frame that is being filled, and the sequence that it will have.
+struct Writer {
+    open: Option<(AlignedBuf, usize)>,
+    next: u64,
+}
+
+/// A frame that is sealed and waits for the driver.
+pub(crate) struct Sealed {
+    pub(crate) sequence: Sequence,
+    pub(crate) payload_bytes: usize,
+    pub(crate) bytes: usize,
+    pub(crate) buf: AlignedBuf,
+}
+
+/// A frame that was opened and waits for the reader.
+pub(crate) struct Arrived {
+    pub(crate) sequence: Sequence,
+    pub(crate) buf: AlignedBuf,
+    pub(crate) at: usize,
+    pub(crate) end: usize,
+}
+
+#[derive(Default)]
+pub(crate) struct Send {
+    /// Frames below this sequence have room in the ring.
+    pub(crate) limit: u64,
+    pub(crate) ready: VecDeque<Sealed>,
+    /// Frames sealed and not yet written to the device.
+    pub(crate) unwritten: usize,
+    /// Whether a frame is open that holds bytes.
+    has_tail: bool,
+    /// The user sends nothing more.
+    pub(crate) finish: bool,
+    /// The user is gone.
+    pub(crate) close: bool,
+    /// The peer has received everything up to the end.
+    pub(crate) finish_acknowledged: bool,
+    pub(crate) end: Option<End>,
+    pub(crate) waker: Option<Waker>,
+    /// Advances whenever a writer may find something new.
+    pub(crate) changes: u64,
+}
+
+#[derive(Default)]
+pub(crate) struct Receive {
+    pub(crate) arrived: VecDeque<Arrived>,
+    pub(crate) released: Vec<Sequence>,
+    pub(crate) finished: bool,
+    /// The user reads nothing more.
+    discard: bool,
+    pub(crate) end: Option<End>,
+    pub(crate) waker: Option<Waker>,
+    pub(crate) machine: ConnectionStats,
+}
+
+/// Why a stream is over.
+#[derive(Clone, Debug)]
+pub(crate) enum End {
+    Reset {
+        reason: ResetReason,
+        device: Option<PathBuf>,
+    },
+    Stopped(StopReason),
+}
+
+impl Receive {
+    /// Whether a reader has to wait.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.arrived.is_empty() && !self.finished && !self.discard && self.end.is_none()
+    }
+}
+
+impl std::fmt::Display for StreamAddr {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}:{}", self.pool, self.slot, self.port)
+    }
+}
+
+impl Flow {
+    pub(crate) fn new(
+        addr: StreamAddr,
+        payload_bytes_max: usize,
+        sealer: FrameSealer,
+        frames: BufferPool,
+        inbox: Arc<Inbox>,
+    ) -> Self {
+        Self {
+            addr,
+            payload_bytes_max,
+            counters: Counters::default(),
+            sealer,
+            frames,
+            writer: Mutex::new(Writer {
+                open: None,
+                next: 0,
+            }),
+            reader: Mutex::new(None),
+            send: Mutex::default(),
+            send_changed: Condvar::new(),
+            receive: Mutex::default(),
+            receive_changed: Condvar::new(),
+            inbox,
+            is_touched: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn error(&self, end: &End) -> Error {
+        match end {
+            End::Reset { reason, device } => Error::Reset {
+                reason: *reason,
+                device: device.clone(),
+            },
+            End::Stopped(why) => Error::Stopped {
+                pool: self.addr.pool,
+                why: why.clone(),
+            },
+        }
+    }
+
+    /// Asks the driver to look at this stream.
+    fn touch(&self) {
+        if !self.is_touched.swap(true, Ordering::SeqCst) {
+            self.inbox.touch(self.addr.connection);
+        }
+    }
+
+    /// The driver looks now: what comes later has to touch again.
+    pub(crate) fn untouch(&self) {
+        self.is_touched.store(false, Ordering::SeqCst);
+    }
+
+    /// Takes as much of `data` as there is room for; 0 when there is none at present.
+    pub(crate) fn try_write(&self, data: &[u8]) -> Result<usize, Error> {
+        if data.is_empty() {
+            return Ok(0);
+        }
+        let mut writer = locked(&self.writer);
+        self.check_writable()?;
+        let mut taken = 0;
+        while taken < data.len() {
+            let rest = &data[taken..];
+            let (mut buf, filled) = match writer.open.take() {
+                Some(open) => open,
+                None => match self.place(&writer)? {
+                    Some(buf) => (buf, 0),
+                    None => break,
+                },
+            };
+            let count = rest.len().min(self.payload_bytes_max - filled);
+            if filled == 0 && count == self.payload_bytes_max {
+                self.seal(&mut writer, buf, count, Some(&rest[..count]))?;
+            } else {
+                let start = FRAME_HEADER_BYTES + filled;
+                buf[start..start + count].copy_from_slice(&rest[..count]);
+                let filled = filled + count;
+                if filled == self.payload_bytes_max {
+                    self.seal(&mut writer, buf, filled, None)?;
+                } else {
+                    writer.open = Some((buf, filled));
+                }
+            }
+            taken += count;
+        }
+        self.settle_tail(&mut writer)?;
+        self.counters
+            .bytes_sent
+            .fetch_add(taken as u64, Ordering::Relaxed);
+        Ok(taken)
+    }
+
+    /// Sends what is buffered, if the ring has room; the driver does it later otherwise.
+    pub(crate) fn flush(&self) -> Result<(), Error> {
+        let mut writer = locked(&self.writer);
+        let end = locked(&self.send).end.clone();
+        if let Some(end) = end {
+            return Err(self.error(&end));
+        }
+        self.seal_tail(&mut writer)
+    }
+
+    fn check_writable(&self) -> Result<(), Error> {
+        let send = locked(&self.send);
+        match &send.end {
+            Some(end) => Err(self.error(end)),
+            None if send.finish => Err(Error::ShutDown),
+            None => Ok(()),
+        }
+    }
+
+    /// A buffer for the next frame, if ring and memory have room for it.
+    fn place(&self, writer: &Writer) -> Result<Option<AlignedBuf>, Error> {
+        if writer.next >= locked(&self.send).limit {
+            return Ok(None);
+        }
+        Ok(self.frames.take()?)
+    }
+
+    /// Seals a frame and gives it to the driver. The payload is already in its place unless it is given.
+    fn seal(
+        &self,
+        writer: &mut Writer,
+        mut buf: AlignedBuf,
+        payload_bytes: usize,
+        payload: Option<&[u8]>,
+    ) -> Result<(), Error> {
+        let sequence = Sequence(writer.next);
+        let blocks = match payload {
+            Some(payload) => self.sealer.seal_from(sequence, payload, &mut buf)?,
+            None => self
+                .sealer
+                .seal_in_place(sequence, payload_bytes, &mut buf)?,
+        };
+        writer.next += 1;
+        {
+            let mut send = locked(&self.send);
+            send.unwritten += 1;
+            send.ready.push_back(Sealed {
+                sequence,
+                payload_bytes,
+                bytes: blocks.bytes(),
+                buf,
+            });
+        }
+        self.touch();
+        Ok(())
+    }
+
+    /// After a write: a frame that is only partly filled goes at once when nothing is under way, and otherwise waits
+    /// for more until that was written.
+    fn settle_tail(&self, writer: &mut Writer) -> Result<(), Error> {
+        let waits = {
+            let mut send = locked(&self.send);
+            send.has_tail = writer.open.is_some();
+            send.has_tail && send.unwritten > 0
+        };
+        if waits {
+            Ok(())
+        } else {
+            self.seal_tail(writer)
+        }
+    }
+
+    fn seal_tail(&self, writer: &mut Writer) -> Result<(), Error> {
+        let Some((buf, filled)) = writer.open.take() else {
+            return Ok(());
+        };
+        locked(&self.send).has_tail = false;
+        self.seal(writer, buf, filled, None)
+    }
+
+    /// For the driver: seals a tail that waited, unless its writer is at it right now. Returns whether one still
+    /// waits.
+    pub(crate) fn tend_tail(&self) -> bool {
+        let (wanted, finish) = {
+            let send = locked(&self.send);
+            let idle = send.unwritten == 0 || send.finish;
+            (send.has_tail && idle && send.end.is_none(), send.finish)
+        };
+        if !wanted {
+            return false;
+        }
+        let mut writer = match self.writer.try_lock() {
+            Ok(writer) => writer,
+            Err(TryLockError::WouldBlock) => return true,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+        };
+        if let Err(error) = self.seal_tail(&mut writer) {
+            // Only a sequence without a key could do this; the stream can't go on.
+            tracing::error!(%error, finish, "can't seal the last frame");
+        }
+        false
+    }
+
+    /// Whether everything that the user wrote was handed to the driver.
+    pub(crate) fn is_drained(send: &Send) -> bool {
+        send.ready.is_empty() && !send.has_tail
+    }
+
+    /// Sends nothing after what was written.
+    pub(crate) fn finish(&self) {
+        locked(&self.send).finish = true;
+        self.touch();
+    }
+
+    /// Wants nothing more that comes in.
+    pub(crate) fn discard(&self) {
+        let mut receive = locked(&self.receive);
+        receive.discard = true;
+        let dropped: Vec<_> = receive.arrived.drain(..).collect();
+        receive
+            .released
+            .extend(dropped.iter().map(|frame| frame.sequence));
+        drop(receive);
+        self.touch();
+    }
+
+    /// The user is gone.
+    pub(crate) fn close(&self) {
+        {
+            let mut send = locked(&self.send);
+            send.finish = true;
+            send.close = true;
+        }
+        self.discard();
+    }
+
+    /// Fills some of `out`; `None` when nothing is there at present, 0 at the end.
+    pub(crate) fn try_read(&self, out: &mut [u8]) -> Result<Option<usize>, Error> {
+        if out.is_empty() {
+            return Ok(Some(0));
+        }
+        let mut reader = locked(&self.reader);
+        let mut frame = match reader.take() {
+            Some(frame) => frame,
+            None => match self.next_frame()? {
+                Next::Frame(frame) => frame,
+                Next::End => return Ok(Some(0)),
+                Next::Nothing => return Ok(None),
+            },
+        };
+        let count = out.len().min(frame.end - frame.at);
+        out[..count].copy_from_slice(&frame.buf[frame.at..frame.at + count]);
+        frame.at += count;
+        self.counters
+            .bytes_received
+            .fetch_add(count as u64, Ordering::Relaxed);
+        if frame.at < frame.end {
+            *reader = Some(frame);
+        } else {
+            let sequence = frame.sequence;
+            // The buffer returns to its pool before the driver is told that it may read one more.
+            drop(frame);
+            locked(&self.receive).released.push(sequence);
+            self.touch();
+        }
+        Ok(Some(count))
+    }
+
+    fn next_frame(&self) -> Result<Next, Error> {
+        let mut receive = locked(&self.receive);
+        if let Some(frame) = receive.arrived.pop_front() {
+            return Ok(Next::Frame(frame));
+        }
+        match &receive.end {
+            _ if receive.finished || receive.discard => Ok(Next::End),
+            Some(end) => Err(self.error(end)),
+            None => Ok(Next::Nothing),
+        }
+    }
+
+    /// For the driver: a frame has come.
+    pub(crate) fn deliver(&self, frame: Arrived) {
+        let mut receive = locked(&self.receive);
+        if receive.discard {
+            receive.released.push(frame.sequence);
+            return;
+        }
+        receive.arrived.push_back(frame);
+        self.wake_reader(&mut receive);
+    }
+
+    /// For the driver: the peer sends nothing more.
+    pub(crate) fn peer_finished(&self) {
+        let mut receive = locked(&self.receive);
+        receive.finished = true;
+        self.wake_reader(&mut receive);
+    }
+
+    /// For the driver: the stream is over. The first reason stays.
+    pub(crate) fn end(&self, end: &End) {
+        {
+            let mut send = locked(&self.send);
+            send.end.get_or_insert_with(|| end.clone());
+            send.ready.clear();
+            self.wake_writer(&mut send);
+        }
+        let mut receive = locked(&self.receive);
+        receive.end.get_or_insert_with(|| end.clone());
+        self.wake_reader(&mut receive);
+    }
+
+    pub(crate) fn wake_writer(&self, send: &mut Send) {
+        send.changes += 1;
+        self.send_changed.notify_all();
+        if let Some(waker) = send.waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn wake_reader(&self, receive: &mut Receive) {
+        self.receive_changed.notify_all();
+        if let Some(waker) = receive.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+enum Next {
+    Frame(Arrived),
+    End,
+    Nothing,
+}

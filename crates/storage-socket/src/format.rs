@@ -1,0 +1,473 @@
+//! Makes, shows, checks and destroys pools, and opens the devices of one.
+//!
+//! A pool is made only of devices that nothing uses and that carry nothing, unless that is forced; what was found is
+//! named. Devices are known by what their superblocks say, never by their paths or the order in which they are given.
+
+mod members;
+mod probe;
+
+pub(crate) use members::newest_epoch;
+pub use members::{CoordinatorInfo, MemberInfo, Members, members};
+
+use crate::Error;
+use direct_io::{Access, AlignedBuf, Device, DeviceOptions};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use storage_socket_proto::{
+    BLOCK_BYTES, DeviceIndex, DeviceSize, FormatError, Geometry, GeometryError, Lba, Name, PoolId,
+    Superblock, Timeouts, UNIT_BYTES, Unchecked,
+};
+use uuid::Uuid;
+
+/// Slots of a pool unless told otherwise: sixteen hosts with four each.
+pub const SLOTS_DEFAULT: u32 = 64;
+
+/// How a pool is made.
+#[derive(Clone, Debug)]
+pub struct FormatOptions {
+    /// Its name, for people.
+    pub name: String,
+    /// How many slots it has.
+    pub slots: u32,
+    /// The size of files that are made or still empty.
+    pub file_bytes: Option<u64>,
+    /// Whether to overwrite whatever the devices carry, even if they are in use.
+    pub force: bool,
+    /// Its time-outs.
+    pub timeouts: Timeouts,
+}
+
+impl FormatOptions {
+    /// A pool with this name and default figures.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            slots: SLOTS_DEFAULT,
+            file_bytes: None,
+            force: false,
+            timeouts: Timeouts::default(),
+        }
+    }
+}
+
+/// What a pool is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolInfo {
+    /// Its identity.
+    pub uuid: Uuid,
+    /// Its name.
+    pub name: String,
+    /// How many slots it has.
+    pub slots: u32,
+    /// Its time-outs.
+    pub timeouts: Timeouts,
+    /// Bytes for data over all devices.
+    pub data_bytes: u64,
+    /// Its devices, by index.
+    pub devices: Vec<DeviceInfo>,
+}
+
+/// What one device of a pool is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// Where it was found.
+    pub path: PathBuf,
+    /// Its index in the pool.
+    pub index: u16,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// Bytes of its logical block.
+    pub logical_block_bytes: u32,
+    /// Whether it is a block device; otherwise a file stands in for one.
+    pub is_block: bool,
+}
+
+/// Makes a pool of `devices`. Files that do not exist are made, with every block allocated.
+///
+/// # Errors
+/// A device is in use, carries something, is given twice, differs in its logical blocks or is too small; files made
+/// by this call are removed again then.
+pub fn format(devices: &[PathBuf], options: &FormatOptions) -> Result<PoolInfo, Error> {
+    let mut made = Vec::new();
+    let done = format_devices(devices, options, &mut made);
+    if done.is_err() {
+        for path in made {
+            if let Err(error) = fs::remove_file(&path) {
+                tracing::warn!(path = %path.display(), %error, "can't remove a file that was made for the pool");
+            }
+        }
+    }
+    done
+}
+
+fn format_devices(
+    paths: &[PathBuf],
+    options: &FormatOptions,
+    made: &mut Vec<PathBuf>,
+) -> Result<PoolInfo, Error> {
+    let mut devices = Vec::new();
+    for path in paths {
+        let device = open_free(path, options, made)?;
+        check_companions(&device, &devices)?;
+        devices.push(device);
+    }
+    let sizes: Vec<DeviceSize> = devices
+        .iter()
+        .map(|device| DeviceSize {
+            blocks: device.bytes() / BLOCK_BYTES as u64,
+            logical_block: device.logical_block_bytes(),
+        })
+        .collect();
+    let pool = PoolId(Uuid::new_v4());
+    let geometry = Geometry::new(pool, options.slots, &sizes, options.timeouts)?;
+    let name = Name::lossy(&options.name);
+    for (index, device) in (0..).map(DeviceIndex).zip(&devices) {
+        let superblock = Superblock::of(&geometry, name.clone(), index)
+            .expect("the geometry has each device that it was made of");
+        erase_fixed(device, &geometry)?;
+        write_superblocks(device, &superblock)?;
+    }
+    let devices: Vec<_> = devices.into_iter().map(Arc::new).collect();
+    Ok(info(&geometry, &name, &devices))
+}
+
+/// Opens one device for formatting, after every question whether it is free.
+fn open_free(
+    path: &Path,
+    options: &FormatOptions,
+    made: &mut Vec<PathBuf>,
+) -> Result<Device, Error> {
+    let is_new = !path.exists();
+    if is_new && options.file_bytes.is_none() {
+        return Err(Error::SizeMissing {
+            path: path.to_owned(),
+        });
+    }
+    let mut device = Device::open(
+        path,
+        DeviceOptions {
+            access: Access::ReadWrite,
+            exclusive: !options.force,
+            create: true,
+        },
+    )?;
+    if is_new {
+        made.push(path.to_owned());
+    } else if !options.force {
+        probe::check_unused(&device)?;
+        check_no_pool(&device)?;
+        probe::check_signatures(path)?;
+        probe::check_blank(&device)?;
+    }
+    if !device.is_block() {
+        let bytes = match (device.bytes(), options.file_bytes) {
+            (0, None) => {
+                return Err(Error::SizeMissing {
+                    path: path.to_owned(),
+                });
+            }
+            (0, Some(wanted)) => wanted,
+            (found, Some(wanted)) if wanted != found && !options.force => {
+                return Err(Error::OtherSize {
+                    path: path.to_owned(),
+                    found,
+                    wanted,
+                });
+            }
+            (found, wanted) => wanted.unwrap_or(found),
+        };
+        device.allocate(bytes / BLOCK_BYTES as u64 * BLOCK_BYTES as u64)?;
+    }
+    Ok(device)
+}
+
+/// Refuses a device that is one of `others`, or has blocks of another size.
+fn check_companions(device: &Device, others: &[Device]) -> Result<(), Error> {
+    for other in others {
+        if device.is_same_as(other) {
+            return Err(Error::SameDevice {
+                path: device.path().to_owned(),
+                other: other.path().to_owned(),
+            });
+        }
+        if device.logical_block_bytes() != other.logical_block_bytes() {
+            return Err(Error::MixedBlocks {
+                path: device.path().to_owned(),
+                found: device.logical_block_bytes(),
+                other: other.path().to_owned(),
+                expected: other.logical_block_bytes(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a device that belongs to a pool already.
+fn check_no_pool(device: &Device) -> Result<(), Error> {
+    let Some(last) = (device.bytes() / BLOCK_BYTES as u64).checked_sub(1) else {
+        return Ok(());
+    };
+    for lba in [Geometry::SUPERBLOCK, Lba(last)] {
+        let found = match read_superblock(device, lba)? {
+            Ok(superblock) => format!("pool \"{}\" ({})", superblock.name, superblock.pool),
+            Err(FormatError::NewerFormat { .. }) => "a pool of a newer format".to_owned(),
+            Err(_) => continue,
+        };
+        return Err(Error::Signature {
+            path: device.path().to_owned(),
+            found,
+            offset: lba.0 * BLOCK_BYTES as u64,
+        });
+    }
+    Ok(())
+}
+
+/// What the devices say of their pool.
+///
+/// # Errors
+/// As for opening a pool: a device is wrong, missing, a copy, truncated, foreign or of a newer format.
+pub fn inspect(paths: &[PathBuf]) -> Result<PoolInfo, Error> {
+    let opened = OpenPool::open(paths, Access::ReadOnly, None)?;
+    Ok(info(&opened.geometry, &opened.name, &opened.devices))
+}
+
+/// Like [`inspect`], and reads everything fixed: both superblocks of each device, and every page. What is damaged is
+/// listed; an empty list means a healthy pool.
+///
+/// # Errors
+/// As [`inspect`], or a device fails.
+pub fn check(paths: &[PathBuf]) -> Result<(PoolInfo, Vec<Error>), Error> {
+    let opened = OpenPool::open(paths, Access::ReadOnly, None)?;
+    let mut damage = Vec::new();
+    for device in &opened.devices {
+        let last = Lba(device.bytes() / BLOCK_BYTES as u64 - 1);
+        let mut good = Vec::new();
+        for lba in [Geometry::SUPERBLOCK, last] {
+            match read_superblock(device, lba)? {
+                Ok(superblock) => good.push(superblock),
+                Err(found) => damage.push(Error::DamagedSuperblock {
+                    path: device.path().to_owned(),
+                    lba: lba.0,
+                    found,
+                }),
+            }
+        }
+        if good.len() == 2 && good[0] != good[1] {
+            damage.push(Error::SuperblocksDiffer {
+                path: device.path().to_owned(),
+            });
+        }
+    }
+    damage.extend(members::damage(&opened)?);
+    Ok((
+        info(&opened.geometry, &opened.name, &opened.devices),
+        damage,
+    ))
+}
+
+/// Erases what makes the devices a pool. Data of streams stays until something overwrites it; it was sealed.
+///
+/// # Errors
+/// A device belongs to no pool, or (unless forced) the pool has a live coordinator or member.
+pub fn destroy(paths: &[PathBuf], force: bool) -> Result<Uuid, Error> {
+    let opened = OpenPool::open(paths, Access::ReadWrite, None)?;
+    if !force {
+        members::check_quiet(&opened)?;
+    }
+    for device in &opened.devices {
+        erase_fixed(device, &opened.geometry)?;
+    }
+    Ok(opened.geometry.pool().0)
+}
+
+/// The devices of a pool, complete and in the order of their indices.
+pub(crate) struct OpenPool {
+    pub(crate) geometry: Geometry,
+    pub(crate) name: Name,
+    pub(crate) devices: Vec<Arc<Device>>,
+}
+
+impl OpenPool {
+    /// Opens all devices of the pool that the paths lead to.
+    pub(crate) fn open(
+        paths: &[PathBuf],
+        access: Access,
+        expected: Option<PoolId>,
+    ) -> Result<Self, Error> {
+        let mut found: Vec<(Superblock, Arc<Device>)> = Vec::new();
+        for path in paths {
+            let options = DeviceOptions {
+                access,
+                ..Default::default()
+            };
+            let device = Device::open(path, options)?;
+            let superblock = superblock_of(&device)?;
+            let wanted = expected.or(found.first().map(|(first, _)| first.pool));
+            check_member(&device, &superblock, wanted)?;
+            for (other, at) in &found {
+                if at.is_same_as(&device) {
+                    return Err(Error::SameDevice {
+                        path: path.clone(),
+                        other: at.path().to_owned(),
+                    });
+                }
+                if other.device == superblock.device {
+                    return Err(Error::Copied {
+                        path: path.clone(),
+                        other: at.path().to_owned(),
+                        device: superblock.device,
+                    });
+                }
+            }
+            found.push((superblock, Arc::new(device)));
+        }
+        found.sort_by_key(|(superblock, _)| superblock.device);
+        let (superblocks, devices): (Vec<_>, Vec<_>) = found.into_iter().unzip();
+        let geometry = Geometry::from_superblocks(&superblocks).map_err(|error| match error {
+            GeometryError::MissingDevice { device } => Error::Missing {
+                pool: superblocks[0].pool,
+                device,
+                count: superblocks[0].device_count,
+            },
+            other => Error::Geometry(other),
+        })?;
+        Ok(Self {
+            geometry,
+            name: superblocks[0].name.clone(),
+            devices,
+        })
+    }
+}
+
+/// Compares what a superblock says with the device that it stands on.
+fn check_member(
+    device: &Device,
+    superblock: &Superblock,
+    wanted: Option<PoolId>,
+) -> Result<(), Error> {
+    let path = || device.path().to_owned();
+    if let Some(expected) = wanted.filter(|wanted| *wanted != superblock.pool) {
+        return Err(Error::Foreign {
+            path: path(),
+            found: superblock.pool,
+            expected,
+        });
+    }
+    let expected = superblock.blocks * BLOCK_BYTES as u64;
+    if device.bytes() < expected {
+        return Err(Error::Truncated {
+            path: path(),
+            found: device.bytes(),
+            expected,
+        });
+    }
+    // A file's unit of direct I/O belongs to the file system that a host sees it through, not to the file.
+    if device.is_block() && device.logical_block_bytes() != superblock.logical_block {
+        return Err(Error::OtherBlocks {
+            path: path(),
+            found: device.logical_block_bytes(),
+            expected: superblock.logical_block,
+        });
+    }
+    Ok(())
+}
+
+/// The superblock of a device: the first, or its copy at the end when the first is damaged.
+fn superblock_of(device: &Device) -> Result<Superblock, Error> {
+    let path = || device.path().to_owned();
+    let blocks = device.bytes() / BLOCK_BYTES as u64;
+    if blocks == 0 {
+        return Err(Error::NotAPool {
+            path: path(),
+            found: FormatError::Truncated {
+                want: BLOCK_BYTES,
+                got: usize::try_from(device.bytes()).unwrap_or(usize::MAX),
+            },
+        });
+    }
+    let found = match read_superblock(device, Geometry::SUPERBLOCK)? {
+        Ok(superblock) => return Ok(superblock),
+        Err(found @ FormatError::NewerFormat { .. }) => {
+            return Err(Error::NewerFormat {
+                path: path(),
+                found,
+            });
+        }
+        Err(found) => found,
+    };
+    match read_superblock(device, Lba(blocks - 1))? {
+        Ok(superblock) => {
+            tracing::warn!(path = %device.path().display(), %found, "the first superblock is damaged; its copy serves");
+            Ok(superblock)
+        }
+        Err(_) => Err(Error::NotAPool {
+            path: path(),
+            found,
+        }),
+    }
+}
+
+/// Reads one of a device's superblocks; the inner error tells what is there instead.
+fn read_superblock(device: &Device, lba: Lba) -> Result<Result<Superblock, FormatError>, Error> {
+    let mut buf = AlignedBuf::new(BLOCK_BYTES)?;
+    device.read_exact_at(&mut buf, lba.0 * BLOCK_BYTES as u64)?;
+    Ok(Unchecked::new(&buf).and_then(Superblock::parse))
+}
+
+/// Zeroes everything before the data area, and the last MiB. The superblocks go first.
+fn erase_fixed(device: &Device, geometry: &Geometry) -> Result<(), Error> {
+    const STEP_BYTES: u64 = 1 << 20;
+    let block = BLOCK_BYTES as u64;
+    let last = device.bytes() / block - 1;
+    let mut one = AlignedBuf::new(BLOCK_BYTES)?;
+    for lba in [0, last] {
+        device.write_all_at(&mut one, lba * block)?;
+    }
+    let mut zeros = AlignedBuf::new(usize::try_from(STEP_BYTES).expect("a MiB fits"))?;
+    let fixed = u64::from(geometry.data_start().0) * UNIT_BYTES;
+    for offset in (0..fixed).step_by(usize::try_from(STEP_BYTES).expect("a MiB fits")) {
+        device.write_all_at(&mut zeros, offset)?;
+    }
+    device.write_all_at(&mut zeros, (last + 1) * block - STEP_BYTES)?;
+    Ok(device.sync()?)
+}
+
+/// Writes the copy at the end first, so that a device with a first superblock is complete.
+fn write_superblocks(device: &Device, superblock: &Superblock) -> Result<(), Error> {
+    let mut buf = AlignedBuf::new(BLOCK_BYTES)?;
+    buf.copy_from_slice(&superblock.encode().0);
+    for lba in [superblock.blocks - 1, Geometry::SUPERBLOCK.0] {
+        device.write_all_at(&mut buf, lba * BLOCK_BYTES as u64)?;
+        device.sync()?;
+    }
+    Ok(())
+}
+
+fn info(geometry: &Geometry, name: &Name, devices: &[Arc<Device>]) -> PoolInfo {
+    let start = geometry.data_start();
+    PoolInfo {
+        uuid: geometry.pool().0,
+        name: name.to_string(),
+        slots: geometry.slots(),
+        timeouts: geometry.timeouts(),
+        data_bytes: geometry
+            .devices()
+            .iter()
+            .map(|device| u64::from(device.data_end.0 - start.0) * UNIT_BYTES)
+            .sum(),
+        devices: (0..)
+            .zip(devices)
+            .map(|(index, device)| DeviceInfo {
+                path: device.path().to_owned(),
+                index,
+                bytes: device.bytes(),
+                logical_block_bytes: device.logical_block_bytes(),
+                is_block: device.is_block(),
+            })
+            .collect(),
+    }
+}

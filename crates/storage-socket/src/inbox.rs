@@ -1,0 +1,155 @@
+//! What other threads tell a pool's driver thread, and how they wake it.
+//!
+//! A wake costs a system call, so only the first of several before the driver looks makes one.
+
+use crate::{
+    Error,
+    error::StopReason,
+    flow::Flow,
+    listener::Backlog,
+    promise::{Fulfil, locked},
+    stream::StreamOptions,
+};
+use direct_io::Waker;
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use storage_socket_proto::{
+    Challenge, ConnectionId, Doorbell, Grant, ListenOptions, MemberView, PoolId, Port, SlotIndex,
+};
+
+/// Something that only the driver can do.
+pub(crate) enum Command {
+    Connect {
+        port: Port,
+        options: Box<StreamOptions>,
+        patience: Duration,
+        reply: Fulfil<Result<Arc<Flow>, Error>>,
+    },
+    Bind {
+        port: Port,
+        options: ListenOptions,
+        backlog: Arc<Backlog>,
+        reply: Fulfil<Result<Port, Error>>,
+    },
+    Unbind(Port),
+    Accept {
+        grant: Box<Grant>,
+        options: Box<StreamOptions>,
+        reply: Fulfil<Result<Arc<Flow>, Error>>,
+    },
+    Refuse(ConnectionId),
+    Allow(BTreeSet<SlotIndex>),
+    Rang(SlotIndex),
+    Doorbell(SlotIndex, Doorbell),
+    Vouch(SlotIndex),
+    SetChallenges {
+        slot: SlotIndex,
+        challenges: Vec<Challenge>,
+        /// Which devices have the challenge durably.
+        reply: Fulfil<Vec<bool>>,
+    },
+    PeerChallenges {
+        slot: SlotIndex,
+        reply: Fulfil<PeerChallenges>,
+    },
+    Members(Fulfil<Vec<MemberView>>),
+    /// Calls back once the pool is joined or served.
+    Ready(Fulfil<Result<(), Error>>),
+    Stop,
+}
+
+/// The challenges that a peer wrote, as they were read from each device just now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerChallenges {
+    /// The peer's incarnation (of a member) or epoch (of the coordinator); `None` if it was never seen.
+    pub writer: Option<u64>,
+    /// By device index; `None` where the peer's current page could not be read.
+    pub challenges: Vec<Option<[u8; 32]>>,
+}
+
+/// The mailbox of a driver.
+pub(crate) struct Inbox {
+    pub(crate) pool: PoolId,
+    content: Mutex<Content>,
+    is_woken: AtomicBool,
+    waker: Waker,
+}
+
+#[derive(Default)]
+struct Content {
+    commands: VecDeque<Command>,
+    /// Streams whose users did something.
+    touched: Vec<ConnectionId>,
+    stopped: Option<StopReason>,
+}
+
+impl Inbox {
+    pub(crate) fn new(pool: PoolId, waker: Waker) -> Self {
+        Self {
+            pool,
+            content: Mutex::default(),
+            is_woken: AtomicBool::new(false),
+            waker,
+        }
+    }
+
+    /// Leaves a command; it comes to nothing when the driver has ended, and its reply is dropped then.
+    pub(crate) fn send(&self, command: Command) {
+        let mut content = locked(&self.content);
+        if content.stopped.is_none() {
+            content.commands.push_back(command);
+            drop(content);
+            self.wake();
+        }
+    }
+
+    /// Tells the driver to look at a stream.
+    pub(crate) fn touch(&self, connection: ConnectionId) {
+        locked(&self.content).touched.push(connection);
+        self.wake();
+    }
+
+    pub(crate) fn take(&self) -> (VecDeque<Command>, Vec<ConnectionId>) {
+        self.is_woken.store(false, Ordering::SeqCst);
+        let mut content = locked(&self.content);
+        (
+            std::mem::take(&mut content.commands),
+            std::mem::take(&mut content.touched),
+        )
+    }
+
+    /// Takes nothing more, and drops what is there.
+    pub(crate) fn close(&self, why: StopReason) {
+        let dropped = {
+            let mut content = locked(&self.content);
+            content.stopped.get_or_insert(why);
+            std::mem::take(&mut content.commands)
+        };
+        drop(dropped);
+    }
+
+    /// Why the driver ended, as an error.
+    pub(crate) fn stopped(&self) -> Error {
+        let why = locked(&self.content).stopped.clone();
+        Error::Stopped {
+            pool: self.pool,
+            why: why.unwrap_or(StopReason::Closed),
+        }
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        locked(&self.content).stopped.is_some()
+    }
+
+    fn wake(&self) {
+        if !self.is_woken.swap(true, Ordering::SeqCst) {
+            self.waker.wake();
+        }
+    }
+}

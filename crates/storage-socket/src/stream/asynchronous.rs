@@ -1,0 +1,86 @@
+//! The same streams for tasks: polls that register a waker, without any runtime.
+
+use super::{Stream, StreamOptions};
+use crate::{
+    Pool,
+    inbox::Command,
+    promise::{locked, promise},
+};
+use std::{
+    io,
+    sync::atomic::Ordering,
+    task::{Context, Poll},
+    time::Duration,
+};
+use storage_socket_proto::Port;
+
+impl Stream {
+    /// Like [`Stream::connect`], for tasks. `patience` is kept by the driver; a driver that hangs is given up on only
+    /// when the pool is closed.
+    ///
+    /// # Errors
+    /// As [`Stream::connect`].
+    pub async fn connect_async(
+        pool: &Pool,
+        port: Port,
+        options: StreamOptions,
+        patience: Duration,
+    ) -> io::Result<Self> {
+        let (fulfil, reply) = promise();
+        pool.handle.inbox.send(Command::Connect {
+            port,
+            options: Box::new(options),
+            patience,
+            reply: fulfil,
+        });
+        Self::connected(pool, reply.await)
+    }
+
+    /// Reads what there is, or registers the task's waker.
+    ///
+    /// # Errors
+    /// As reading a stream; read time-outs don't apply.
+    pub fn poll_read_some(
+        &self,
+        context: &mut Context<'_>,
+        out: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let flow = &self.handle.flow;
+        loop {
+            if let Some(count) = flow.try_read(out)? {
+                return Poll::Ready(Ok(count));
+            }
+            let mut receive = locked(&flow.receive);
+            if receive.is_idle() {
+                flow.counters.reads_blocked.fetch_add(1, Ordering::Relaxed);
+                receive.waker = Some(context.waker().clone());
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Writes what there is room for, or registers the task's waker.
+    ///
+    /// # Errors
+    /// As writing to a stream; write time-outs don't apply.
+    pub fn poll_write_some(
+        &self,
+        context: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let flow = &self.handle.flow;
+        loop {
+            let before = locked(&flow.send).changes;
+            let count = flow.try_write(data)?;
+            if count > 0 || data.is_empty() {
+                return Poll::Ready(Ok(count));
+            }
+            let mut send = locked(&flow.send);
+            if send.changes == before {
+                flow.counters.writes_blocked.fetch_add(1, Ordering::Relaxed);
+                send.waker = Some(context.waker().clone());
+                return Poll::Pending;
+            }
+        }
+    }
+}
