@@ -263,6 +263,42 @@ async fn full_disk_is_named_and_the_next_put_that_fits_works() {
     assert_eq!(fs::read_dir(temporary).unwrap().count(), 0);
 }
 
+#[tokio::test]
+async fn full_disk_of_the_state_refuses_the_object_and_heals() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some(disk) = SmallDisk::mount(directory.path().join("state")) else {
+        return;
+    };
+    let state = server(directory.path()).await;
+    let session = session(&state).await;
+    let ballast = disk.0.join("ballast");
+    assert!(
+        fs::write(&ballast, vec![0; 4 << 20]).is_err(),
+        "the disk is full now"
+    );
+    // The log has some room of its own; it is used up soon.
+    let mut n = 0_u32;
+    let error = loop {
+        n += 1;
+        assert!(n < 10_000, "the state needs no room");
+        if let Err(error) = put(&*session, ObjectKind::Index, &n.to_le_bytes()).await {
+            break error;
+        }
+    };
+    let place = disk.0.display().to_string();
+    assert!(
+        matches!(&error, ServiceError::Full(found) if *found == place),
+        "{error}"
+    );
+    let name = name_of(ObjectKind::Index, &n.to_le_bytes());
+    let refused = get(&*session, name, None).await.unwrap_err();
+    assert!(matches!(refused, ServiceError::NotFound(_)), "{refused}");
+    fs::remove_file(ballast).unwrap();
+    put(&*session, ObjectKind::Index, &n.to_le_bytes())
+        .await
+        .unwrap();
+}
+
 /// Runs stock restic on a repository; `None` if there is none on this machine.
 fn restic(repository: &Path, cache: &Path, arguments: &[&str]) -> Option<Vec<u8>> {
     let output = Command::new("restic")
