@@ -1,1 +1,27 @@
 //! Backup and restore pipelines and jobs.
+//!
+//! [`backup`] and [`restore`] are whole jobs: they block, report to a [`Progress`], stop at a [`Cancel`], and return a
+//! summary that names and counts whatever did not go as it should. What this leaves to others: the repository's format
+//! (backlane-repo), the way to the server (backlane-net), and what is printed.
+
+pub mod backup;
+pub mod error;
+pub mod progress;
+pub mod restore;
+pub mod source;
+
+mod carry;
+mod fs;
+
+pub use backlane_repo::Cancel;
+pub use backup::{BackupOptions, BackupSummary, backup};
+pub use error::Error;
+pub use progress::{Progress, Warning, WarningKind, Warnings};
+pub use restore::{Holes, RestoreOptions, RestoreSummary, restore};
+pub use source::{AccessTimes, FileSystems, SourceOptions, exclude::Excludes};
+
+/// Extended attributes are reached through /proc.
+fn check_proc() -> Result<(), Error> {
+    let there = std::fs::symlink_metadata("/proc/self/fd");
+    there.map(drop).map_err(|source| Error::Proc { source })
+}

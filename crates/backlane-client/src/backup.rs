@@ -1,0 +1,151 @@
+//! Backup: a walk of the file system, handed to the repository.
+
+use crate::{
+    error::Error,
+    progress::{Progress, Reporter, WarningKind, Warnings},
+    source::{Detail, Source, SourceOptions},
+};
+use backlane_repo::{ArchiveOptions, ArchiveSummary, Cancel, DryRun, Entries, Parent, Repository};
+use serde::Serialize;
+use std::{
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::SystemTime,
+};
+
+/// What to back up, and how.
+#[derive(Clone, Debug, Default)]
+pub struct BackupOptions {
+    /// Files and directories.
+    pub paths: Vec<PathBuf>,
+    /// What of them is kept.
+    pub source: SourceOptions,
+    /// The name of this host in the snapshot.
+    pub host: String,
+    /// The snapshot's time; now when `None`.
+    pub time: Option<SystemTime>,
+    /// The snapshot's tags.
+    pub tags: Vec<String>,
+    /// What to say of the snapshot.
+    pub description: Option<String>,
+    /// The command, for the record.
+    pub command: String,
+    /// What to compare with.
+    pub parent: Parent,
+    /// Reads and counts, and writes nothing.
+    pub dry_run: bool,
+}
+
+/// What a backup did.
+#[derive(Clone, Debug, Serialize)]
+pub struct BackupSummary {
+    /// What was backed up, absolute; bytes that aren't UTF-8 are replaced.
+    pub paths: Vec<String>,
+    /// Whether nothing was written.
+    pub dry_run: bool,
+    /// What was read and stored.
+    #[serde(flatten)]
+    pub archive: ArchiveSummary,
+    /// How many entries are not in the snapshot though they should be.
+    pub left_out: u64,
+    /// What did not go as it should.
+    #[serde(rename = "warning_list")]
+    pub warnings: Warnings,
+}
+
+/// Backs up paths. Blocks until the snapshot is durable.
+///
+/// # Errors
+/// When a path doesn't exist, an exclude pattern is no good, the job is cancelled, or the repository fails; there is no
+/// snapshot then. A file that can't be read is a warning.
+pub fn backup(
+    repository: &Repository,
+    options: &BackupOptions,
+    progress: Arc<dyn Progress>,
+    cancel: Cancel,
+) -> Result<BackupSummary, Error> {
+    crate::check_proc()?;
+    let reporter = Arc::new(Reporter::new(progress, cancel.clone()));
+    let new = |detail, reporter| Source::new(&options.paths, &options.source, detail, reporter);
+    let source = new(Detail::Full, Arc::clone(&reporter))?;
+    // What the counting walk can't read, the real one tells.
+    let quiet = Reporter::new(Arc::new(()), cancel.clone());
+    let counted = new(Detail::Count, Arc::new(quiet))?;
+    let roots: Vec<PathBuf> = source.roots().to_vec();
+    let archive = ArchiveOptions {
+        host: options.host.clone(),
+        paths: roots
+            .iter()
+            .map(|root| root.as_os_str().as_bytes().to_vec())
+            .collect(),
+        time: options.time,
+        tags: options.tags.clone(),
+        description: options.description.clone(),
+        command: options.command.clone(),
+        parent: options.parent,
+        dry_run: if options.dry_run {
+            DryRun::Yes
+        } else {
+            DryRun::No
+        },
+        cancel,
+    };
+    let adapter = Adapter {
+        source,
+        counted,
+        reporter: Arc::clone(&reporter),
+    };
+    let archive = repository.archive(&archive, Arc::new(adapter));
+    let archive = archive.map_err(|error| match error {
+        backlane_repo::RepoError::Cancelled => Error::Cancelled,
+        other => other.into(),
+    })?;
+    let warnings = reporter.warnings();
+    Ok(BackupSummary {
+        paths: roots
+            .iter()
+            .map(|root| root.to_string_lossy().into_owned())
+            .collect(),
+        dry_run: options.dry_run,
+        archive,
+        left_out: warnings.count(WarningKind::LeftOut),
+        warnings,
+    })
+}
+
+/// The file system as the repository wants it.
+struct Adapter {
+    source: Source,
+    counted: Source,
+    reporter: Arc<Reporter>,
+}
+
+impl backlane_repo::Source for Adapter {
+    fn bytes_total(&self) -> Option<u64> {
+        let (items, bytes) = self.counted.count();
+        self.reporter.progress.total(items, bytes);
+        Some(bytes)
+    }
+
+    fn entries(&self) -> Entries {
+        let reporter = Arc::clone(&self.reporter);
+        Box::new(self.source.walk().inspect(move |found| {
+            if let Ok(entry) = found
+                && entry.open.is_none()
+            {
+                reporter.progress.advanced(1, 0);
+            }
+        }))
+    }
+
+    fn warn(&self, warning: &backlane_repo::Warning) {
+        let kind = match warning.kind {
+            backlane_repo::WarningKind::LeftOut => WarningKind::LeftOut,
+            backlane_repo::WarningKind::Incomplete => WarningKind::Incomplete,
+        };
+        let path = Path::new(OsStr::from_bytes(&warning.path));
+        self.reporter.warn(kind, path, &warning.reason);
+    }
+}

@@ -1,0 +1,84 @@
+//! What can end a job. What merely goes wrong on the way is a [`Warning`](crate::Warning).
+
+use std::{io, path::PathBuf};
+
+/// Why a job, or its preparation, failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No path was given to back up.
+    #[error("nothing to back up: no path given")]
+    NoPaths,
+    /// A path that was given to back up can't be found.
+    #[error("{} can't be backed up: {source}", path.display())]
+    Path {
+        /// The path as it was given.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// An exclude pattern or a file of them is no good.
+    #[error("exclude {what}: {reason}")]
+    Exclude {
+        /// The pattern or the file.
+        what: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// /proc is not there, without which extended attributes can't be read or set.
+    #[error("/proc/self/fd can't be used ({source}): is /proc mounted?")]
+    Proc {
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The job was asked to stop.
+    #[error("cancelled")]
+    Cancelled,
+    /// The repository, or the way to it, failed.
+    #[error(transparent)]
+    Repository(#[from] backlane_repo::RepoError),
+    /// The snapshot has no such path.
+    #[error("the snapshot holds no {}", path.display())]
+    NotInSnapshot {
+        /// The path that was asked for.
+        path: PathBuf,
+    },
+    /// The directory to restore into can't be made or opened.
+    #[error("can't restore into {}: {source}", path.display())]
+    Target {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Another job restores into the same directory.
+    #[error("another restore into {} is running", path.display())]
+    TargetBusy {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The file system being restored to is full.
+    #[error("no space left for {}: {source}", path.display())]
+    NoSpace {
+        /// The file that did not fit.
+        path: PathBuf,
+        /// What the system said: full, or over quota.
+        source: io::Error,
+    },
+    /// A configuration file can't be read or is no good.
+    #[error("configuration {}: {reason}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A repository key file can't be made, read or trusted.
+    #[error("repository key {}: {reason}", path.display())]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}

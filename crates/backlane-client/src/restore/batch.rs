@@ -1,0 +1,447 @@
+//! A part of a restore that is done as one: files, the links to them, and the directories that are complete with them.
+//!
+//! Phases, in this order: files that stand there already are read and, if they are right, kept; the blobs of the others
+//! are read pack by pack, checked, and written; written files are verified if that was asked for; links are made;
+//! directories get their metadata. Memory: [`FILES_MAX`] files, about [`PIECES_MAX`] pieces, and for each worker one
+//! read of [`READ_BYTES_MAX`] and one blob.
+
+use super::{
+    content::{Piece, consists_of, has_holes},
+    files::{FileWriter, PlannedFile, Stage, open_regular},
+    job::{Job, add, is_local_damage},
+    metadata::Subject,
+    places::PlaceId,
+};
+use crate::{error::Error, fs::Facts, progress::WarningKind};
+use backlane_proto::{ByteRange, ObjectId};
+use backlane_repo::{BlobId, BlobKind, BlobPlace, FileKind, Metadata};
+use rustix::fs::{Advice, AtFlags, fadvise, fdatasync, linkat, renameat, unlinkat};
+use std::{
+    collections::{HashMap, VecDeque},
+    ffi::{OsStr, OsString},
+    io,
+    ops::Range,
+    sync::{Mutex, atomic::Ordering},
+};
+
+/// How many files are planned before they are restored.
+const FILES_MAX: usize = 8 * 1024;
+
+/// How many pieces of files are planned before they are restored; one file may have more.
+const PIECES_MAX: usize = 64 * 1024;
+
+/// Blobs no further apart than this are read together: about what a round trip costs in bytes.
+const READ_GAP_BYTES_MAX: u32 = 128 * 1024;
+
+/// Blobs are read together up to this size; a single blob may be larger.
+const READ_BYTES_MAX: u32 = 4 * 1024 * 1024;
+
+/// What is restored together.
+#[derive(Default)]
+pub(crate) struct Batch {
+    files: Vec<PlannedFile>,
+    /// Those of `files` that may stand there already.
+    candidates: Vec<usize>,
+    pieces: usize,
+    pub(crate) links: Vec<PlannedLink>,
+    /// Those that are complete, what is in a directory before the directory.
+    pub(crate) directories: Vec<(PlaceId, Option<Metadata>)>,
+}
+
+/// The first name of a file with several.
+pub(crate) struct LinkTarget {
+    pub(crate) place: PlaceId,
+    pub(crate) name: OsString,
+    /// Tells apart what has the same numbers.
+    pub(crate) fingerprint: u64,
+    /// How many more names are expected.
+    pub(crate) left: u64,
+}
+
+/// A further name of a file.
+pub(crate) struct PlannedLink {
+    pub(crate) first_place: PlaceId,
+    pub(crate) first_name: OsString,
+    pub(crate) place: PlaceId,
+    pub(crate) name: OsString,
+}
+
+/// A blob and all places that want it.
+struct WantedBlob {
+    place: BlobPlace,
+    /// File and offset in it.
+    destinations: Vec<(usize, u64)>,
+}
+
+/// Blobs that are read together.
+struct PlannedRead {
+    pack: ObjectId,
+    range: ByteRange,
+    blobs: Range<usize>,
+}
+
+impl Batch {
+    /// Plans a file, which may stand there already.
+    pub(crate) fn add(&mut self, file: PlannedFile, candidate: bool) {
+        if candidate {
+            self.candidates.push(self.files.len());
+        }
+        self.pieces += file.pieces.len();
+        self.files.push(file);
+    }
+
+    /// Whether it should be run before more is planned.
+    pub(crate) fn is_full(&self) -> bool {
+        self.files.len() >= FILES_MAX
+            || self.pieces >= PIECES_MAX
+            || self.links.len() >= FILES_MAX
+            || self.directories.len() >= FILES_MAX
+    }
+
+    /// Does all that was planned.
+    pub(crate) fn run(self, job: &Job<'_>) -> Result<(), Error> {
+        let writer = FileWriter {
+            places: job.places,
+            names: job.names,
+            reporter: job.reporter,
+            holes: job.options.holes,
+            open: Mutex::new(VecDeque::new()),
+        };
+        let done = self.keep_what_is_right(job).and_then(|()| {
+            if job.options.dry_run {
+                self.count_planned(job);
+                return Ok(());
+            }
+            self.write_files(job, &writer)?;
+            if job.options.verify {
+                self.verify(job)?;
+            }
+            self.make_links(job)?;
+            self.finish_directories(job)
+        });
+        if done.is_err() {
+            for file in &self.files {
+                writer.abandon(file);
+            }
+        }
+        for place in self.held() {
+            job.places.release(place);
+        }
+        done
+    }
+
+    fn held(&self) -> impl Iterator<Item = PlaceId> + '_ {
+        let files = self.files.iter().map(|file| file.place);
+        let links = self.links.iter();
+        files
+            .chain(links.flat_map(|link| [link.first_place, link.place]))
+            .chain(self.directories.iter().map(|(place, _)| *place))
+    }
+
+    fn count_planned(&self, job: &Job<'_>) {
+        for file in &self.files {
+            if file.state().stage == Stage::Planned {
+                add(&job.counts.files_restored, 1);
+                add(&job.counts.bytes_restored, file.size);
+            }
+        }
+    }
+
+    /// Reads what stands there already, and keeps it if it is right.
+    fn keep_what_is_right(&self, job: &Job<'_>) -> Result<(), Error> {
+        job.in_parallel(self.candidates.len(), |at| {
+            let file = &self.files[self.candidates[at]];
+            // Whatever prevents reading it, it is restored then.
+            let right = job.places.handle(file.place).and_then(|dir| {
+                let mut open = open_regular(&*dir, &file.name)?;
+                let right = has_holes(&open, file.size, file.extents.as_deref())?
+                    && consists_of(&mut open, &file.pieces)?;
+                Ok((dir, right))
+            });
+            let Ok((dir, true)) = right else {
+                return Ok(());
+            };
+            file.state().stage = Stage::Kept;
+            add(&job.counts.files_kept, 1);
+            add(&job.counts.bytes_kept, file.size);
+            job.reporter.progress.advanced(1, file.size);
+            if !job.options.dry_run {
+                Subject {
+                    dir: &dir,
+                    name: &file.name,
+                    path: &file.path(job.places),
+                    reporter: job.reporter,
+                }
+                .apply(&FileKind::File, &file.meta);
+            }
+            Ok(())
+        })
+    }
+
+    fn write_files(&self, job: &Job<'_>, writer: &FileWriter<'_>) -> Result<(), Error> {
+        let blobs = self.wanted(job);
+        let reads = plan_reads(&blobs);
+        let empty: Vec<usize> = (0..self.files.len())
+            .filter(|index| self.files[*index].pieces.is_empty())
+            .filter(|index| self.files[*index].state().stage == Stage::Planned)
+            .collect();
+        job.in_parallel(empty.len(), |at| self.finish_file(job, writer, empty[at]))?;
+        job.in_parallel(reads.len(), |at| {
+            let read = &reads[at];
+            self.read(job, writer, read, &blobs[read.blobs.clone()])
+        })
+    }
+
+    /// The blobs of all files that are to be written, in the order of packs.
+    fn wanted(&self, job: &Job<'_>) -> Vec<WantedBlob> {
+        let mut blobs: Vec<WantedBlob> = Vec::new();
+        let mut known: HashMap<BlobId, usize> = HashMap::new();
+        for (index, file) in self.files.iter().enumerate() {
+            if file.state().stage != Stage::Planned {
+                continue;
+            }
+            let mut offset = 0;
+            for Piece { id, length } in &file.pieces {
+                let at = *known.entry(*id).or_insert_with(|| {
+                    let place = job.reader.index().find(BlobKind::Data, *id);
+                    blobs.push(WantedBlob {
+                        place: place.expect("it was found when the file was planned"),
+                        destinations: Vec::new(),
+                    });
+                    blobs.len() - 1
+                });
+                blobs[at].destinations.push((index, offset));
+                offset += length;
+            }
+        }
+        blobs.sort_unstable_by_key(|blob| (blob.place.pack, blob.place.offset));
+        blobs
+    }
+
+    fn read(
+        &self,
+        job: &Job<'_>,
+        writer: &FileWriter<'_>,
+        read: &PlannedRead,
+        blobs: &[WantedBlob],
+    ) -> Result<(), Error> {
+        let sealed = match job.reader.read_pack(read.pack, read.range) {
+            Ok(sealed) => sealed,
+            Err(error) if is_local_damage(&error) => {
+                for blob in blobs {
+                    self.lose(job, writer, blob, &error.to_string());
+                }
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        add(&job.counts.bytes_fetched, read.range.length);
+        for blob in blobs {
+            job.check_cancelled()?;
+            let start = u64::from(blob.place.offset) - read.range.offset;
+            let start = usize::try_from(start).expect("within what was read");
+            let part = &sealed[start..start + blob.place.length as usize];
+            match job.reader.open_blob(&blob.place, part) {
+                Ok(bytes) => self.write(job, writer, blob, &bytes)?,
+                Err(error) => self.lose(job, writer, blob, &error.to_string()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a blob wherever it belongs.
+    fn write(
+        &self,
+        job: &Job<'_>,
+        writer: &FileWriter<'_>,
+        blob: &WantedBlob,
+        bytes: &[u8],
+    ) -> Result<(), Error> {
+        for (index, offset) in &blob.destinations {
+            let file = &self.files[*index];
+            if let Err(error) = writer.write(&self.files, *index, *offset, bytes) {
+                writer.abandon(file);
+                job.fail(file.path(job.places), "it can't be written", error)?;
+            }
+            job.reporter.progress.advanced(0, bytes.len() as u64);
+            if file.remaining.fetch_sub(1, Ordering::AcqRel) == 1 {
+                self.finish_file(job, writer, *index)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn finish_file(
+        &self,
+        job: &Job<'_>,
+        writer: &FileWriter<'_>,
+        index: usize,
+    ) -> Result<(), Error> {
+        let file = &self.files[index];
+        if let Err(error) = writer.finish(&self.files, index) {
+            writer.abandon(file);
+            job.fail(file.path(job.places), "it can't be written", error)?;
+        }
+        if file.state().stage == Stage::Done {
+            add(&job.counts.files_restored, 1);
+            add(&job.counts.bytes_restored, file.size);
+        }
+        job.reporter.progress.advanced(1, 0);
+        Ok(())
+    }
+
+    /// Gives up every file that needs a blob which can't be had.
+    fn lose(&self, job: &Job<'_>, writer: &FileWriter<'_>, blob: &WantedBlob, why: &str) {
+        for (index, _) in &blob.destinations {
+            let file = &self.files[*index];
+            if file.state().stage != Stage::Failed {
+                job.warn(&file.path(job.places), why);
+            }
+            writer.abandon(file);
+        }
+    }
+
+    /// Reads again what was written, from the device where the system allows.
+    fn verify(&self, job: &Job<'_>) -> Result<(), Error> {
+        job.in_parallel(self.files.len(), |index| {
+            let file = &self.files[index];
+            if file.state().stage != Stage::Done {
+                return Ok(());
+            }
+            let right = job.places.handle(file.place).and_then(|dir| {
+                let mut open = open_regular(&*dir, &file.name)?;
+                fdatasync(&open)?;
+                // Only advice: what stays in memory is read from there.
+                let _ = fadvise(&open, 0, None, Advice::DontNeed);
+                consists_of(&mut open, &file.pieces)
+            });
+            let what = match right {
+                Ok(true) => {
+                    add(&job.counts.files_verified, 1);
+                    return Ok(());
+                }
+                Ok(false) => "it has another content than was written".to_owned(),
+                Err(error) => format!("it can't be read again: {error}"),
+            };
+            let path = file.path(job.places);
+            job.reporter.warn(WarningKind::Differs, &path, what);
+            Ok(())
+        })
+    }
+
+    fn make_links(&self, job: &Job<'_>) -> Result<(), Error> {
+        for link in &self.links {
+            job.check_cancelled()?;
+            if let Err(error) = link.make(job) {
+                let path = job.path(link.place, &link.name);
+                let first = job.path(link.first_place, &link.first_name);
+                let what = format!("it can't be linked to {}", first.display());
+                job.fail(path, &what, error)?;
+            }
+            job.reporter.progress.advanced(1, 0);
+        }
+        Ok(())
+    }
+
+    fn finish_directories(&self, job: &Job<'_>) -> Result<(), Error> {
+        for (place, meta) in &self.directories {
+            job.check_cancelled()?;
+            let Some(meta) = meta else { continue };
+            let path = job.path(*place, OsStr::new(""));
+            match job.places.handle(*place) {
+                Ok(dir) => Subject {
+                    dir: &dir,
+                    name: OsStr::new("."),
+                    path: &path,
+                    reporter: job.reporter,
+                }
+                .apply(&FileKind::Directory, meta),
+                Err(error) => job.fail(path, "its metadata can't be set", error)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl PlannedLink {
+    fn make(&self, job: &Job<'_>) -> io::Result<()> {
+        let first_dir = job.places.handle(self.first_place)?;
+        let dir = job.places.handle(self.place)?;
+        let first = Facts::of(&*first_dir, &self.first_name)?;
+        if let Ok(there) = Facts::of(&*dir, &self.name)
+            && there.identity == first.identity
+        {
+            return Ok(());
+        }
+        let temporary = job.names.next();
+        let flags = AtFlags::empty();
+        linkat(&*first_dir, &self.first_name, &*dir, &temporary, flags)?;
+        renameat(&*dir, &temporary, &*dir, &self.name).map_err(|error| {
+            // Nothing can be done about a second failure.
+            let _ = unlinkat(&*dir, &temporary, flags);
+            error.into()
+        })
+    }
+}
+
+/// Groups neighbours; `blobs` are in the order of packs.
+fn plan_reads(blobs: &[WantedBlob]) -> Vec<PlannedRead> {
+    let mut reads: Vec<PlannedRead> = Vec::new();
+    for (index, WantedBlob { place, .. }) in blobs.iter().enumerate() {
+        let start = u64::from(place.offset);
+        let end = start + u64::from(place.length);
+        if let Some(last) = reads.last_mut() {
+            let last_end = last.range.offset + last.range.length;
+            if last.pack == place.pack
+                && start.saturating_sub(last_end) <= u64::from(READ_GAP_BYTES_MAX)
+                && end - last.range.offset <= u64::from(READ_BYTES_MAX)
+            {
+                last.range.length = end.max(last_end) - last.range.offset;
+                last.blobs.end = index + 1;
+                continue;
+            }
+        }
+        reads.push(PlannedRead {
+            pack: place.pack,
+            range: ByteRange {
+                offset: start,
+                length: end - start,
+            },
+            blobs: index..index + 1,
+        });
+    }
+    reads
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_are_read_together_within_bounds() {
+        let blob = |pack: u8, offset, length| WantedBlob {
+            place: BlobPlace {
+                id: BlobId([0; 32]),
+                kind: BlobKind::Data,
+                pack: ObjectId([pack; 32]),
+                offset,
+                length,
+                plain_length: length,
+                compressed: false,
+            },
+            destinations: Vec::new(),
+        };
+        let far = 200 + READ_GAP_BYTES_MAX + 1;
+        let blobs = [
+            blob(1, 0, 100),
+            blob(1, 100, 100),
+            blob(1, far, READ_BYTES_MAX - 5),
+            blob(1, far + READ_BYTES_MAX, 6),
+            blob(2, far + READ_BYTES_MAX + 6, 6),
+        ];
+        let reads = plan_reads(&blobs);
+        let groups: Vec<_> = reads.iter().map(|read| read.blobs.clone()).collect();
+        assert_eq!(groups, [0..2, 2..3, 3..4, 4..5]);
+        assert_eq!(reads[0].range.length, 200);
+    }
+}

@@ -1,0 +1,522 @@
+//! Goes through the trees of a snapshot: makes directories and what has no content, plans files and links.
+//!
+//! Invariants: a name is checked before it is used; a directory's own metadata is set after all that is in it; nothing
+//! is deleted outside of what was backed up. Memory is bounded by the batch, apart from the directories on the way.
+
+use super::{
+    batch::{Batch, LinkTarget, PlannedLink},
+    content::Piece,
+    files::{PlannedFile, TemporaryNames},
+    job::{Job, add},
+    metadata::{Subject, set_mode},
+    places::PlaceId,
+    remove::remove_tree,
+};
+use crate::{
+    carry,
+    error::Error,
+    fs::{self, Facts},
+    progress::WarningKind,
+};
+use backlane_repo::{BlobKind, FileKind, Metadata, Node, RepoError, Tree, name_is_plain};
+use rustix::fs::{AtFlags, FileType, Mode, mkdirat, mknodat, renameat, symlinkat, unlinkat};
+use std::{
+    collections::{HashMap, HashSet},
+    ffi::{OsStr, OsString},
+    hash::{DefaultHasher, Hash, Hasher},
+    io::{self, ErrorKind},
+    os::{
+        fd::OwnedFd,
+        unix::ffi::{OsStrExt, OsStringExt},
+    },
+    path::{Path, PathBuf},
+    sync::Arc,
+    vec,
+};
+
+/// Where a directory is in relation to what was backed up.
+#[derive(Clone, Debug)]
+pub(crate) enum Reach {
+    /// Above it; this is its path in the snapshot. There is more on disk than the snapshot knows.
+    Above(PathBuf),
+    /// In it: the snapshot knows all that belongs there.
+    Inside,
+}
+
+/// The way through the trees.
+pub(crate) struct Descender<'a> {
+    job: &'a Job<'a>,
+    /// What was backed up, as text.
+    roots: &'a [String],
+    frames: Vec<Frame>,
+    batch: Batch,
+    /// The first of each group of hard links.
+    links: HashMap<(u64, u64), LinkTarget>,
+}
+
+/// A directory whose entries are being gone through.
+struct Frame {
+    /// `None` in a dry run, when it doesn't exist.
+    place: Option<PlaceId>,
+    nodes: vec::IntoIter<Node>,
+    /// What is to be set at the end; `None` for a target that the snapshot doesn't know.
+    meta: Option<Metadata>,
+    found: Found,
+    reach: Reach,
+}
+
+/// Whether something was there before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    Existing,
+    New,
+}
+
+/// An entry on its way, with what was there before.
+struct Arrival<'n> {
+    place: PlaceId,
+    dir: Arc<OwnedFd>,
+    name: &'n OsStr,
+    path: PathBuf,
+    before: Option<Facts>,
+}
+
+impl<'a> Descender<'a> {
+    pub(crate) fn new(job: &'a Job<'a>, roots: &'a [String]) -> Self {
+        Self {
+            job,
+            roots,
+            frames: Vec::new(),
+            batch: Batch::default(),
+            links: HashMap::new(),
+        }
+    }
+
+    /// Restores a tree into the target, which takes on `meta`.
+    pub(crate) fn run(
+        mut self,
+        tree: Tree,
+        meta: Option<Metadata>,
+        place: Option<PlaceId>,
+        reach: Reach,
+    ) -> Result<(), Error> {
+        let meta = meta.map(|mut meta| {
+            carry::unpack(&mut meta, 0);
+            meta
+        });
+        let reach = self.reach_of(reach);
+        self.enter(tree, meta, place, Found::Existing, reach)?;
+        while let Some(frame) = self.frames.last_mut() {
+            self.job.check_cancelled()?;
+            if let Some(node) = frame.nodes.next() {
+                let (place, found) = (frame.place, frame.found);
+                self.node(node, place, found)?;
+            } else if let Some(frame) = self.frames.pop()
+                && let Some(place) = frame.place
+            {
+                self.batch.directories.push((place, frame.meta));
+            }
+            if self.batch.is_full() {
+                std::mem::take(&mut self.batch).run(self.job)?;
+            }
+        }
+        std::mem::take(&mut self.batch).run(self.job)
+    }
+
+    /// Makes a directory the current one, after a look at its names and at what else is there.
+    fn enter(
+        &mut self,
+        mut tree: Tree,
+        meta: Option<Metadata>,
+        place: Option<PlaceId>,
+        found: Found,
+        reach: Reach,
+    ) -> Result<(), Error> {
+        let shown = place.unwrap_or(PlaceId::TARGET);
+        let mut names = HashSet::new();
+        tree.nodes.retain(|node| {
+            let problem = if !name_is_plain(&node.name) {
+                "the snapshot gives it a name that leads elsewhere"
+            } else if !names.insert(node.name.clone()) {
+                "the snapshot has another entry of the same name"
+            } else {
+                return true;
+            };
+            let what = format!("an entry `{}`: {problem}", node.name.escape_ascii());
+            self.job.warn(&self.job.path(shown, OsStr::new("")), what);
+            false
+        });
+        if let Some(place) = place.filter(|_| found == Found::Existing) {
+            self.tidy(place, &names, &reach)?;
+        }
+        self.frames.push(Frame {
+            place,
+            nodes: tree.nodes.into_iter(),
+            meta,
+            found,
+            reach,
+        });
+        Ok(())
+    }
+
+    /// Removes what an interrupted run left in a directory and, if asked, all that the snapshot doesn't have.
+    fn tidy(&self, place: PlaceId, names: &HashSet<Vec<u8>>, reach: &Reach) -> Result<(), Error> {
+        let job = self.job;
+        let path = |name: &OsStr| job.path(place, name);
+        // A handle of its own: a listing moves its position.
+        let listed = job.places.handle(place).and_then(|dir| {
+            let listing = fs::open_dir(&*dir, OsStr::new("."))?;
+            let device = Facts::of_open(&listing)?.identity.device;
+            Ok((dir, device, fs::names(&listing)?))
+        });
+        let (dir, device, present) = match listed {
+            Ok(listed) => listed,
+            Err(error) => return job.fail(path(OsStr::new("")), "it can't be listed", error),
+        };
+        let deletes = job.options.delete && matches!(reach, Reach::Inside);
+        for name in present {
+            job.check_cancelled()?;
+            if names.contains(name.as_bytes()) {
+                continue;
+            }
+            let left_over = TemporaryNames::is_one(&name);
+            if (!left_over && !deletes) || job.options.dry_run {
+                add(&job.counts.deleted, u64::from(deletes));
+                continue;
+            }
+            self.remove(&dir, &name, device, place);
+        }
+        Ok(())
+    }
+
+    fn remove(&self, dir: &OwnedFd, name: &OsStr, device: u64, place: PlaceId) {
+        let job = self.job;
+        let removed = remove_tree(dir, name, device);
+        add(&job.counts.deleted, removed.count);
+        let base = job.path(place, OsStr::new(""));
+        for (below, error) in removed.stayed {
+            let what = format!("it can't be deleted: {error}");
+            job.reporter
+                .warn(WarningKind::NotDeleted, &base.join(below), what);
+        }
+    }
+
+    fn node(&mut self, node: Node, place: Option<PlaceId>, found: Found) -> Result<(), Error> {
+        let name = OsString::from_vec(node.name.clone());
+        let path = self.job.path(place.unwrap_or(PlaceId::TARGET), &name);
+        self.job.reporter.progress.current(&path);
+        let arrival = match place {
+            None => None,
+            Some(place) => {
+                let dir = match self.job.places.handle(place) {
+                    Ok(dir) => dir,
+                    Err(error) => {
+                        return self.job.fail(path, "its directory can't be opened", error);
+                    }
+                };
+                let before = match (found, Facts::of(&*dir, &name)) {
+                    (Found::New, _) => None,
+                    (_, Ok(facts)) => Some(facts),
+                    (_, Err(error)) if error.kind() == ErrorKind::NotFound => None,
+                    (_, Err(error)) => {
+                        return self
+                            .job
+                            .fail(path, "what is there can't be examined", error);
+                    }
+                };
+                Some(Arrival {
+                    place,
+                    dir,
+                    name: &name,
+                    path,
+                    before,
+                })
+            }
+        };
+        if node.kind == FileKind::Directory {
+            return self.directory(node, arrival);
+        }
+        if let Some(arrival) = &arrival
+            && !self.clear_way(arrival)?
+        {
+            return Ok(());
+        }
+        if self.is_later_link(&node, arrival.as_ref()) {
+            return Ok(());
+        }
+        match node.kind {
+            FileKind::File => self.file(node, arrival),
+            _ => self.other(node, arrival),
+        }
+    }
+
+    /// Gets a directory out of the way of something else. Whether the way is clear.
+    fn clear_way(&self, arrival: &Arrival<'_>) -> Result<bool, Error> {
+        let Some(before) = &arrival.before else {
+            return Ok(true);
+        };
+        if before.file_type != FileType::Directory || self.job.options.dry_run {
+            return Ok(true);
+        }
+        if self.job.options.delete {
+            let device = Facts::of_open(&*arrival.dir)
+                .map_or(before.identity.device, |facts| facts.identity.device);
+            self.remove(&arrival.dir, arrival.name, device, arrival.place);
+            return Ok(true);
+        }
+        let Err(error) = unlinkat(&*arrival.dir, arrival.name, AtFlags::REMOVEDIR) else {
+            return Ok(true);
+        };
+        let what = "a directory is in its way";
+        self.job.fail(arrival.path.clone(), what, error.into())?;
+        Ok(false)
+    }
+
+    /// Whether the node is a further name of a file that has been planned or made, which is then planned as a link.
+    fn is_later_link(&mut self, node: &Node, arrival: Option<&Arrival<'_>>) -> bool {
+        if node.meta.links < 2 || node.meta.inode == 0 {
+            return false;
+        }
+        let places = self.job.places;
+        let key = (node.meta.device, node.meta.inode);
+        let mut hasher = DefaultHasher::new();
+        (format!("{:?}", node.kind), node.meta.size).hash(&mut hasher);
+        node.content.hash(&mut hasher);
+        let fingerprint = hasher.finish();
+        if let Some(first) = self.links.get_mut(&key)
+            // Numbers may be used again while a backup runs: what differs is another file.
+            && first.fingerprint == fingerprint
+        {
+            add(&self.job.counts.hard_links, 1);
+            if let Some(arrival) = arrival.filter(|_| !self.job.options.dry_run) {
+                places.hold(first.place);
+                places.hold(arrival.place);
+                self.batch.links.push(PlannedLink {
+                    first_place: first.place,
+                    first_name: first.name.clone(),
+                    place: arrival.place,
+                    name: arrival.name.to_owned(),
+                });
+            }
+            first.left -= 1;
+            if first.left == 0 {
+                places.release(first.place);
+                self.links.remove(&key);
+            }
+            return true;
+        }
+        let place = arrival.map_or(PlaceId::TARGET, |arrival| arrival.place);
+        places.hold(place);
+        let target = LinkTarget {
+            place,
+            name: OsString::from_vec(node.name.clone()),
+            fingerprint,
+            left: node.meta.links - 1,
+        };
+        if let Some(old) = self.links.insert(key, target) {
+            places.release(old.place);
+        }
+        false
+    }
+
+    fn file(&mut self, node: Node, arrival: Option<Arrival<'_>>) -> Result<(), Error> {
+        let job = self.job;
+        let mut pieces = Vec::with_capacity(node.content.len());
+        for id in &node.content {
+            let Some(place) = job.reader.index().find(BlobKind::Data, *id) else {
+                let kind = BlobKind::Data;
+                let error = RepoError::BlobNotIndexed { kind, id: *id };
+                let name = OsStr::from_bytes(&node.name);
+                let path = arrival.map_or_else(|| job.path(PlaceId::TARGET, name), |a| a.path);
+                return job.fail_by_repository(&path, error);
+            };
+            pieces.push(Piece {
+                id: *id,
+                length: u64::from(place.plain_length),
+            });
+        }
+        let size = pieces.iter().map(|piece| piece.length).sum();
+        let mut meta = node.meta;
+        let extents = carry::unpack(&mut meta, size);
+        let Some(arrival) = arrival else {
+            // A dry run, in a directory that doesn't exist.
+            add(&job.counts.files_restored, 1);
+            add(&job.counts.bytes_restored, size);
+            return Ok(());
+        };
+        let may_be_there = arrival.before.as_ref().is_some_and(|before| {
+            before.file_type == FileType::RegularFile
+                && before.size == size
+                && Some(before.mtime) == meta.modified
+                && before.links <= meta.links.max(1)
+        });
+        job.places.hold(arrival.place);
+        self.batch.add(
+            PlannedFile {
+                place: arrival.place,
+                name: arrival.name.to_owned(),
+                remaining: pieces.len().into(),
+                pieces,
+                size,
+                extents,
+                state: std::sync::Mutex::default(),
+                meta,
+            },
+            may_be_there,
+        );
+        Ok(())
+    }
+
+    /// Links, devices, fifos and sockets.
+    fn other(&mut self, node: Node, arrival: Option<Arrival<'_>>) -> Result<(), Error> {
+        let job = self.job;
+        add(&job.counts.others, 1);
+        job.reporter.progress.advanced(1, 0);
+        let Some(arrival) = arrival.filter(|_| !job.options.dry_run) else {
+            return Ok(());
+        };
+        let mut meta = node.meta;
+        carry::unpack(&mut meta, 0);
+        let apply = |name: &OsStr| {
+            Subject {
+                dir: &arrival.dir,
+                name,
+                path: &arrival.path,
+                reporter: job.reporter,
+            }
+            .apply(&node.kind, &meta);
+        };
+        let keeps = |before: &Facts| before.links <= meta.links.max(1);
+        if arrival.before.as_ref().is_some_and(keeps) && arrival.is_already(&node.kind) {
+            apply(arrival.name);
+            return Ok(());
+        }
+        let temporary = job.names.next();
+        let made = make_other(&arrival.dir, &temporary, &node.kind).and_then(|()| {
+            apply(&temporary);
+            renameat(&*arrival.dir, &temporary, &*arrival.dir, arrival.name).map_err(|error| {
+                // Nothing can be done about a second failure.
+                let _ = unlinkat(&*arrival.dir, &temporary, AtFlags::empty());
+                error.into()
+            })
+        });
+        match made {
+            Ok(()) => Ok(()),
+            Err(error) => job.fail(arrival.path, "it can't be made", error),
+        }
+    }
+
+    fn directory(&mut self, node: Node, arrival: Option<Arrival<'_>>) -> Result<(), Error> {
+        let job = self.job;
+        let name = OsStr::from_bytes(&node.name);
+        let path = match &arrival {
+            Some(arrival) => arrival.path.clone(),
+            None => job.path(PlaceId::TARGET, name),
+        };
+        let above = self.frames.last().map(|frame| frame.reach.clone());
+        let reach = match above {
+            Some(Reach::Above(path)) => self.reach_of(Reach::Above(path.join(name))),
+            _ => Reach::Inside,
+        };
+        let (place, mut found) = match &arrival {
+            None => (None, Found::New),
+            Some(arrival) => match open_or_make(arrival, job.options.dry_run) {
+                Ok(None) => (None, Found::New),
+                Ok(Some((handle, found))) => match job.places.add(arrival.place, name, handle) {
+                    Ok(place) => (Some(place), found),
+                    Err(error) => return job.fail(path, "it can't be opened", error),
+                },
+                Err(error) => {
+                    let what = "neither it nor anything in it is restored";
+                    return job.fail(path, what, error);
+                }
+            },
+        };
+        add(&job.counts.directories, 1);
+        job.reporter.progress.advanced(1, 0);
+        let tree = match node.subtree {
+            Some(subtree) => job.reader.tree(subtree),
+            None => Ok(Tree::default()),
+        };
+        let tree = match tree {
+            Ok(tree) => tree,
+            Err(error) => {
+                job.fail_by_repository(&path, error)?;
+                // Nobody knows what belongs into it: nothing in it may be deleted.
+                found = Found::New;
+                Tree::default()
+            }
+        };
+        let mut meta = node.meta;
+        carry::unpack(&mut meta, 0);
+        self.enter(tree, Some(meta), place, found, reach)
+    }
+
+    fn reach_of(&self, reach: Reach) -> Reach {
+        match &reach {
+            Reach::Above(path) if self.roots.iter().any(|root| Path::new(root) == lossy(path)) => {
+                Reach::Inside
+            }
+            _ => reach,
+        }
+    }
+}
+
+/// A path as the snapshot's list of paths shows it.
+fn lossy(path: &Path) -> PathBuf {
+    path.to_string_lossy().into_owned().into()
+}
+
+impl Arrival<'_> {
+    /// Whether what is there is of that kind, with the same target or device.
+    fn is_already(&self, kind: &FileKind) -> bool {
+        let Some(before) = &self.before else {
+            return false;
+        };
+        match (kind, before.file_type) {
+            (FileKind::Symlink { target }, FileType::Symlink) => {
+                fs::link_target(&*self.dir, self.name).is_ok_and(|found| found == *target)
+            }
+            (FileKind::BlockDevice { rdev }, FileType::BlockDevice)
+            | (FileKind::CharDevice { rdev }, FileType::CharacterDevice) => before.rdev == *rdev,
+            (FileKind::Fifo, FileType::Fifo) | (FileKind::Socket, FileType::Socket) => true,
+            _ => false,
+        }
+    }
+}
+
+fn make_other(dir: &OwnedFd, name: &OsStr, kind: &FileKind) -> io::Result<()> {
+    let node = |file_type, rdev| mknodat(dir, name, file_type, Mode::RUSR | Mode::WUSR, rdev);
+    match kind {
+        FileKind::Symlink { target } => symlinkat(OsStr::from_bytes(target), dir, name),
+        FileKind::BlockDevice { rdev } => node(FileType::BlockDevice, *rdev),
+        FileKind::CharDevice { rdev } => node(FileType::CharacterDevice, *rdev),
+        FileKind::Fifo => node(FileType::Fifo, 0),
+        FileKind::Socket => node(FileType::Socket, 0),
+        FileKind::File | FileKind::Directory => return Err(ErrorKind::InvalidInput.into()),
+    }?;
+    Ok(())
+}
+
+/// Opens a directory, or makes it where there is none. What else is in its way is replaced. `None` is a dry run that
+/// finds none.
+fn open_or_make(arrival: &Arrival<'_>, dry_run: bool) -> io::Result<Option<(OwnedFd, Found)>> {
+    let (dir, name) = (&*arrival.dir, arrival.name);
+    if let Some(before) = &arrival.before {
+        if before.file_type == FileType::Directory {
+            let lacks = before.mode & 0o700 != 0o700;
+            if lacks && !dry_run && !rustix::process::geteuid().is_root() {
+                set_mode(dir, name, before.mode | 0o700)?;
+            }
+            return Ok(Some((fs::open_dir(dir, name)?, Found::Existing)));
+        }
+        if !dry_run {
+            unlinkat(dir, name, AtFlags::empty())?;
+        }
+    }
+    if dry_run {
+        return Ok(None);
+    }
+    mkdirat(dir, name, Mode::RWXU)?;
+    Ok(Some((fs::open_dir(dir, name)?, Found::New)))
+}

@@ -1,0 +1,172 @@
+//! Gives something below the target the metadata that the snapshot has for it.
+//!
+//! Order: owner first, because that takes setuid bits and capabilities away; then attributes and times, while the mode
+//! still permits access; the mode last, which changes neither. What can't be set is a warning of its own each, and the
+//! rest is still set.
+
+use crate::{
+    fs::{Facts, xattrs},
+    progress::{Reporter, WarningKind},
+};
+use backlane_repo::{FileKind, Metadata, Time, Xattr};
+use rustix::{
+    fs::{
+        AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid, chmod, chownat, openat,
+        utimensat,
+    },
+    io::Errno,
+};
+use std::{
+    ffi::OsStr,
+    io,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    path::Path,
+};
+
+/// One thing below the target.
+pub(crate) struct Subject<'a> {
+    /// The directory that it is in.
+    pub(crate) dir: &'a OwnedFd,
+    /// The name that it has there now, which may be a temporary one.
+    pub(crate) name: &'a OsStr,
+    /// The path to show to people.
+    pub(crate) path: &'a Path,
+    pub(crate) reporter: &'a Reporter,
+}
+
+impl Subject<'_> {
+    /// Makes its metadata that of the snapshot.
+    pub(crate) fn apply(&self, kind: &FileKind, wanted: &Metadata) {
+        let facts = match Facts::of(self.dir, self.name) {
+            Ok(facts) => facts,
+            Err(error) => return self.warn(WarningKind::NotRestored, "it is gone", &error),
+        };
+        self.apply_owner(&facts, wanted);
+        self.apply_xattrs(&wanted.xattrs);
+        if let Err(error) = self.apply_times(wanted) {
+            self.warn(WarningKind::Times, "its times can't be set", &error);
+        }
+        if !matches!(kind, FileKind::Symlink { .. })
+            && let Some(mode) = wanted.mode
+            && let Err(error) = set_mode(self.dir, self.name, mode)
+        {
+            let what = format!("its mode {mode:04o} can't be set");
+            self.warn(WarningKind::Mode, &what, &error);
+        }
+    }
+
+    fn warn(&self, kind: WarningKind, what: &str, error: &io::Error) {
+        self.reporter
+            .warn(kind, self.path, format!("{what}: {error}"));
+    }
+
+    fn apply_owner(&self, facts: &Facts, wanted: &Metadata) {
+        let uid = wanted.uid.filter(|uid| *uid != facts.uid);
+        let gid = wanted.gid.filter(|gid| *gid != facts.gid);
+        if uid.is_none() && gid.is_none() {
+            return;
+        }
+        let set = |uid: Option<u32>, gid: Option<u32>| {
+            let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
+            chownat(self.dir, self.name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
+        };
+        let Err(mut error) = set(uid, gid) else {
+            return;
+        };
+        let mut missing = format!("owner {} and group {}", show(wanted.uid), show(wanted.gid));
+        // Who is not root may still give a file to a group of theirs.
+        if uid.is_some() && gid.is_some() {
+            match set(None, gid) {
+                Ok(()) => missing = format!("owner {}", show(wanted.uid)),
+                Err(second) => error = second,
+            }
+        }
+        let what = format!("its {missing} can't be set");
+        self.warn(WarningKind::Owner, &what, &error.into());
+    }
+
+    fn apply_xattrs(&self, wanted: &[Xattr]) {
+        let present = match xattrs::read_all(self.dir, self.name) {
+            Ok(present) => present,
+            Err(error) => {
+                let what = "its extended attributes can't be read";
+                return self.warn(WarningKind::Xattr, what, &error);
+            }
+        };
+        for old in &present {
+            let stays = wanted.iter().any(|new| new.name == old.name);
+            if !stays
+                && is_ours_to_remove(&old.name)
+                && let Err(error) = xattrs::remove(self.dir, self.name, &old.name)
+            {
+                let what = format!("attribute {} can't be removed", old.name.escape_ascii());
+                self.warn(WarningKind::Xattr, &what, &error);
+            }
+        }
+        for new in wanted.iter().filter(|new| !present.contains(new)) {
+            if let Err(error) = xattrs::set(self.dir, self.name, new) {
+                let what = format!("attribute {} can't be set", new.name.escape_ascii());
+                self.warn(WarningKind::Xattr, &what, &error);
+            }
+        }
+    }
+
+    fn apply_times(&self, wanted: &Metadata) -> io::Result<()> {
+        let times = Timestamps {
+            last_access: timespec(wanted.accessed),
+            last_modification: timespec(wanted.modified),
+        };
+        utimensat(self.dir, self.name, &times, AtFlags::SYMLINK_NOFOLLOW)?;
+        // A file system that can't hold a time takes the nearest that it can, in silence.
+        let beyond_32_bits = |time: &Time| i32::try_from(time.seconds).is_err();
+        if let Some(modified) = wanted.modified.filter(beyond_32_bits)
+            && Facts::of(self.dir, self.name)?.mtime != modified
+        {
+            return Err(io::Error::other("the file system can't hold them"));
+        }
+        Ok(())
+    }
+}
+
+/// Sets the permissions of `name` in `dir`, which is not a symbolic link, or else this is an error.
+pub(crate) fn set_mode(dir: impl AsFd, name: &OsStr, mode: u32) -> io::Result<()> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let it = openat(dir, name, flags, Mode::empty())?;
+    // There is no fchmod for such a handle; its name in /proc leads to the very inode, and a link is refused.
+    let path = format!("/proc/self/fd/{}", it.as_raw_fd());
+    match chmod(path, Mode::from_raw_mode(mode)) {
+        Err(Errno::OPNOTSUPP) => return Err(io::Error::other("it is a symbolic link")),
+        other => other?,
+    }
+    // The kernel drops setgid in silence where the caller is not in the group.
+    if mode & 0o7000 != 0 && Facts::of_open(&it)?.mode != mode {
+        return Err(io::Error::other("the system dropped some of its bits"));
+    }
+    Ok(())
+}
+
+/// What a directory or an earlier restore may have left on a file. Labels of security modules stay: the system's policy
+/// puts them there.
+fn is_ours_to_remove(name: &[u8]) -> bool {
+    [&b"user."[..], b"trusted.", b"system.posix_acl_"]
+        .iter()
+        .any(|prefix| name.starts_with(prefix))
+        || name == b"security.capability"
+}
+
+fn timespec(time: Option<Time>) -> Timespec {
+    match time {
+        Some(time) => Timespec {
+            tv_sec: time.seconds,
+            tv_nsec: time.nanoseconds.into(),
+        },
+        None => Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_OMIT,
+        },
+    }
+}
+
+fn show(id: Option<u32>) -> String {
+    id.map_or_else(|| "unknown".to_owned(), |id| id.to_string())
+}

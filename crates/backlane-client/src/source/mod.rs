@@ -1,0 +1,151 @@
+//! What a backup reads: the directories and files below some paths, as a sorted stream of entries.
+//!
+//! Invariants: entries come depth first, sorted by the bytes of their names, each directory before what it contains,
+//! and the directories above the given paths come too, so that their metadata is kept. An entry that can't be read
+//! becomes a warning that names it and is left out; nothing is dropped in silence. What this leaves to others:
+//! chunking, and where the entries go.
+
+pub mod exclude;
+pub(crate) mod read;
+pub(crate) mod walk;
+
+use crate::{error::Error, progress::Reporter};
+use exclude::{Excluder, Excludes};
+use std::{
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use walk::Walk;
+
+/// Whether a walk stays on the file system that each path is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FileSystems {
+    /// Goes wherever directories lead.
+    #[default]
+    All,
+    /// Keeps a directory on which another file system is mounted, and not what is in it.
+    One,
+}
+
+/// Whether access times are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AccessTimes {
+    /// The modification time stands for it, so that a file that was only read doesn't make its directory's tree new.
+    #[default]
+    AsModified,
+    /// The real one.
+    Kept,
+}
+
+/// What of the file system goes into a backup.
+#[derive(Clone, Debug, Default)]
+pub struct SourceOptions {
+    /// What is left out.
+    pub excludes: Excludes,
+    /// Whether to cross into other file systems.
+    pub file_systems: FileSystems,
+    /// Whether access times are kept.
+    pub access_times: AccessTimes,
+}
+
+/// How much a walk learns about each entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Detail {
+    /// Everything that is kept.
+    Full,
+    /// Type and size, to know how much there is.
+    Count,
+}
+
+/// What all parts of a walk share.
+pub(crate) struct Shared {
+    pub(crate) excluder: Excluder,
+    pub(crate) file_systems: FileSystems,
+    pub(crate) access_times: AccessTimes,
+    pub(crate) detail: Detail,
+    pub(crate) reporter: Arc<Reporter>,
+}
+
+/// The file system below some paths.
+pub(crate) struct Source {
+    roots: Vec<PathBuf>,
+    shared: Arc<Shared>,
+}
+
+impl Source {
+    /// Prepares a walk of `paths`.
+    pub(crate) fn new(
+        paths: &[PathBuf],
+        options: &SourceOptions,
+        detail: Detail,
+        reporter: Arc<Reporter>,
+    ) -> Result<Self, Error> {
+        Ok(Self {
+            roots: resolve(paths)?,
+            shared: Arc::new(Shared {
+                excluder: Excluder::new(&options.excludes)?,
+                file_systems: options.file_systems,
+                access_times: options.access_times,
+                detail,
+                reporter,
+            }),
+        })
+    }
+
+    /// How many entries and bytes there are, which is little work beside a backup.
+    pub(crate) fn count(&self) -> (u64, u64) {
+        self.walk().flatten().fold((0, 0), |(items, bytes), entry| {
+            (items + 1, bytes + entry.meta.size)
+        })
+    }
+
+    /// The paths, absolute, sorted, none within another.
+    pub(crate) fn roots(&self) -> &[PathBuf] {
+        &self.roots
+    }
+
+    /// Starts to walk.
+    pub(crate) fn walk(&self) -> Walk {
+        Walk::new(self.roots.clone(), Arc::clone(&self.shared))
+    }
+}
+
+/// Makes paths absolute and free of symbolic links above the last component, which is itself backed up when it is one,
+/// unless the path ends in `/`.
+fn resolve(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Error> {
+    if paths.is_empty() {
+        return Err(Error::NoPaths);
+    }
+    let mut roots = paths
+        .iter()
+        .map(|path| {
+            resolve_one(path).map_err(|source| Error::Path {
+                path: path.clone(),
+                source,
+            })
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    roots.sort();
+    // Sorted by components, a path comes right before what lies below it.
+    roots.dedup_by(|later, earlier| later.starts_with(earlier));
+    Ok(roots)
+}
+
+fn resolve_one(path: &Path) -> std::io::Result<PathBuf> {
+    let bytes = path.as_os_str().as_bytes();
+    let through = bytes.ends_with(b"/") || bytes.ends_with(b"/.") || bytes == b".";
+    let Some(name) = path.file_name().filter(|_| !through) else {
+        return path.canonicalize();
+    };
+    let parent = match path.parent() {
+        Some(parent) if parent.as_os_str() != OsStr::new("") => parent,
+        _ => Path::new("."),
+    };
+    let resolved = parent.canonicalize()?.join(name);
+    resolved.symlink_metadata()?;
+    Ok(resolved)
+}

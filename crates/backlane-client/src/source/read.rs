@@ -1,0 +1,208 @@
+//! Reads the content of a file that a walk found.
+//!
+//! Invariants: a reader yields exactly as many bytes as the file had when the walk found it, so that content and size
+//! in the snapshot agree; whatever changed in between is a warning. Each read fills its buffer.
+
+use super::Shared;
+use crate::{
+    fs::{self, Facts, Identity},
+    progress::WarningKind,
+};
+use backlane_repo::{OpenFile, Time};
+use rustix::fs::FileType;
+use std::{
+    ffi::{OsStr, OsString},
+    fs::File,
+    io::{self, ErrorKind, Read},
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// What one system call reads. Callers ask for as little as 4 KiB.
+const READ_BYTES: usize = 256 * 1024;
+
+/// The content of a file, not yet opened.
+pub(crate) struct Pending {
+    dir: Arc<OwnedFd>,
+    name: OsString,
+    content: Content,
+    opened: bool,
+}
+
+/// What both ends of reading a file know of it.
+#[derive(Clone)]
+struct Content {
+    path: PathBuf,
+    expected: Expected,
+    shared: Arc<Shared>,
+}
+
+/// What a file was when the walk found it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Expected {
+    identity: Identity,
+    size: u64,
+    mtime: Time,
+}
+
+/// The content of a file, open.
+pub(crate) struct Reader {
+    file: File,
+    content: Content,
+    /// How many bytes the reader still owes.
+    remaining: u64,
+    buffer: Box<[u8]>,
+    /// The part of `buffer` that wasn't given out.
+    start: usize,
+    end: usize,
+    finished: bool,
+}
+
+impl Expected {
+    fn of(facts: &Facts) -> Self {
+        Self {
+            identity: facts.identity,
+            size: facts.size,
+            mtime: facts.mtime,
+        }
+    }
+}
+
+impl Content {
+    fn warn(&self, what: impl Into<String>) {
+        let reporter = &self.shared.reporter;
+        reporter.warn(WarningKind::Incomplete, &self.path, what);
+    }
+}
+
+impl Pending {
+    pub(crate) fn new(
+        dir: Arc<OwnedFd>,
+        name: &OsStr,
+        path: &Path,
+        facts: &Facts,
+        shared: Arc<Shared>,
+    ) -> Self {
+        Self {
+            dir,
+            name: name.to_owned(),
+            content: Content {
+                path: path.to_owned(),
+                expected: Expected::of(facts),
+                shared,
+            },
+            opened: false,
+        }
+    }
+
+    fn open_reader(&mut self) -> io::Result<Reader> {
+        self.opened = true;
+        let content = self.content.clone();
+        content.shared.reporter.progress.current(&content.path);
+        let file = fs::open_file(&self.dir, &self.name)?;
+        let facts = Facts::of_open(&file)?;
+        if facts.file_type != FileType::RegularFile || facts.identity != content.expected.identity {
+            return Err(io::Error::other("it was replaced before it was read"));
+        }
+        let size = content.expected.size;
+        let buffer = usize::try_from(size).map_or(READ_BYTES, |size| size.clamp(1, READ_BYTES));
+        Ok(Reader {
+            file: file.into(),
+            content,
+            remaining: size,
+            buffer: vec![0; buffer].into_boxed_slice(),
+            start: 0,
+            end: 0,
+            finished: false,
+        })
+    }
+}
+
+impl OpenFile for Pending {
+    fn open(mut self: Box<Self>) -> io::Result<Box<dyn Read + Send>> {
+        Ok(Box::new(self.open_reader()?))
+    }
+}
+
+impl Drop for Pending {
+    /// A file whose content is known from an earlier snapshot is never opened, and counts as done.
+    fn drop(&mut self) {
+        if !self.opened {
+            let progress = &self.content.shared.reporter.progress;
+            progress.advanced(1, self.content.expected.size);
+        }
+    }
+}
+
+impl Reader {
+    /// Fills the buffer from the file, or with zeros where the file has become too short.
+    fn refill(&mut self) -> io::Result<()> {
+        self.start = 0;
+        self.end = 0;
+        let room = u64::try_from(self.buffer.len()).unwrap_or(u64::MAX);
+        let want = usize::try_from(self.remaining.min(room)).unwrap_or(self.buffer.len());
+        while self.end < want {
+            match self.file.read(&mut self.buffer[self.end..want]) {
+                Ok(0) => {
+                    self.buffer[self.end..want].fill(0);
+                    self.end = want;
+                }
+                Ok(count) => self.end += count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let count = self.end as u64;
+        self.remaining -= count;
+        self.content.shared.reporter.progress.advanced(0, count);
+        Ok(())
+    }
+
+    /// After the last byte: was the file all the time what the walk found?
+    fn finish(&mut self) -> io::Result<()> {
+        self.finished = true;
+        self.content.shared.reporter.progress.advanced(1, 0);
+        let facts = Facts::of_open(&self.file)?;
+        let expected = self.content.expected;
+        if facts.size < expected.size {
+            let what = format!(
+                "shrank from {} to {} bytes while it was read; zeros stand for the rest",
+                expected.size, facts.size
+            );
+            self.content.warn(what);
+        } else if Expected::of(&facts) != expected {
+            let what = "changed while it was read";
+            self.content.warn(what);
+        } else if expected.size == 0 && self.file.read(&mut [0])? > 0 {
+            // Files of /proc and the like say that they are empty.
+            let what = "yields content though its size is 0; it is kept as an empty file";
+            self.content.warn(what);
+        }
+        Ok(())
+    }
+}
+
+impl Read for Reader {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        if self.content.shared.reporter.cancel.is_cancelled() {
+            return Err(io::Error::other("the backup was cancelled"));
+        }
+        let mut filled = 0;
+        while filled < out.len() && (self.start < self.end || self.remaining > 0) {
+            if self.start == self.end {
+                self.refill()?;
+            }
+            let count = (self.end - self.start).min(out.len() - filled);
+            out[filled..filled + count]
+                .copy_from_slice(&self.buffer[self.start..self.start + count]);
+            self.start += count;
+            filled += count;
+        }
+        // With the last byte, because callers that know the size never ask for more.
+        if self.start == self.end && self.remaining == 0 && !self.finished {
+            self.finish()?;
+        }
+        Ok(filled)
+    }
+}

@@ -1,0 +1,297 @@
+//! The walk itself: down from each path by open directories, one entry at a time.
+
+use super::{AccessTimes, Detail, FileSystems, Shared, read::Pending};
+use crate::{
+    carry,
+    fs::{
+        self, Facts, Identity,
+        descent::{Descent, Step},
+        extents::{Extent, Layout},
+        xattrs,
+    },
+};
+use backlane_repo::{Entry, FileKind, Metadata, Warning, WarningKind};
+use rustix::fs::{FileType, StatxAttributes};
+use std::{
+    collections::VecDeque,
+    ffi::OsStr,
+    io,
+    os::{fd::OwnedFd, unix::ffi::OsStrExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+    vec,
+};
+
+/// A walk under way.
+pub(crate) struct Walk {
+    shared: Arc<Shared>,
+    roots: vec::IntoIter<PathBuf>,
+    /// The directory above the previous root; it and those above it have been given out.
+    above: Option<PathBuf>,
+    /// Found, and not yet given out.
+    queue: VecDeque<Result<Entry, Warning>>,
+    descent: Descent,
+    /// The current directory.
+    path: PathBuf,
+    /// The device of the current root.
+    device: u64,
+}
+
+impl Walk {
+    pub(crate) fn new(roots: Vec<PathBuf>, shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            roots: roots.into_iter(),
+            above: None,
+            queue: VecDeque::new(),
+            descent: Descent::default(),
+            path: PathBuf::new(),
+            device: 0,
+        }
+    }
+
+    fn warn(&mut self, kind: WarningKind, path: &Path, reason: impl Into<String>) {
+        self.queue.push_back(Err(Warning {
+            path: path.as_os_str().as_bytes().to_vec(),
+            kind,
+            reason: reason.into(),
+        }));
+    }
+
+    fn leave_out(&mut self, path: &Path, doing: &str, error: &io::Error) {
+        self.warn(WarningKind::LeftOut, path, format!("{doing}: {error}"));
+    }
+
+    /// Queues a root, and the directories above it that haven't been given out.
+    fn begin_root(&mut self, root: &Path) {
+        if let Err(error) = self.try_begin_root(root) {
+            self.leave_out(root, "it can't be opened", &error);
+        }
+    }
+
+    fn try_begin_root(&mut self, root: &Path) -> io::Result<()> {
+        let slash = fs::open_dir_as_place(rustix::fs::CWD, OsStr::new("/"))?;
+        self.path = PathBuf::from("/");
+        let (Some(parent), Some(name)) = (root.parent(), root.file_name()) else {
+            let facts = Facts::of_open(&slash)?;
+            self.device = facts.identity.device;
+            self.descend(&slash, OsStr::new("."), facts.identity);
+            return Ok(());
+        };
+        let mut dir = Arc::new(slash);
+        for component in parent.components().skip(1) {
+            let component = component.as_os_str();
+            let path = self.path.join(component);
+            let known = |above: &PathBuf| above.starts_with(&path);
+            let next = Arc::new(fs::open_dir_as_place(&dir, component)?);
+            if !self.above.as_ref().is_some_and(known) {
+                let facts = Facts::of_open(&next)?;
+                let entry = self.entry(&dir, component, &path, &facts)?;
+                self.queue.push_back(Ok(entry));
+            }
+            dir = next;
+            self.path = path;
+        }
+        self.above = Some(parent.to_owned());
+        let facts = Facts::of(&dir, name)?;
+        self.device = facts.identity.device;
+        let entry = self.entry(&dir, name, root, &facts)?;
+        self.queue.push_back(Ok(entry));
+        if facts.file_type == FileType::Directory {
+            self.enter(&dir, name, facts.identity);
+        }
+        Ok(())
+    }
+
+    /// Looks at a name of the current directory, and queues what belongs into the backup.
+    fn visit(&mut self, dir: &Arc<OwnedFd>, name: &OsStr) {
+        let path = self.path.join(name);
+        let facts = match Facts::of(dir, name) {
+            Ok(facts) => facts,
+            Err(error) => return self.leave_out(&path, "it can't be examined", &error),
+        };
+        let is_dir = facts.file_type == FileType::Directory;
+        if self.shared.excluder.excludes(&path, is_dir) {
+            return;
+        }
+        match self.entry(dir, name, &path, &facts) {
+            Ok(entry) => self.queue.push_back(Ok(entry)),
+            Err(error) => return self.leave_out(&path, "it can't be examined", &error),
+        }
+        let foreign = facts.identity.device != self.device;
+        if is_dir && !(foreign && self.shared.file_systems == FileSystems::One) {
+            self.enter(dir, name, facts.identity);
+        }
+    }
+
+    /// Makes `name` the current directory. One that can't be listed stays in the backup, empty, with a warning.
+    fn enter(&mut self, dir: &Arc<OwnedFd>, name: &OsStr, identity: Identity) {
+        self.path.push(name);
+        if !self.descend(dir, name, identity) {
+            self.path.pop();
+        }
+    }
+
+    fn descend(&mut self, dir: &OwnedFd, name: &OsStr, identity: Identity) -> bool {
+        let opened = fs::open_dir(dir, name).and_then(|handle| {
+            if Facts::of_open(&handle)?.identity != identity {
+                return Err(io::Error::other("it was replaced by another directory"));
+            }
+            let names = fs::names(&handle)?;
+            Ok((handle, names))
+        });
+        match opened {
+            Ok((handle, mut names)) => {
+                self.shared.excluder.keep_marker_alone(&mut names);
+                self.descent.enter(handle, identity, names);
+                true
+            }
+            Err(error) => {
+                let reason = format!("nothing in it is in the backup, it can't be listed: {error}");
+                let path = self.path.clone();
+                self.warn(WarningKind::Incomplete, &path, reason);
+                false
+            }
+        }
+    }
+
+    /// All that is kept of an entry.
+    fn entry(
+        &mut self,
+        dir: &Arc<OwnedFd>,
+        name: &OsStr,
+        path: &Path,
+        facts: &Facts,
+    ) -> io::Result<Entry> {
+        let full = self.shared.detail == Detail::Full;
+        let kind = match facts.file_type {
+            FileType::RegularFile => FileKind::File,
+            FileType::Directory => FileKind::Directory,
+            FileType::Symlink => FileKind::Symlink {
+                target: fs::link_target(dir, name)?,
+            },
+            FileType::BlockDevice => FileKind::BlockDevice { rdev: facts.rdev },
+            FileType::CharacterDevice => FileKind::CharDevice { rdev: facts.rdev },
+            FileType::Fifo => FileKind::Fifo,
+            FileType::Socket => FileKind::Socket,
+            FileType::Unknown => return Err(io::Error::other("it is of no known type")),
+        };
+        let is_file = kind == FileKind::File;
+        let mut meta = self.metadata(facts);
+        if full {
+            match xattrs::read_all(dir, name) {
+                Ok(found) => meta.xattrs = found,
+                Err(error) => {
+                    let reason = format!("its extended attributes can't be read: {error}");
+                    self.warn(WarningKind::Incomplete, path, reason);
+                }
+            }
+            let holes = if is_file && facts.is_sparse() {
+                self.holes(dir, name, path, facts)
+            } else {
+                None
+            };
+            carry::pack(&mut meta, holes.as_deref());
+            self.warn_of_flags(path, facts);
+        }
+        let pending = is_file.then(|| {
+            let shared = Arc::clone(&self.shared);
+            Pending::new(Arc::clone(dir), name, path, facts, shared)
+        });
+        Ok(Entry {
+            path: path.as_os_str().as_bytes().to_vec(),
+            kind,
+            meta,
+            open: pending.map(|pending| Box::new(pending) as _),
+        })
+    }
+
+    fn metadata(&self, facts: &Facts) -> Metadata {
+        let is_file = facts.file_type == FileType::RegularFile;
+        let is_dir = facts.file_type == FileType::Directory;
+        let linked = !is_dir && facts.links > 1;
+        Metadata {
+            mode: Some(facts.mode),
+            uid: Some(facts.uid),
+            gid: Some(facts.gid),
+            modified: Some(facts.mtime),
+            accessed: Some(match self.shared.access_times {
+                AccessTimes::AsModified => facts.mtime,
+                AccessTimes::Kept => facts.atime,
+            }),
+            changed: Some(facts.ctime),
+            inode: facts.identity.inode,
+            // Device numbers change from boot to boot. They are needed for hard links alone, and elsewhere would make
+            // every tree new.
+            device: if linked { facts.identity.device } else { 0 },
+            links: if is_dir { 0 } else { facts.links },
+            size: if is_file { facts.size } else { 0 },
+            ..Metadata::default()
+        }
+    }
+
+    fn holes(
+        &mut self,
+        dir: &OwnedFd,
+        name: &OsStr,
+        path: &Path,
+        facts: &Facts,
+    ) -> Option<Vec<Extent>> {
+        let layout =
+            fs::open_file(dir, name).and_then(|file| fs::extents::layout(&file, facts.size));
+        match layout {
+            Ok(Layout::Holes(extents)) => return Some(extents),
+            Ok(Layout::Dense) => {}
+            Ok(Layout::TooFragmented) => {
+                let reason = "it has too many holes to keep; they will come back as zeros";
+                self.warn(WarningKind::Incomplete, path, reason);
+            }
+            // If it can't be opened at all, reading its content tells so.
+            Err(error) => tracing::debug!(path = %path.display(), %error, "holes not recorded"),
+        }
+        None
+    }
+
+    fn warn_of_flags(&mut self, path: &Path, facts: &Facts) {
+        for (flag, name) in [
+            (StatxAttributes::IMMUTABLE, "immutable"),
+            (StatxAttributes::APPEND, "append-only"),
+            (StatxAttributes::VERITY, "fs-verity"),
+        ] {
+            if facts.attributes.contains(flag) {
+                let reason = format!("its {name} flag is not kept");
+                self.warn(WarningKind::Incomplete, path, reason);
+            }
+        }
+    }
+}
+
+impl Iterator for Walk {
+    type Item = Result<Entry, Warning>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if self.shared.reporter.cancel.is_cancelled() {
+                return None;
+            }
+            if let Some(found) = self.queue.pop_front() {
+                return Some(found);
+            }
+            match self.descent.step() {
+                Step::Name(dir, name) => self.visit(&dir, &name),
+                Step::Up { lost } => {
+                    self.path.pop();
+                    if let Some(error) = lost {
+                        let reason = format!("the rest of its entries can't be reached: {error}");
+                        let path = self.path.clone();
+                        self.warn(WarningKind::Incomplete, &path, reason);
+                    }
+                }
+                Step::End => {
+                    let root = self.roots.next()?;
+                    self.begin_root(&root);
+                }
+            }
+        }
+    }
+}

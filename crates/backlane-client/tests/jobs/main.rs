@@ -1,0 +1,8 @@
+//! Whole jobs on real directories.
+
+#[cfg(test)]
+mod fidelity;
+#[cfg(test)]
+mod hostile;
+#[cfg(test)]
+mod support;
