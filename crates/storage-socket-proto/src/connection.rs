@@ -13,6 +13,7 @@ use crate::{
     error::UsageError,
     geometry::Timeouts,
     io::{IoFailure, IoId, IoIds, IoOutcome, IoRequest},
+    poll::Poll,
     reasons::ResetReason,
     seal::{FrameVerdict, StreamIdentity, frame_blocks},
     types::{BlockCount, Direction, KeyEpoch, PoolId, Sequence, Tick},
@@ -209,14 +210,6 @@ enum Phase {
     Closed,
 }
 
-/// When the device is polled.
-#[derive(Debug)]
-struct Poll {
-    at: Tick,
-    interval: Duration,
-    wanted: bool,
-}
-
 /// The shortest time between two polls.
 const POLL_MIN: Duration = Duration::from_micros(200);
 /// The longest without a doorbell.
@@ -274,11 +267,7 @@ impl Connection {
             control,
             events: VecDeque::new(),
             fence: Fence::Open,
-            poll: Poll {
-                at: now,
-                interval: POLL_MIN,
-                wanted: false,
-            },
+            poll: Poll::new(now, POLL_MIN),
             lazy_due: None,
             echo_due: None,
             deadline: None,
@@ -505,8 +494,8 @@ impl Connection {
                 return Some(write);
             }
         }
-        if self.poll.wanted && !self.control.is_reading() {
-            self.poll.done(now, self.poll_max());
+        if self.poll.is_wanted() && !self.control.is_reading() {
+            self.poll.begun(now, self.poll_max());
             self.stats.control_reads += 1;
             return Some(self.control.read(&mut self.ids));
         }
@@ -530,7 +519,7 @@ impl Connection {
             };
         };
         if !self.control.is_reading() {
-            add(Some(self.poll.at));
+            add(Some(self.poll.at()));
         }
         if self.phase == Phase::Open {
             add(self.recv.next_wait());
@@ -554,8 +543,7 @@ impl Connection {
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Tick) {
-        if now >= self.poll.at {
-            self.poll.want();
+        if self.poll.is_due(now) {
             self.recv.probe();
         }
         self.advance(now);
@@ -796,25 +784,6 @@ impl Connection {
             self.phase = Phase::Closed;
             self.events.push_back(ConnectionEvent::Closed { reason });
         }
-    }
-}
-
-impl Poll {
-    /// Something happened: more may follow soon.
-    fn hasten(&mut self, now: Tick) {
-        self.interval = POLL_MIN;
-        self.at = self.at.min(now + POLL_MIN);
-    }
-
-    fn want(&mut self) {
-        self.wanted = true;
-    }
-
-    /// A poll begins: the next one comes later.
-    fn done(&mut self, now: Tick, most: Duration) {
-        self.wanted = false;
-        self.at = now + self.interval;
-        self.interval = (self.interval * 3 / 2).min(most);
     }
 }
 

@@ -17,6 +17,7 @@ mod io;
 mod liveness;
 mod member;
 mod pair;
+mod poll;
 mod reasons;
 mod seal;
 mod types;

@@ -3,19 +3,29 @@
 //! Invariants: only its own page is written; what it reads counts only if newer than what it saw; it confirms an epoch
 //! only when nothing granted by another one is written to any more.
 
+mod device;
+mod entries;
+mod follow;
+
 use crate::{
-    block::{Grant, TagKey},
+    block::{Grant, MemberPage, MemberState, Place, Stamp, TagKey},
+    connection::Doorbell,
     error::UsageError,
     geometry::Geometry,
-    io::{IoFailure, IoId, IoOutcome, IoRequest},
+    io::{IoFailure, IoId, IoIds, IoOutcome, IoRequest},
+    pair::PairOutcome,
+    poll::Poll,
     reasons::{RefusalReason, ResetReason},
     seal::Cipher,
     types::{
-        Challenge, ConnectionId, DeviceIndex, DeviceMask, Epoch, Incarnation, Name, Port,
-        SlotIndex, Tick, UnitCount,
+        Challenge, ConnectionId, Counter, DeviceIndex, DeviceMask, ENTRIES, Epoch, Incarnation,
+        Name, Port, SlotIndex, Tick, UnitCount,
     },
 };
-use std::{sync::Arc, time::Duration};
+use device::{Area, Device, DeviceOutcome};
+use entries::Entry;
+use follow::Followed;
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 /// What a member is made of.
 #[derive(Clone, Debug)]
@@ -35,7 +45,7 @@ pub struct MemberConfig {
     /// The key that tags the coordinator's blocks.
     pub coordinator_key: TagKey,
     /// Whether a doorbell tells of news; without, devices are polled more often.
-    pub doorbell: crate::connection::Doorbell,
+    pub doorbell: Doorbell,
 }
 
 /// What a member asks for when it connects.
@@ -149,13 +159,91 @@ pub enum StopReason {
 #[derive(Debug)]
 pub struct Member {
     config: MemberConfig,
+    ids: IoIds,
+    phase: Phase,
+    /// The last counter that was written, or that a predecessor left.
+    counter: Counter,
+    /// This member's counters are above this.
+    inherited: Counter,
+    /// The highest counter of another incarnation below that, and how often it has advanced.
+    foreign: (Counter, u32),
+    /// Advances with every change of the page's content.
+    revision: u64,
+    devices: Vec<Device>,
+    entries: [Entry; ENTRIES],
+    challenges: Vec<Challenge>,
+    confirmed: Epoch,
+    followed: Followed,
+    events: VecDeque<MemberEvent>,
+    fence: FenceState,
+    /// When the last page that was written was begun.
+    written_at: Tick,
+    beat_at: Tick,
+    poll: Poll,
+    ring: bool,
+    deadline: Option<Tick>,
 }
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Reads what is in its slot.
+    Starting,
+    Running,
+    Stopping,
+    Stopped,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FenceState {
+    Open,
+    Fenced,
+    /// The page was written again at this tick; the answers have to be read after it.
+    Proving(Tick),
+}
+
+/// The shortest time between two polls of the answers.
+const POLL_MIN: Duration = Duration::from_millis(1);
+/// The longest while a request is open and no doorbell is there.
+const POLL_MAX_REQUEST: Duration = Duration::from_millis(20);
+/// Advances of a predecessor's counter that may be ghosts; more are the work of a living process.
+const FOREIGN_ADVANCES_MAX: u32 = 4;
 
 impl Member {
     /// A member that begins to read its slot.
     #[must_use]
-    pub fn new(_now: Tick, config: MemberConfig) -> Self {
-        Self { config }
+    pub fn new(now: Tick, config: MemberConfig) -> Self {
+        let geometry = &config.geometry;
+        let devices: Vec<Device> = geometry
+            .all_devices()
+            .and(config.devices)
+            .iter()
+            .map(|index| Device::new(index, geometry, config.slot))
+            .collect();
+        let mut member = Self {
+            ids: IoIds::default(),
+            phase: Phase::Starting,
+            counter: Counter(0),
+            inherited: Counter(0),
+            foreign: (Counter(0), 0),
+            revision: 1,
+            devices,
+            entries: [Entry::default(); ENTRIES],
+            challenges: Vec::new(),
+            confirmed: Epoch(0),
+            followed: Followed::new(geometry.timeouts()),
+            events: VecDeque::new(),
+            fence: FenceState::Open,
+            written_at: now,
+            beat_at: now + geometry.timeouts().heartbeat,
+            poll: Poll::new(now, POLL_MIN),
+            ring: false,
+            deadline: None,
+            config,
+        };
+        if member.devices.is_empty() {
+            member.end(StopReason::NoDevice);
+        }
+        member
     }
 
     /// The slot.
@@ -167,13 +255,13 @@ impl Member {
     /// The epoch of the coordinator that serves, if one is known.
     #[must_use]
     pub fn epoch(&self) -> Option<Epoch> {
-        None
+        self.followed.serving()
     }
 
     /// The devices that both sides have proved: read and written by both under the present epoch and incarnation.
     #[must_use]
     pub fn proved(&self) -> DeviceMask {
-        DeviceMask::NONE
+        self.seen_devices().and(self.followed.devices)
     }
 
     /// Asks for a connection.
@@ -181,64 +269,331 @@ impl Member {
     /// # Errors
     /// [`UsageError::TooManyConnections`], [`UsageError::BadConnectionId`], [`UsageError::OutOfRange`] or
     /// [`UsageError::Stopped`].
-    pub fn connect(&mut self, _now: Tick, _options: ConnectOptions) -> Result<(), UsageError> {
-        Err(UsageError::Stopped)
+    pub fn connect(&mut self, now: Tick, options: ConnectOptions) -> Result<(), UsageError> {
+        if !matches!(self.phase, Phase::Starting | Phase::Running) {
+            return Err(UsageError::Stopped);
+        }
+        let forgotten = self.followed.serving().is_none();
+        let entry = entries::place(&mut self.entries, &options, forgotten)?;
+        *entry = Entry::request(&options, now + options.patience);
+        self.changed(now);
+        Ok(())
     }
 
     /// Says that the connection's machine is drained: its segments are let go of.
-    pub fn close(&mut self, _now: Tick, _connection: ConnectionId, _reason: Option<ResetReason>) {}
+    pub fn close(&mut self, now: Tick, connection: ConnectionId, reason: Option<ResetReason>) {
+        let entry = self
+            .entries
+            .iter_mut()
+            .find(|entry| entry.is_live(connection));
+        if let Some(entry) = entry {
+            entry.close(reason);
+            self.confirm(now);
+            self.changed(now);
+        }
+    }
 
     /// Sets the challenges that this member writes, one a device by index.
-    pub fn set_challenges(&mut self, _now: Tick, _challenges: Vec<Challenge>) {}
+    pub fn set_challenges(&mut self, now: Tick, challenges: Vec<Challenge>) {
+        self.challenges = challenges;
+        self.changed(now);
+    }
 
     /// The coordinator's challenge on a device, if a current one was read.
     #[must_use]
-    pub fn challenge_seen(&self, _device: DeviceIndex) -> Option<Challenge> {
-        None
+    pub fn challenge_seen(&self, device: DeviceIndex) -> Option<Challenge> {
+        let device = self.devices.iter().find(|known| known.index() == device)?;
+        device.challenge_seen
     }
 
     /// The coordinator was heard of over the network: its silence counts from now.
-    pub fn handle_vouched(&mut self, _now: Tick) {}
+    pub fn handle_vouched(&mut self, _now: Tick) {
+        self.followed.silence.reset();
+    }
 
     /// Ends the member in order: the page says so, then `Stopped` comes.
-    pub fn stop(&mut self, _now: Tick) {}
+    pub fn stop(&mut self, now: Tick) {
+        match self.phase {
+            Phase::Starting => self.end(StopReason::Requested),
+            Phase::Running => {
+                for entry in &mut self.entries {
+                    entry.close_if_live(ResetReason::PeerClosed);
+                }
+                self.phase = Phase::Stopping;
+                self.deadline = Some(now + self.config.geometry.timeouts().linger);
+                self.changed(now);
+            }
+            Phase::Stopping | Phase::Stopped => {}
+        }
+    }
 
     /// Says whether a doorbell is there.
-    pub fn set_doorbell(&mut self, _now: Tick, _doorbell: crate::connection::Doorbell) {}
+    pub fn set_doorbell(&mut self, now: Tick, doorbell: Doorbell) {
+        self.config.doorbell = doorbell;
+        self.poll.hasten(now);
+    }
 
     /// The coordinator rang: there are news to read.
-    pub fn handle_doorbell(&mut self, _now: Tick) {}
+    pub fn handle_doorbell(&mut self, now: Tick) {
+        self.poll.hasten(now);
+        self.poll.want();
+    }
 
     /// Whether the coordinator should be rung; asked once per ring.
     pub fn poll_doorbell(&mut self) -> bool {
-        false
+        std::mem::take(&mut self.ring) && self.config.doorbell == Doorbell::Present
     }
 
     /// Takes the outcome of a request.
-    pub fn handle_io(&mut self, _now: Tick, _id: IoId, _outcome: IoOutcome<'_>) {}
+    pub fn handle_io(&mut self, now: Tick, id: IoId, outcome: IoOutcome<'_>) {
+        let Some(at) = self.devices.iter().position(|device| device.owns(id)) else {
+            return;
+        };
+        let done = self.devices[at].handle_io(now, id, outcome);
+        if self.phase == Phase::Stopped {
+            return;
+        }
+        match done {
+            DeviceOutcome::Pair(outcome) => self.handle_pair(now, at, outcome),
+            DeviceOutcome::Read(area, started) => {
+                if let IoOutcome::Read(bytes) = outcome {
+                    self.handle_read(now, at, area, started, bytes);
+                }
+            }
+            DeviceOutcome::Again => {}
+            DeviceOutcome::Lost(failure) => self.lose(now, at, failure),
+        }
+        self.advance(now);
+    }
 
     /// The next request for I/O.
-    pub fn poll_io(&mut self, _now: Tick) -> Option<IoRequest> {
+    pub fn poll_io(&mut self, now: Tick) -> Option<IoRequest> {
+        if self.phase == Phase::Stopped {
+            return None;
+        }
+        if self.poll.is_wanted() && self.phase != Phase::Starting {
+            let most = self.poll_max();
+            if let Some(device) = self.devices.iter_mut().find(|device| !device.is_lost())
+                && device.want_answer()
+            {
+                self.poll.begun(now, most);
+            }
+        }
+        for at in 0..self.devices.len() {
+            if let Some(request) = self.devices[at].poll_read(now, &mut self.ids) {
+                return Some(request);
+            }
+            let may_write = matches!(self.phase, Phase::Running | Phase::Stopping);
+            if may_write && self.devices[at].wants_write(now, self.revision) {
+                return Some(self.write_page(now, at));
+            }
+        }
         None
     }
 
     /// When [`Member::handle_timeout`] has to be called.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Tick> {
-        None
+        if self.phase == Phase::Stopped {
+            return None;
+        }
+        let fence = self.config.geometry.timeouts().fence;
+        let primary = self.devices.iter().find(|device| !device.is_lost());
+        let poll = primary.is_some_and(|device| !device.is_reading_answer());
+        let retry = |device: &Device| device.retry_at(self.revision);
+        [
+            Some(self.beat_at),
+            (poll && self.phase != Phase::Starting).then(|| self.poll.at()),
+            (self.fence == FenceState::Open && self.phase == Phase::Running)
+                .then(|| self.written_at + fence),
+            self.deadline,
+        ]
+        .into_iter()
+        .flatten()
+        .chain(self.entries.iter().filter_map(Entry::deadline))
+        .chain(self.devices.iter().filter_map(retry))
+        .min()
     }
 
     /// Does what is due.
-    pub fn handle_timeout(&mut self, _now: Tick) {}
+    pub fn handle_timeout(&mut self, now: Tick) {
+        if self.phase == Phase::Stopped {
+            return;
+        }
+        self.poll.is_due(now);
+        if now >= self.beat_at {
+            self.beat_at = now + self.config.geometry.timeouts().heartbeat;
+            for device in &mut self.devices {
+                device.beat();
+            }
+        }
+        let mut any = false;
+        for entry in &mut self.entries {
+            if let Some(connection) = entry.give_up(now) {
+                self.events
+                    .push_back(MemberEvent::ConnectTimedOut { connection });
+                any = true;
+            }
+        }
+        if any {
+            self.changed(now);
+        }
+        let fence = self.config.geometry.timeouts().fence;
+        if self.phase == Phase::Running
+            && self.fence == FenceState::Open
+            && now >= self.written_at + fence
+        {
+            self.fence = FenceState::Fenced;
+            self.events.push_back(MemberEvent::Fenced);
+        }
+        self.advance(now);
+    }
 
     /// The next thing to tell.
     pub fn poll_event(&mut self) -> Option<MemberEvent> {
-        None
+        self.events.pop_front()
     }
 
     /// Whether the member has ended and no I/O is under way.
     #[must_use]
     pub fn is_stopped(&self) -> bool {
-        false
+        self.phase == Phase::Stopped && self.devices.iter().all(Device::is_quiet)
+    }
+
+    /// The devices whose coordinator block of the present epoch was read and whose own page was written.
+    fn seen_devices(&self) -> DeviceMask {
+        let epoch = self.followed.serving();
+        self.devices
+            .iter()
+            .filter(|device| device.sees(epoch))
+            .fold(DeviceMask::NONE, |mask, device| {
+                mask.or(DeviceMask::only(device.index()))
+            })
+    }
+
+    fn poll_max(&self) -> Duration {
+        let heartbeat = self.config.geometry.timeouts().heartbeat;
+        let is_asking = self.entries.iter().any(|entry| entry.deadline().is_some());
+        if is_asking && self.config.doorbell == Doorbell::Absent {
+            POLL_MAX_REQUEST.min(heartbeat)
+        } else {
+            heartbeat
+        }
+    }
+
+    fn changed(&mut self, now: Tick) {
+        self.revision += 1;
+        self.poll.hasten(now);
+    }
+
+    fn write_page(&mut self, now: Tick, at: usize) -> IoRequest {
+        self.counter = self.counter.next();
+        let stamp = Stamp {
+            counter: self.counter,
+            writer: self.config.incarnation.0,
+        };
+        let index = self.devices[at].index();
+        let page = MemberPage {
+            state: if self.phase == Phase::Stopping {
+                MemberState::Stopped
+            } else {
+                MemberState::Running
+            },
+            devices: self.seen_devices(),
+            confirmed: self.confirmed,
+            challenge: self
+                .challenges
+                .get(usize::from(index.0))
+                .copied()
+                .unwrap_or_default(),
+            host: self.config.host.clone(),
+            entries: self.entries.map(|entry| entry.page()),
+        };
+        let block = page.encode(&self.place(index), stamp, &self.config.page_key);
+        self.devices[at].write(now, &mut self.ids, block, self.revision)
+    }
+
+    fn place(&self, device: DeviceIndex) -> Place {
+        Place {
+            pool: self.config.geometry.pool(),
+            device,
+            slot: self.config.slot,
+        }
+    }
+
+    fn handle_pair(&mut self, now: Tick, at: usize, outcome: PairOutcome) {
+        match outcome {
+            PairOutcome::Written => {
+                let (began, news) = self.devices[at].written();
+                self.written_at = self.written_at.max(began);
+                self.ring |= news;
+                if self.fence == FenceState::Fenced {
+                    self.fence = FenceState::Proving(now);
+                    self.poll.want();
+                }
+            }
+            PairOutcome::ReadBack | PairOutcome::Failed(_) => {}
+            PairOutcome::Lost(failure) => self.lose(now, at, failure),
+        }
+    }
+
+    fn handle_read(&mut self, now: Tick, at: usize, area: Area, started: Tick, bytes: &[u8]) {
+        match area {
+            Area::Own => self.read_own(now, at, bytes),
+            Area::Coordinator => self.read_coordinator(now, at, bytes),
+            Area::Answer => {
+                self.read_answer(now, at, bytes);
+                if let FenceState::Proving(since) = self.fence
+                    && started >= since
+                {
+                    self.fence = FenceState::Open;
+                    self.events.push_back(MemberEvent::Unfenced);
+                }
+            }
+        }
+    }
+
+    fn lose(&mut self, now: Tick, at: usize, failure: IoFailure) {
+        let device = &mut self.devices[at];
+        if device.is_lost() {
+            return;
+        }
+        device.set_lost();
+        let device = device.index();
+        self.events
+            .push_back(MemberEvent::DeviceLost { device, failure });
+        self.changed(now);
+        if self.devices.iter().all(Device::is_lost) {
+            self.end(StopReason::NoDevice);
+        }
+    }
+
+    fn end(&mut self, reason: StopReason) {
+        if self.phase != Phase::Stopped {
+            self.phase = Phase::Stopped;
+            self.deadline = None;
+            self.events.push_back(MemberEvent::Stopped(reason));
+        }
+    }
+
+    fn advance(&mut self, now: Tick) {
+        match self.phase {
+            Phase::Starting if self.devices.iter().all(Device::is_known) => {
+                self.inherited = self.counter.succession();
+                self.counter = self.inherited;
+                self.foreign.0 = self.foreign.0.max(Counter(0));
+                self.phase = Phase::Running;
+                self.written_at = now;
+                self.poll.hasten(now);
+            }
+            Phase::Stopping => {
+                let is_late = self.deadline.is_some_and(|deadline| now >= deadline);
+                let said = |device: &Device| device.has_written(self.revision);
+                if is_late || self.devices.iter().all(said) {
+                    self.end(StopReason::Requested);
+                }
+            }
+            Phase::Starting | Phase::Running | Phase::Stopped => {}
+        }
     }
 }

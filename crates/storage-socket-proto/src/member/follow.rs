@@ -1,0 +1,347 @@
+//! What a member makes of what it reads: its own slot, the coordinator's block, and the answers.
+
+use crate::{
+    block::{
+        Answer, AnswerEntry, AnswerPage, CoordinatorBlock, CoordinatorState, Grant, MemberEntry,
+        MemberPage, SegmentGroup, Stamp, Unchecked,
+    },
+    error::FormatError,
+    geometry::{Geometry, Timeouts},
+    liveness::Silence,
+    member::{FOREIGN_ADVANCES_MAX, Member, MemberEvent, Phase, StopReason},
+    reasons::{RefusalReason, ResetReason},
+    types::{BLOCK_BYTES, Counter, DeviceMask, Direction, Epoch, Incarnation, Name, Tick},
+};
+
+/// The coordinator that a member follows.
+#[derive(Debug)]
+pub(super) struct Followed {
+    epoch: Option<Epoch>,
+    host: Name,
+    state: CoordinatorState,
+    counter: Counter,
+    answered: Counter,
+    /// Dead or stopped, until it shows a sign of life.
+    lost: bool,
+    joined: bool,
+    pub(super) silence: Silence,
+    /// The devices on which it reads this member's page.
+    pub(super) devices: DeviceMask,
+}
+
+impl Followed {
+    pub(super) fn new(timeouts: Timeouts) -> Self {
+        Self {
+            epoch: None,
+            host: Name::default(),
+            state: CoordinatorState::Stopped,
+            counter: Counter(0),
+            answered: Counter(0),
+            lost: false,
+            joined: false,
+            silence: Silence::new(timeouts.heartbeat),
+            devices: DeviceMask::NONE,
+        }
+    }
+
+    /// The epoch of a coordinator that serves and isn't lost.
+    pub(super) fn serving(&self) -> Option<Epoch> {
+        let serves = self.state == CoordinatorState::Serving && !self.lost;
+        self.epoch.filter(|_| serves)
+    }
+}
+
+impl Member {
+    /// Looks at its own slot for its predecessor, for ghosts, and for a clone of this host.
+    pub(super) fn read_own(&mut self, _now: Tick, at: usize, bytes: &[u8]) {
+        let place = self.place(self.devices[at].index());
+        for copy in bytes.chunks(BLOCK_BYTES) {
+            let found = Unchecked::new(copy)
+                .and_then(|block| MemberPage::parse(block, &place, &self.config.page_key));
+            let Ok((stamp, _)) = found else {
+                continue;
+            };
+            if self.phase == Phase::Starting {
+                self.counter = self.counter.max(stamp.counter);
+                self.foreign.0 = self.foreign.0.max(stamp.counter);
+                continue;
+            }
+            if self.is_anothers(at, stamp, copy) {
+                self.end(StopReason::ClonedHost {
+                    slot: self.config.slot,
+                    found: Incarnation(stamp.writer),
+                });
+                return;
+            }
+            if stamp.writer != self.config.incarnation.0 {
+                self.devices[at].repair();
+            }
+        }
+    }
+
+    /// Whether what was found in this member's slot was written by another living process.
+    fn is_anothers(&mut self, at: usize, stamp: Stamp, copy: &[u8]) -> bool {
+        let is_own = stamp.writer == self.config.incarnation.0;
+        if stamp.counter > self.counter || (!is_own && stamp.counter > self.inherited) {
+            return true;
+        }
+        if is_own {
+            let last = self.devices[at].last();
+            let same_counter = last
+                .and_then(|block| Unchecked::new(&block.0).ok())
+                .is_some_and(|block| block.claimed_stamp() == stamp);
+            return same_counter && last.is_some_and(|block| block.0[..] != *copy);
+        }
+        // A predecessor's ghost, or the predecessor itself: ghosts are few.
+        let (highest, advances) = &mut self.foreign;
+        if stamp.counter > *highest {
+            *highest = stamp.counter;
+            *advances += 1;
+        }
+        *advances > FOREIGN_ADVANCES_MAX
+    }
+
+    pub(super) fn read_coordinator(&mut self, now: Tick, at: usize, bytes: &[u8]) {
+        let index = self.devices[at].index();
+        let place = CoordinatorBlock::place(self.config.geometry.pool(), index);
+        let key = self.config.coordinator_key.clone();
+        let newest = newest(bytes, |block| CoordinatorBlock::parse(block, &place, &key));
+        let Some((stamp, block)) = newest else {
+            self.watch(now, Counter(0));
+            return;
+        };
+        let seen_here = self.devices[at].sees.replace(Epoch(stamp.writer));
+        let was_lost = self.followed.lost;
+        if stamp.counter > self.followed.counter {
+            self.followed.counter = stamp.counter;
+            self.follow(now, Epoch(stamp.writer), block);
+        }
+        self.watch(now, stamp.counter);
+        let is_new_here = seen_here != Some(Epoch(stamp.writer));
+        if is_new_here || was_lost != self.followed.lost {
+            self.changed(now);
+        }
+    }
+
+    /// Takes what the newest coordinator block says.
+    fn follow(&mut self, now: Tick, epoch: Epoch, block: CoordinatorBlock) {
+        if self.followed.epoch != Some(epoch) {
+            self.lose_coordinator();
+            self.followed.epoch = Some(epoch);
+            self.followed.devices = DeviceMask::NONE;
+            self.followed.answered = Counter(0);
+            self.followed.lost = false;
+            self.followed.silence = Silence::new(self.config.geometry.timeouts().heartbeat);
+            for device in &mut self.devices {
+                device.challenge_seen = None;
+            }
+        }
+        let had = self.followed.state;
+        self.followed.host = block.host;
+        self.followed.state = block.state;
+        if block.state == CoordinatorState::Stopped {
+            self.lose_coordinator();
+        } else if self.followed.lost {
+            // Not dead after all.
+            self.followed.lost = false;
+        }
+        if had != block.state {
+            self.poll.hasten(now);
+        }
+        self.confirm(now);
+        let serves = self.followed.serving();
+        if let Some(epoch) = serves.filter(|_| !self.followed.joined)
+            && self.confirmed == epoch
+        {
+            self.join(epoch);
+        }
+    }
+
+    fn join(&mut self, epoch: Epoch) {
+        self.followed.joined = true;
+        self.events.push_back(MemberEvent::Joined {
+            epoch,
+            host: self.followed.host.clone(),
+        });
+    }
+
+    /// Counts the coordinator's silence.
+    fn watch(&mut self, now: Tick, counter: Counter) {
+        let Some(epoch) = self.followed.epoch.filter(|_| !self.followed.lost) else {
+            return;
+        };
+        let dead = self.config.geometry.timeouts().dead;
+        let silence = &mut self.followed.silence;
+        silence.observe(now, counter);
+        if silence.is_dead(dead) {
+            self.lose_coordinator();
+        } else if self.followed.joined && silence.take_suspicion(dead) {
+            self.events
+                .push_back(MemberEvent::CoordinatorSuspect { epoch });
+        }
+    }
+
+    /// The coordinator has gone: so has everything that it granted.
+    fn lose_coordinator(&mut self) {
+        self.followed.lost = true;
+        self.followed.devices = DeviceMask::NONE;
+        if std::mem::take(&mut self.followed.joined)
+            && let Some(epoch) = self.followed.epoch
+        {
+            self.events
+                .push_back(MemberEvent::CoordinatorLost { epoch });
+        }
+        for entry in &mut self.entries {
+            if let Some(connection) = entry.take_untold() {
+                self.events.push_back(MemberEvent::Closed {
+                    connection,
+                    reason: Some(ResetReason::CoordinatorGone),
+                });
+            }
+        }
+    }
+
+    /// Confirms the present epoch once nothing that another one granted is in use.
+    pub(super) fn confirm(&mut self, now: Tick) {
+        let Some(epoch) = self.followed.epoch else {
+            return;
+        };
+        if self.confirmed == epoch || self.entries.iter().any(|entry| entry.is_foreign(epoch)) {
+            return;
+        }
+        self.confirmed = epoch;
+        self.changed(now);
+        if self.followed.serving() == Some(epoch) && !self.followed.joined {
+            self.join(epoch);
+        }
+    }
+
+    pub(super) fn read_answer(&mut self, now: Tick, at: usize, bytes: &[u8]) {
+        let place = self.place(self.devices[at].index());
+        let key = self.config.coordinator_key.clone();
+        let newest = newest(bytes, |block| AnswerPage::parse(block, &place, &key));
+        let Some((stamp, page)) = newest else {
+            return;
+        };
+        if self.phase == Phase::Starting {
+            self.counter = self.counter.max(page.seen);
+            return;
+        }
+        let is_current = self.followed.epoch == Some(Epoch(stamp.writer))
+            && page.incarnation == self.config.incarnation;
+        if !is_current {
+            return;
+        }
+        let device = &mut self.devices[at];
+        if device.challenge_seen != Some(page.challenge) {
+            device.challenge_seen = Some(page.challenge);
+            let device = device.index();
+            self.events.push_back(MemberEvent::ChallengeSeen {
+                device,
+                challenge: page.challenge,
+            });
+        }
+        if stamp.counter > self.followed.answered {
+            self.followed.answered = stamp.counter;
+            self.followed.devices = page.devices;
+            self.poll.hasten(now);
+            self.take_answers(now, Epoch(stamp.writer), &page.entries);
+        }
+    }
+
+    fn take_answers(&mut self, now: Tick, epoch: Epoch, answers: &[AnswerEntry]) {
+        let mut changed = false;
+        for (at, answer) in answers.iter().enumerate() {
+            changed |= self.take_answer(at, epoch, answer.as_ref());
+        }
+        if changed {
+            self.changed(now);
+        }
+    }
+
+    /// Takes the answer to one entry. Returns whether the entry has changed.
+    fn take_answer(&mut self, at: usize, epoch: Epoch, answer: Option<&Answer>) -> bool {
+        let entry = &mut self.entries[at];
+        let page = entry.page();
+        let answer = answer.filter(|answer| page.connection() == Some(answer.connection()));
+        let event = match (page, answer) {
+            (MemberEntry::Request(request), Some(Answer::Accepted { group, port, .. })) => {
+                if group.cipher != request.cipher
+                    || !is_inside(&self.config.geometry, group)
+                    || !group.devices.and(request.devices).eq(&group.devices)
+                {
+                    entry.close(Some(ResetReason::Protocol));
+                    MemberEvent::Refused {
+                        connection: request.connection,
+                        reason: RefusalReason::Malformed,
+                    }
+                } else {
+                    entry.open(group, epoch);
+                    MemberEvent::Connected(Grant {
+                        connection: request.connection,
+                        port: *port,
+                        slot: self.config.slot,
+                        incarnation: self.config.incarnation,
+                        epoch,
+                        group: *group,
+                    })
+                }
+            }
+            (MemberEntry::Request(request), Some(Answer::Refused { reason, .. })) => {
+                entry.clear();
+                MemberEvent::Refused {
+                    connection: request.connection,
+                    reason: *reason,
+                }
+            }
+            (MemberEntry::Request(request), Some(Answer::Closed { .. })) => {
+                entry.close(Some(ResetReason::Aborted));
+                MemberEvent::Refused {
+                    connection: request.connection,
+                    reason: RefusalReason::ShuttingDown,
+                }
+            }
+            (MemberEntry::Open { .. }, Some(Answer::Closed { reason, .. })) => {
+                let Some(connection) = entry.take_untold() else {
+                    return false;
+                };
+                let reason = *reason;
+                self.events
+                    .push_back(MemberEvent::Closed { connection, reason });
+                return false;
+            }
+            (MemberEntry::Closed { .. }, None) => {
+                entry.clear();
+                return true;
+            }
+            _ => return false,
+        };
+        self.events.push_back(event);
+        true
+    }
+}
+
+/// Whether a grant lies in the data area of every device that it names.
+fn is_inside(geometry: &Geometry, group: &SegmentGroup) -> bool {
+    let known = geometry.all_devices();
+    group.devices.and(known) == group.devices
+        && [Direction::ToCoordinator, Direction::ToMember]
+            .into_iter()
+            .map(|direction| group.segment(direction))
+            .all(|segment| {
+                segment.first >= geometry.data_start()
+                    && segment.end() <= u64::from(geometry.data_end(group.devices).0)
+            })
+        && !group.to_coordinator.overlaps(group.to_member)
+}
+
+/// The newest valid one of two copies.
+pub(crate) fn newest<'a, T>(
+    bytes: &'a [u8],
+    parse: impl Fn(Unchecked<'a>) -> Result<(Stamp, T), FormatError>,
+) -> Option<(Stamp, T)> {
+    bytes
+        .chunks(BLOCK_BYTES)
+        .filter_map(|copy| parse(Unchecked::new(copy).ok()?).ok())
+        .max_by_key(|(stamp, _)| *stamp)
+}
