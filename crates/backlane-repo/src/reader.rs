@@ -96,11 +96,11 @@ impl Reader {
         while !rest.is_empty() {
             let (group, range) = next_read(places, rest);
             rest = &rest[group.len()..];
-            let pack = places[group[0]].pack;
-            let sealed = self.read_pack(pack, range)?;
+            let first = &places[group[0]];
+            let sealed = self.read_pack(first.pack, range)?;
             for &at in group {
                 let place = &places[at];
-                let start = (u64::from(place.offset) - range.offset) as usize;
+                let start = (place.offset - first.offset) as usize;
                 let part = sealed.slice(start..start + place.length as usize);
                 blobs[at] = self.open_blob(place, &part)?;
             }

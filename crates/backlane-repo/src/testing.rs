@@ -173,7 +173,8 @@ impl ObjectStore for MemoryStore {
         body: Bytes,
     ) -> Result<(), StoreError> {
         let result = self.before_write(name);
-        if let Some(gate) = self.gate.lock().unwrap().clone() {
+        let gate = self.gate.lock().unwrap().clone();
+        if let Some(gate) = gate {
             gate.pass();
         }
         let mut state = self.state.lock().unwrap();

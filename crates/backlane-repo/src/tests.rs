@@ -1,1 +1,6 @@
 //! Whole jobs over real stores.
+
+mod jobs;
+mod maintenance;
+mod stock;
+mod support;

@@ -1,0 +1,155 @@
+//! A real directory tree through a real directory store, with stock restic as the witness.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use super::support::{MadeUp, PASSWORD, content, nodes, noise, options};
+use crate::testing::LocalStore;
+use crate::{CheckOptions, Entry, FileKind, InitOptions, Metadata, Repository, Time, Warning};
+
+#[test]
+fn stock_restic_finds_nothing_wrong_and_restores_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let (root, data) = (folder.path().join("repository"), folder.path().join("data"));
+    make_tree(&data);
+    let store = Arc::new(LocalStore::new(&root));
+    let repository = Repository::init(store, PASSWORD, &InitOptions::default()).unwrap();
+    let mut options = options();
+    options.paths = vec![data.as_os_str().as_bytes().to_vec()];
+    let walked = data.clone();
+    let source = MadeUp::new(move || walk(&walked));
+    let first = repository.archive(&options, source.clone()).unwrap();
+    fs::write(data.join("sub/added"), noise(5, 100_000)).unwrap();
+    let second = repository.archive(&options, source.clone()).unwrap();
+    assert_eq!(source.warnings(), []);
+    assert_eq!((second.files_new, second.files_changed), (1, 0));
+    // The new file, and the trees above it.
+    assert!(second.bytes_packed < 150_000, "{second:?}");
+
+    let reader = repository.reader().unwrap();
+    assert!(nodes(&reader, &first).len() < nodes(&reader, &second).len());
+    for (path, node) in nodes(&reader, &second) {
+        let path = PathBuf::from(OsStr::from_bytes(&path));
+        let meta = path.symlink_metadata().unwrap();
+        assert_eq!(node.meta.inode, meta.ino(), "{}", path.display());
+        if node.kind == FileKind::File {
+            assert!(content(&reader, &node).unwrap() == fs::read(&path).unwrap());
+        }
+    }
+    assert!(repository.check(CheckOptions::ReadData).unwrap().is_clean());
+
+    restic(&root, &["check", "--read-data"]);
+    let target = folder.path().join("restored");
+    restic(
+        &root,
+        &["restore", "latest", "--target", target.to_str().unwrap()],
+    );
+    let restored = target.join(data.strip_prefix("/").unwrap());
+    let compared = Command::new("diff")
+        .args(["-r", "--no-dereference"])
+        .args([&data, &restored])
+        .output()
+        .unwrap();
+    assert!(compared.status.success(), "{compared:?}");
+    let mode = |path: &Path| path.metadata().unwrap().mode();
+    assert_eq!(mode(&restored.join("suid")), mode(&data.join("suid")));
+    let inode = |name: &str| restored.join(name).metadata().unwrap().ino();
+    assert_eq!(inode("hard"), inode("suid"));
+}
+
+fn make_tree(data: &Path) {
+    fs::create_dir_all(data.join("sub/empty")).unwrap();
+    fs::write(data.join("suid"), b"#!/bin/sh\n").unwrap();
+    fs::set_permissions(data.join("suid"), fs::Permissions::from_mode(0o4755)).unwrap();
+    fs::hard_link(data.join("suid"), data.join("hard")).unwrap();
+    fs::write(data.join("nothing"), b"").unwrap();
+    fs::write(data.join("sub/large"), noise(9, 5 << 20)).unwrap();
+    fs::write(data.join(OsStr::from_bytes(b"\xff\n\"\\")), b"odd name").unwrap();
+    fs::write(data.join("sub.txt"), b"sorts after sub").unwrap();
+    symlink("../nowhere", data.join("sub/link")).unwrap();
+    for number in 0..200 {
+        fs::write(data.join(format!("sub/{number}")), format!("{number}\n")).unwrap();
+    }
+}
+
+fn restic(root: &Path, arguments: &[&str]) {
+    let output = Command::new("restic")
+        .args(["--no-cache", "--no-lock", "-r"])
+        .arg(root)
+        .args(arguments)
+        .env("RESTIC_PASSWORD", PASSWORD)
+        .output()
+        .expect("stock restic is installed");
+    assert!(output.status.success(), "{output:?}");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(!errors.contains("error"), "{errors}");
+}
+
+/// A plain walk: parents first, then what is below, sorted by name.
+fn walk(root: &Path) -> Vec<Result<Entry, Warning>> {
+    let mut parents: Vec<_> = root.ancestors().skip(1).collect();
+    parents.reverse();
+    let mut entries: Vec<_> = parents.into_iter().map(entry).collect();
+    let mut stack = vec![root.to_owned()];
+    while let Some(path) = stack.pop() {
+        if path.symlink_metadata().unwrap().is_dir() {
+            let mut below: Vec<_> = fs::read_dir(&path)
+                .unwrap()
+                .map(|entry| entry.unwrap().path())
+                .collect();
+            below.sort_by(|a, b| b.file_name().cmp(&a.file_name()));
+            stack.extend(below);
+        }
+        entries.push(entry(&path));
+    }
+    entries
+}
+
+fn entry(path: &Path) -> Result<Entry, Warning> {
+    let meta = path.symlink_metadata().unwrap();
+    let kind = meta.file_type();
+    let kind = if kind.is_dir() {
+        FileKind::Directory
+    } else if kind.is_symlink() {
+        let target = fs::read_link(path).unwrap().into_os_string().into_vec();
+        FileKind::Symlink { target }
+    } else {
+        assert!(!kind.is_fifo() && kind.is_file());
+        FileKind::File
+    };
+    let time = |seconds, nanoseconds: i64| {
+        Some(Time {
+            seconds,
+            nanoseconds: u32::try_from(nanoseconds).unwrap(),
+        })
+    };
+    let opened = path.to_owned();
+    let directory = kind == FileKind::Directory;
+    Ok(Entry {
+        path: path.as_os_str().as_bytes().to_vec(),
+        meta: Metadata {
+            mode: Some(meta.mode() & 0o7777),
+            uid: Some(meta.uid()),
+            gid: Some(meta.gid()),
+            modified: time(meta.mtime(), meta.mtime_nsec()),
+            accessed: time(meta.atime(), meta.atime_nsec()),
+            changed: time(meta.ctime(), meta.ctime_nsec()),
+            inode: meta.ino(),
+            device: meta.dev(),
+            links: if directory { 0 } else { meta.nlink() },
+            size: if kind == FileKind::File {
+                meta.size()
+            } else {
+                0
+            },
+            ..Metadata::default()
+        },
+        kind,
+        open: Some(Box::new(move || Ok(Box::new(fs::File::open(opened)?) as _))),
+    })
+}
