@@ -186,10 +186,8 @@ async fn open(
     let objects = core.service.open(&host).await;
     let objects = objects.map_err(|error| Opened::Refused(failure(&error)))?;
     let (id, secret) = random().map_err(|error| refuse(ErrorCode::Failed, error))?;
-    let key = |key_use| {
-        let key = tls::export(tls, key_use, &id.0);
-        key.map_err(|error| refuse(ErrorCode::Failed, error.to_string()))
-    };
+    let key = |key_use| tls::export(tls, key_use, &id.0);
+    let no_key = |error: rustls::Error| refuse(ErrorCode::Failed, error.to_string());
     let (answers, to_write) = mpsc::channel(ANSWERS_QUEUED_MAX);
     let (to_events, events) = mpsc::channel(EVENTS_QUEUED_MAX);
     let pool = core.storage.as_ref().map(|storage| storage.uuid());
@@ -197,8 +195,8 @@ async fn open(
         host: host.clone(),
         peer,
         policy: hello.policy,
-        proof_key: key(KeyUse::PoolProof)?,
-        seal_key: key(KeyUse::StorageSeal)?,
+        proof_key: key(KeyUse::PoolProof).map_err(no_key)?,
+        seal_key: key(KeyUse::StorageSeal).map_err(no_key)?,
         id,
         secret,
         answers,

@@ -1,0 +1,13 @@
+//! Sessions over real TLS and TCP on loopback, with an object service in memory.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "the whole crate is tests; their numbers are small"
+)]
+
+mod calls;
+mod enroll;
+mod hostile;
+mod service;
+mod world;
