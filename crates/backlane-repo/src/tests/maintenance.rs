@@ -178,7 +178,7 @@ fn forget_keeps_what_the_policy_says_and_prune_frees_the_rest() {
         "{report:?}"
     );
     let reader = repository.reader().unwrap();
-    for (info, seed) in left.iter().zip([2, 4]) {
+    for (info, seed) in left.iter().zip([2_u8, 4]) {
         let node = reader.node_at(info.tree, b"/a").unwrap();
         let want = noise(seed.into(), 200_000 + usize::from(seed));
         assert!(content(&reader, &node).unwrap() == want);
