@@ -1,0 +1,9 @@
+//! Pools and streams on real files and loop devices, between threads and between processes.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod ends;
+mod faults;
+mod media;
+mod pools;
+mod processes;
+mod work;
