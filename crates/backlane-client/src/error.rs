@@ -65,20 +65,4 @@ pub enum Error {
         /// What the system said: full, or over quota.
         source: io::Error,
     },
-    /// A configuration file can't be read or is no good.
-    #[error("configuration {}: {reason}", path.display())]
-    Config {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// A repository key file can't be made, read or trusted.
-    #[error("repository key {}: {reason}", path.display())]
-    Key {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
 }

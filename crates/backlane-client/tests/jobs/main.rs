@@ -5,4 +5,6 @@ mod fidelity;
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]
+mod mounts;
+#[cfg(test)]
 mod support;
