@@ -3,20 +3,36 @@
 //! Invariants: no unit is granted twice, nor while it rests; a foreign epoch ends the coordinator at once; a member is
 //! dead only by this coordinator's own successful reads and its own clock.
 
+mod claim;
+mod device;
+mod grants;
+mod slots;
+
 use crate::{
-    block::{Grant, TagKey},
+    allocator::Allocator,
+    block::{CoordinatorBlock, CoordinatorState, Grant, Stamp, TagKey},
     connection::Doorbell,
     error::UsageError,
     geometry::Geometry,
-    io::{IoFailure, IoId, IoOutcome, IoRequest},
+    io::{IoFailure, IoId, IoIds, IoOutcome, IoRequest},
+    pair::PairOutcome,
+    poll::Poll,
     reasons::ResetReason,
     seal::Cipher,
     types::{
-        Challenge, ConnectionId, DeviceIndex, DeviceMask, Epoch, Incarnation, Name, Port,
-        SlotIndex, Tick, UnitCount,
+        Challenge, ConnectionId, Counter, DeviceIndex, DeviceMask, Epoch, Generation, Incarnation,
+        Name, Port, SlotIndex, Tick, UnitCount,
     },
 };
-use std::{collections::BTreeMap, sync::Arc};
+use claim::{ClaimState, Claiming};
+use device::{Area, Device, DeviceOutcome};
+use grants::Held;
+use slots::{Rest, Slot};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 /// What a coordinator is made of.
 #[derive(Clone, Debug)]
@@ -197,13 +213,103 @@ pub struct MemberView {
 #[derive(Debug)]
 pub struct Coordinator {
     config: CoordinatorConfig,
+    ids: IoIds,
+    phase: Phase,
+    claiming: Claiming,
+    /// The last counter that was written, or that a predecessor left.
+    counter: Counter,
+    /// This coordinator's counters are above this.
+    inherited: Counter,
+    state: CoordinatorState,
+    /// Advances with every change of the block's content.
+    revision: u64,
+    devices: Vec<Device>,
+    allowed: BTreeMap<SlotIndex, TagKey>,
+    slots: BTreeMap<SlotIndex, Slot>,
+    rests: BTreeMap<SlotIndex, Rest>,
+    ports: BTreeMap<Port, Listener>,
+    held: BTreeMap<ConnectionId, Held>,
+    allocator: Allocator,
+    generation: Generation,
+    next_dynamic: u16,
+    events: VecDeque<CoordinatorEvent>,
+    rings: VecDeque<SlotIndex>,
+    fence: FenceState,
+    /// When the last block that was written was begun.
+    written_at: Tick,
+    beat_at: Tick,
+    poll: Poll,
+    deadline: Option<Tick>,
 }
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Claiming,
+    Serving,
+    Stopping,
+    Ended,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FenceState {
+    Open,
+    Fenced,
+    /// The block was written again at this tick; it has to be read after it.
+    Proving(Tick),
+}
+
+#[derive(Debug)]
+struct Listener {
+    options: ListenOptions,
+    waiting: usize,
+}
+
+/// The shortest time between two scans of the members' pages.
+const SCAN_MIN: Duration = Duration::from_millis(1);
+/// The longest while no doorbell is there.
+const SCAN_MAX: Duration = Duration::from_millis(100);
 
 impl Coordinator {
     /// A coordinator that begins to claim the pool.
     #[must_use]
-    pub fn new(_now: Tick, config: CoordinatorConfig) -> Self {
-        Self { config }
+    pub fn new(now: Tick, config: CoordinatorConfig) -> Self {
+        let geometry = Arc::clone(&config.geometry);
+        let devices: Vec<Device> = geometry
+            .all_devices()
+            .and(config.devices)
+            .iter()
+            .map(|index| Device::new(index, &geometry))
+            .collect();
+        let mut coordinator = Self {
+            ids: IoIds::default(),
+            phase: Phase::Claiming,
+            claiming: Claiming::new(geometry.timeouts()),
+            counter: Counter(0),
+            inherited: Counter(0),
+            state: CoordinatorState::Claiming,
+            revision: 1,
+            devices,
+            allowed: BTreeMap::new(),
+            slots: BTreeMap::new(),
+            rests: BTreeMap::new(),
+            ports: BTreeMap::new(),
+            held: BTreeMap::new(),
+            allocator: Allocator::new(Arc::clone(&geometry)),
+            generation: Generation(0),
+            next_dynamic: Port::DYNAMIC_FIRST.0,
+            events: VecDeque::new(),
+            rings: VecDeque::new(),
+            fence: FenceState::Open,
+            written_at: now,
+            beat_at: now + geometry.timeouts().heartbeat,
+            poll: Poll::new(now, SCAN_MIN),
+            deadline: None,
+            config,
+        };
+        if coordinator.devices.is_empty() {
+            coordinator.end(EndReason::NoDevice);
+        }
+        coordinator
     }
 
     /// The epoch.
@@ -213,7 +319,10 @@ impl Coordinator {
     }
 
     /// Allows slots, each with the key that tags its member's page; others are refused.
-    pub fn set_slots(&mut self, _now: Tick, _slots: BTreeMap<SlotIndex, TagKey>) {}
+    pub fn set_slots(&mut self, now: Tick, slots: BTreeMap<SlotIndex, TagKey>) {
+        self.allowed = slots;
+        self.poll.hasten(now);
+    }
 
     /// Takes requests for a port from now on.
     ///
@@ -221,97 +330,373 @@ impl Coordinator {
     /// [`UsageError::PortTaken`] or [`UsageError::Stopped`].
     pub fn bind(
         &mut self,
-        _now: Tick,
-        _port: Port,
-        _options: ListenOptions,
+        now: Tick,
+        port: Port,
+        options: ListenOptions,
     ) -> Result<(), UsageError> {
-        Err(UsageError::Stopped)
+        if matches!(self.phase, Phase::Stopping | Phase::Ended) {
+            return Err(UsageError::Stopped);
+        }
+        if self.ports.contains_key(&port) {
+            return Err(UsageError::PortTaken(port));
+        }
+        let listener = Listener {
+            options,
+            waiting: 0,
+        };
+        self.ports.insert(port, listener);
+        self.poll.hasten(now);
+        Ok(())
     }
 
     /// Takes requests for a dynamic port, which is returned.
     ///
     /// # Errors
     /// [`UsageError::NoPort`] or [`UsageError::Stopped`].
-    pub fn bind_dynamic(
-        &mut self,
-        _now: Tick,
-        _options: ListenOptions,
-    ) -> Result<Port, UsageError> {
-        Err(UsageError::Stopped)
+    pub fn bind_dynamic(&mut self, now: Tick, options: ListenOptions) -> Result<Port, UsageError> {
+        let first = Port::DYNAMIC_FIRST.0;
+        for _ in first..=u16::MAX {
+            let port = Port(self.next_dynamic);
+            self.next_dynamic = self.next_dynamic.checked_add(1).unwrap_or(first);
+            if !self.ports.contains_key(&port) {
+                self.bind(now, port, options)?;
+                return Ok(port);
+            }
+        }
+        Err(UsageError::NoPort)
     }
 
     /// Takes no more requests for a port; its connections go on.
-    pub fn unbind(&mut self, _now: Tick, _port: Port) {}
+    pub fn unbind(&mut self, _now: Tick, port: Port) {
+        self.ports.remove(&port);
+    }
 
     /// Says that a listener took the connection from its backlog.
-    pub fn accepted(&mut self, _now: Tick, _connection: ConnectionId) {}
+    pub fn accepted(&mut self, _now: Tick, connection: ConnectionId) {
+        if let Some(held) = self.held.get_mut(&connection) {
+            let port = held.leave_backlog();
+            self.leave_backlog(port);
+        }
+    }
 
     /// Says that the connection's machine is drained: its segments return once the member has let go as well.
-    pub fn close(&mut self, _now: Tick, _connection: ConnectionId, _reason: Option<ResetReason>) {}
+    pub fn close(&mut self, now: Tick, connection: ConnectionId, reason: Option<ResetReason>) {
+        self.drained(now, connection, reason);
+    }
 
     /// Sets the challenges for the member of a slot, one a device by index.
-    pub fn set_challenges(&mut self, _now: Tick, _slot: SlotIndex, _challenges: Vec<Challenge>) {}
+    pub fn set_challenges(&mut self, now: Tick, slot: SlotIndex, challenges: Vec<Challenge>) {
+        if let Some(slot) = self.slots.get_mut(&slot) {
+            slot.set_challenges(challenges);
+            self.poll.hasten(now);
+        }
+    }
 
     /// The challenge of a slot's member on a device, if a current one was read.
     #[must_use]
-    pub fn challenge_seen(&self, _slot: SlotIndex, _device: DeviceIndex) -> Option<Challenge> {
-        None
+    pub fn challenge_seen(&self, slot: SlotIndex, device: DeviceIndex) -> Option<Challenge> {
+        self.slots.get(&slot)?.challenge_seen(device)
     }
 
     /// The members that were seen under this epoch.
     #[must_use]
     pub fn members(&self, _now: Tick) -> Vec<MemberView> {
-        Vec::new()
+        self.slots
+            .iter()
+            .map(|(&index, slot)| {
+                let mine = |held: &&Held| held.grant.slot == index && !held.is_released();
+                MemberView {
+                    slot: index,
+                    incarnation: slot.incarnation(),
+                    host: slot.host().clone(),
+                    proved: slot.proved(),
+                    connections: self.held.values().filter(mine).count(),
+                    silence: slot.silence.silent(),
+                    alive: slot.is_alive(),
+                }
+            })
+            .collect()
     }
 
     /// The member of a slot was heard of over the network: its silence counts from now.
-    pub fn handle_vouched(&mut self, _now: Tick, _slot: SlotIndex) {}
+    pub fn handle_vouched(&mut self, _now: Tick, slot: SlotIndex) {
+        if let Some(slot) = self.slots.get_mut(&slot) {
+            slot.silence.reset();
+        }
+    }
 
     /// Units of the data area that could be granted on all of `devices` now.
     #[must_use]
-    pub fn free_units(&self, _devices: DeviceMask) -> u64 {
-        0
+    pub fn free_units(&self, devices: DeviceMask) -> u64 {
+        self.allocator.free_units(devices)
     }
 
-    /// Ends in order: new requests are refused, the block says so, then `Ended` comes.
-    pub fn stop(&mut self, _now: Tick) {}
+    /// Ends in order: new requests are refused, the block says so, then `Ended` comes. Connections are to be closed or
+    /// aborted first: their members take them for reset once they see the block.
+    pub fn stop(&mut self, now: Tick) {
+        match self.phase {
+            Phase::Claiming
+                if self.state == CoordinatorState::Claiming && self.counter == self.inherited =>
+            {
+                self.end(EndReason::Requested);
+            }
+            Phase::Claiming | Phase::Serving => {
+                self.phase = Phase::Stopping;
+                self.state = CoordinatorState::Stopped;
+                self.revision += 1;
+                self.deadline = Some(now + self.config.geometry.timeouts().linger);
+            }
+            Phase::Stopping | Phase::Ended => {}
+        }
+    }
 
     /// Says whether doorbells are there.
-    pub fn set_doorbell(&mut self, _now: Tick, _doorbell: Doorbell) {}
+    pub fn set_doorbell(&mut self, now: Tick, doorbell: Doorbell) {
+        self.config.doorbell = doorbell;
+        self.poll.hasten(now);
+    }
 
     /// A member rang: there are news to read.
-    pub fn handle_doorbell(&mut self, _now: Tick) {}
+    pub fn handle_doorbell(&mut self, now: Tick) {
+        self.poll.hasten(now);
+        self.poll.want();
+    }
 
     /// The slot of a member that should be rung; asked once per ring.
     pub fn poll_doorbell(&mut self) -> Option<SlotIndex> {
-        None
+        self.rings.pop_front()
     }
 
     /// Takes the outcome of a request.
-    pub fn handle_io(&mut self, _now: Tick, _id: IoId, _outcome: IoOutcome<'_>) {}
+    pub fn handle_io(&mut self, now: Tick, id: IoId, outcome: IoOutcome<'_>) {
+        if let Some(at) = self.devices.iter().position(|device| device.owns(id)) {
+            let done = self.devices[at].handle_io(now, id, outcome);
+            if self.phase == Phase::Ended {
+                return;
+            }
+            match (done, outcome) {
+                (DeviceOutcome::Pair(outcome), _) => self.handle_pair(now, at, outcome),
+                (DeviceOutcome::Read(area, started), IoOutcome::Read(bytes)) => {
+                    self.handle_read(now, at, area, started, bytes);
+                }
+                (DeviceOutcome::Lost(failure), _) => self.lose(at, failure),
+                (DeviceOutcome::Read(..) | DeviceOutcome::Again, _) => {}
+            }
+        } else {
+            self.handle_answer_written(now, id, outcome);
+        }
+        self.advance(now);
+    }
 
     /// The next request for I/O.
-    pub fn poll_io(&mut self, _now: Tick) -> Option<IoRequest> {
+    pub fn poll_io(&mut self, now: Tick) -> Option<IoRequest> {
+        if self.phase == Phase::Ended {
+            return None;
+        }
+        if self.poll.is_wanted() && self.phase == Phase::Serving {
+            let most = match self.config.doorbell {
+                Doorbell::Absent => SCAN_MAX.min(self.config.geometry.timeouts().heartbeat),
+                Doorbell::Present => self.config.geometry.timeouts().heartbeat,
+            };
+            let slots = self.scanned_slots();
+            if let Some(device) = self.devices.iter_mut().find(|device| !device.is_lost())
+                && device.want_scan(&slots)
+            {
+                self.poll.begun(now, most);
+            }
+        }
+        for at in 0..self.devices.len() {
+            if let Some(request) = self.devices[at].poll_read(now, &mut self.ids) {
+                return Some(request);
+            }
+            if self.may_write_block() && self.devices[at].wants_write(now, self.revision) {
+                return Some(self.write_block(now, at));
+            }
+        }
+        if matches!(self.phase, Phase::Serving | Phase::Stopping) {
+            return self.write_answer(now);
+        }
         None
     }
 
     /// When [`Coordinator::handle_timeout`] has to be called.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Tick> {
-        None
+        if self.phase == Phase::Ended {
+            return None;
+        }
+        let fence = self.config.geometry.timeouts().fence;
+        let primary = self.devices.iter().find(|device| !device.is_lost());
+        let polls = self.phase == Phase::Serving && primary.is_some_and(|d| !d.is_scanning());
+        let fences = self.phase == Phase::Serving && self.fence == FenceState::Open;
+        let blocks = self
+            .devices
+            .iter()
+            .filter(|_| self.may_write_block())
+            .filter_map(|device| device.retry_at(self.revision));
+        [
+            Some(self.beat_at),
+            polls.then(|| self.poll.at()),
+            fences.then(|| self.written_at + fence),
+            self.deadline,
+            self.claiming.deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        .chain(blocks)
+        .chain(self.answers_due())
+        .min()
     }
 
     /// Does what is due.
-    pub fn handle_timeout(&mut self, _now: Tick) {}
+    pub fn handle_timeout(&mut self, now: Tick) {
+        if self.phase == Phase::Ended {
+            return;
+        }
+        self.poll.is_due(now);
+        if now >= self.beat_at {
+            self.beat_at = now + self.config.geometry.timeouts().heartbeat;
+            let serves = self.phase == Phase::Serving;
+            let slots = if serves { self.all_slots() } else { Vec::new() };
+            for device in &mut self.devices {
+                device.beat(&slots);
+            }
+            for slot in self.slots.values_mut() {
+                slot.refresh();
+            }
+        }
+        let fence = self.config.geometry.timeouts().fence;
+        if self.phase == Phase::Serving
+            && self.fence == FenceState::Open
+            && now >= self.written_at + fence
+        {
+            self.fence = FenceState::Fenced;
+            self.events.push_back(CoordinatorEvent::Fenced);
+        }
+        self.advance(now);
+    }
 
     /// The next thing to tell.
     pub fn poll_event(&mut self) -> Option<CoordinatorEvent> {
-        None
+        self.events.pop_front()
     }
 
     /// Whether the coordinator has ended and no I/O is under way.
     #[must_use]
     pub fn is_stopped(&self) -> bool {
-        false
+        self.phase == Phase::Ended
+            && self.devices.iter().all(Device::is_quiet)
+            && self.slots.values().all(Slot::is_quiet)
+    }
+
+    fn may_write_block(&self) -> bool {
+        match self.phase {
+            Phase::Claiming => self.claiming.writes(),
+            Phase::Serving | Phase::Stopping => true,
+            Phase::Ended => false,
+        }
+    }
+
+    fn write_block(&mut self, now: Tick, at: usize) -> IoRequest {
+        self.counter = self.counter.next();
+        let stamp = Stamp {
+            counter: self.counter,
+            writer: self.config.epoch.0,
+        };
+        let device = &mut self.devices[at];
+        let place = CoordinatorBlock::place(self.config.geometry.pool(), device.index());
+        let block = CoordinatorBlock {
+            state: self.state,
+            host: self.config.host.clone(),
+        };
+        let block = block.encode(&place, stamp, &self.config.key);
+        device.write(now, &mut self.ids, block, self.revision)
+    }
+
+    fn handle_pair(&mut self, now: Tick, at: usize, outcome: PairOutcome) {
+        match outcome {
+            PairOutcome::Written => {
+                let began = self.devices[at].written();
+                self.written_at = self.written_at.max(began);
+                if self.fence == FenceState::Fenced {
+                    self.fence = FenceState::Proving(now);
+                    self.devices[at].want_block();
+                }
+            }
+            PairOutcome::ReadBack | PairOutcome::Failed(_) => {}
+            PairOutcome::Lost(failure) => self.lose(at, failure),
+        }
+    }
+
+    fn handle_read(&mut self, now: Tick, at: usize, area: Area, started: Tick, bytes: &[u8]) {
+        match area {
+            Area::Block => {
+                self.read_block(now, at, started, bytes);
+                if self.phase == Phase::Serving
+                    && let FenceState::Proving(since) = self.fence
+                    && started >= since
+                {
+                    self.fence = FenceState::Open;
+                    self.events.push_back(CoordinatorEvent::Unfenced);
+                }
+            }
+            Area::OldAnswers(first) => self.read_old_answers(at, first, bytes),
+            Area::Pages(first) => self.read_pages(now, at, first, bytes),
+        }
+    }
+
+    fn lose(&mut self, at: usize, failure: IoFailure) {
+        let device = &mut self.devices[at];
+        if device.is_lost() {
+            return;
+        }
+        device.set_lost();
+        let device = device.index();
+        for slot in self.slots.values_mut() {
+            slot.lose_device(device);
+        }
+        self.events
+            .push_back(CoordinatorEvent::DeviceLost { device, failure });
+        if self.devices.iter().all(Device::is_lost) {
+            self.end(EndReason::NoDevice);
+        }
+    }
+
+    fn end(&mut self, reason: EndReason) {
+        if self.phase != Phase::Ended {
+            self.phase = Phase::Ended;
+            self.deadline = None;
+            self.events.push_back(CoordinatorEvent::Ended(reason));
+        }
+    }
+
+    fn advance(&mut self, now: Tick) {
+        match self.phase {
+            Phase::Claiming => self.advance_claim(now),
+            Phase::Stopping => {
+                let is_late = self.deadline.is_some_and(|deadline| now >= deadline);
+                let said = |device: &Device| device.has_written(self.revision);
+                if is_late || self.devices.iter().all(said) {
+                    self.end(EndReason::Requested);
+                }
+            }
+            Phase::Serving | Phase::Ended => {}
+        }
+    }
+
+    /// Claimed: grants from now on.
+    fn serve(&mut self, now: Tick) {
+        self.phase = Phase::Serving;
+        self.state = CoordinatorState::Serving;
+        self.claiming.set(ClaimState::Done);
+        self.revision += 1;
+        self.written_at = now;
+        self.poll.hasten(now);
+        self.poll.want();
+        self.events.push_back(CoordinatorEvent::Serving);
+        let slots = self.all_slots();
+        for device in &mut self.devices {
+            device.beat(&slots);
+        }
     }
 }

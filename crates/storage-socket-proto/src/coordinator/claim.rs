@@ -1,0 +1,222 @@
+//! Claiming the pool (§5.2), and watching for another coordinator ever after.
+
+use crate::{
+    block::{Answer, AnswerPage, CoordinatorBlock, CoordinatorState, Place, Unchecked},
+    coordinator::{Claim, Coordinator, EndReason, Phase, slots::Rest},
+    error::FormatError,
+    geometry::Timeouts,
+    liveness::Silence,
+    types::{BLOCK_BYTES, Counter, Epoch, Name, SlotIndex, Tick},
+};
+
+/// How far a claim has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ClaimState {
+    /// Reads what an earlier coordinator left.
+    Reading,
+    /// Another one didn't end in order: watches for its signs of life.
+    Watching,
+    /// Writes its epoch.
+    Writing,
+    /// Waits until this tick.
+    Waiting(Tick),
+    /// Reads again, with reads begun after this tick.
+    Rereading(Tick),
+    /// Serves.
+    Done,
+}
+
+#[derive(Debug)]
+pub(super) struct Claiming {
+    state: ClaimState,
+    timeouts: Timeouts,
+    /// The newest block of another coordinator, and its counter.
+    other: Option<(Epoch, Name, CoordinatorState)>,
+    newest: Counter,
+    /// Its counter when it was first read: an advance is a sign of life.
+    first: Option<Counter>,
+    silence: Silence,
+    /// How many devices were read again.
+    reread: usize,
+}
+
+impl Claiming {
+    pub(super) fn new(timeouts: Timeouts) -> Self {
+        Self {
+            state: ClaimState::Reading,
+            timeouts,
+            other: None,
+            newest: Counter(0),
+            first: None,
+            silence: Silence::new(timeouts.heartbeat),
+            reread: 0,
+        }
+    }
+
+    pub(super) fn set(&mut self, state: ClaimState) {
+        self.state = state;
+    }
+
+    pub(super) fn writes(&self) -> bool {
+        !matches!(self.state, ClaimState::Reading | ClaimState::Watching)
+    }
+
+    /// When waiting ends.
+    pub(super) fn deadline(&self) -> Option<Tick> {
+        match self.state {
+            ClaimState::Waiting(until) => Some(until),
+            _ => None,
+        }
+    }
+}
+
+impl Coordinator {
+    /// Takes what stands in the coordinator's place on one device.
+    pub(super) fn read_block(&mut self, now: Tick, at: usize, started: Tick, bytes: &[u8]) {
+        let index = self.devices[at].index();
+        let place = CoordinatorBlock::place(self.config.geometry.pool(), index);
+        let mut newest = Counter(0);
+        for copy in bytes.chunks(BLOCK_BYTES) {
+            let found = Unchecked::new(copy)
+                .and_then(|block| CoordinatorBlock::parse(block, &place, &self.config.key));
+            let Ok((stamp, block)) = found else {
+                continue;
+            };
+            newest = newest.max(stamp.counter);
+            let is_own = stamp.writer == self.config.epoch.0;
+            if !self.claiming.writes() {
+                if stamp.counter >= self.claiming.newest {
+                    self.claiming.newest = stamp.counter;
+                    self.claiming.other = Some((Epoch(stamp.writer), block.host, block.state));
+                }
+                self.counter = self.counter.max(stamp.counter);
+                continue;
+            }
+            if is_own {
+                let last = self.devices[at].last();
+                let same = last
+                    .and_then(|block| Unchecked::new(&block.0).ok())
+                    .is_some_and(|block| block.claimed_stamp() == stamp);
+                if stamp.counter > self.counter || (same && last.is_some_and(|b| b.0[..] != *copy))
+                {
+                    self.end(EndReason::ClonedHost);
+                    return;
+                }
+            } else if stamp.counter > self.inherited {
+                self.end(EndReason::ForeignEpoch {
+                    epoch: Epoch(stamp.writer),
+                    host: block.host,
+                });
+                return;
+            } else {
+                // A ghost, or a predecessor that will see this coordinator's epoch.
+                self.devices[at].repair();
+            }
+        }
+        match self.claiming.state {
+            ClaimState::Watching => {
+                self.claiming.silence.observe(now, newest);
+            }
+            ClaimState::Rereading(since) if started >= since => self.claiming.reread += 1,
+            _ => {}
+        }
+    }
+
+    /// Takes the grants that an earlier coordinator left: they rest until their members have let go.
+    pub(super) fn read_old_answers(&mut self, at: usize, first: SlotIndex, bytes: &[u8]) {
+        if self.phase != Phase::Claiming {
+            return;
+        }
+        let pool = self.config.geometry.pool();
+        let device = self.devices[at].index();
+        for (pair, index) in bytes.chunks(2 * BLOCK_BYTES).zip(first.0..) {
+            let slot = SlotIndex(index);
+            let place = Place { pool, device, slot };
+            let mut is_legible = false;
+            let mut is_used = false;
+            for copy in pair.chunks(BLOCK_BYTES) {
+                let found = Unchecked::new(copy)
+                    .and_then(|block| AnswerPage::parse(block, &place, &self.config.key));
+                match found {
+                    Ok((stamp, page)) => {
+                        is_legible = true;
+                        self.counter = self.counter.max(stamp.counter);
+                        let rest = self.rests.entry(slot);
+                        rest.or_insert_with(|| Rest::new(self.config.geometry.timeouts()))
+                            .take(stamp, &page);
+                    }
+                    Err(FormatError::Blank) => {}
+                    Err(_) => is_used = true,
+                }
+            }
+            if is_used && !is_legible {
+                let rest = self.rests.entry(slot);
+                rest.or_insert_with(|| Rest::new(self.config.geometry.timeouts()));
+            }
+        }
+    }
+
+    pub(super) fn advance_claim(&mut self, now: Tick) {
+        match self.claiming.state {
+            ClaimState::Reading if self.devices.iter().all(|device| device.is_known()) => {
+                let others = self.claiming.other.as_ref().map(|(_, _, state)| *state);
+                let is_free = others.is_none_or(|state| state == CoordinatorState::Stopped);
+                if is_free || self.config.claim == Claim::SameHost {
+                    self.begin_claim(now);
+                } else {
+                    let newest = self.claiming.newest;
+                    self.claiming.first = Some(newest);
+                    self.claiming.silence.observe(now, newest);
+                    self.claiming.state = ClaimState::Watching;
+                }
+            }
+            ClaimState::Watching => {
+                let newest = self.claiming.newest;
+                if self.claiming.first.is_some_and(|first| newest > first) {
+                    if let Some((epoch, host, state)) = self.claiming.other.clone() {
+                        if state == CoordinatorState::Stopped {
+                            self.begin_claim(now);
+                        } else {
+                            self.end(EndReason::Owned { epoch, host });
+                        }
+                    }
+                } else if self.claiming.silence.is_dead(self.claiming.timeouts.dead) {
+                    self.begin_claim(now);
+                }
+            }
+            // The wait begins when the claim stands on every device.
+            ClaimState::Writing if self.devices.iter().all(|d| d.has_written(self.revision)) => {
+                self.claiming.state = ClaimState::Waiting(now + self.claiming.timeouts.claim);
+            }
+            ClaimState::Waiting(until) if now >= until => {
+                self.claiming.state = ClaimState::Rereading(now);
+                self.claiming.reread = 0;
+                for device in &mut self.devices {
+                    device.want_block();
+                }
+            }
+            ClaimState::Rereading(_) => {
+                let there = self.devices.iter().filter(|device| !device.is_lost());
+                if self.claiming.reread >= there.count() {
+                    self.serve(now);
+                }
+            }
+            ClaimState::Reading
+            | ClaimState::Writing
+            | ClaimState::Waiting(_)
+            | ClaimState::Done => {}
+        }
+    }
+
+    fn begin_claim(&mut self, now: Tick) {
+        self.inherited = self.counter.succession();
+        self.counter = self.inherited;
+        let allocator = &mut self.allocator;
+        self.rests.retain(|_, rest| rest.hold(allocator));
+        if self.config.claim == Claim::SameHost {
+            self.serve(now);
+        } else {
+            self.claiming.state = ClaimState::Writing;
+        }
+    }
+}

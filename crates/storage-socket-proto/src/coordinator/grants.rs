@@ -1,0 +1,522 @@
+//! Requests, grants and their return: what the coordinator makes of the members' pages.
+
+use crate::{
+    allocator::HoldId,
+    block::{
+        Answer, Grant, MemberEntry, MemberPage, MemberState, Place, Request, SegmentGroup, Stamp,
+        TagKey, Unchecked,
+    },
+    connection::Doorbell,
+    coordinator::{Coordinator, CoordinatorEvent, Phase, device::SlotRun, slots::Slot},
+    geometry::FRAME_UNITS_MAX,
+    io::{IoId, IoOutcome, IoRequest},
+    pair::PairOutcome,
+    reasons::{RefusalReason, ResetReason},
+    types::{
+        BLOCK_BYTES, ConnectionId, Counter, DeviceMask, ENTRIES, Generation, Incarnation, Port,
+        SlotIndex, Tick, UnitCount,
+    },
+};
+
+/// A granted connection whose segments are not free yet.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) grant: Grant,
+    /// Its place in the member's page.
+    entry: usize,
+    hold: HoldId,
+    /// This side's machine is drained.
+    drained: bool,
+    /// The member uses it no more, or is dead.
+    let_go: bool,
+    /// The driver was told that the member has let go.
+    told: bool,
+    /// In its listener's backlog.
+    backlog: Option<Port>,
+}
+
+impl Held {
+    pub(super) fn leave_backlog(&mut self) -> Option<Port> {
+        self.backlog.take()
+    }
+
+    pub(super) fn is_released(&self) -> bool {
+        self.drained && self.let_go
+    }
+}
+
+/// Slots between two runs that are read along, rather than in two reads.
+const GAP_MAX: u32 = 8;
+
+impl Coordinator {
+    /// The runs of slots that may ask for something, or where something rests.
+    pub(super) fn scanned_slots(&self) -> Vec<SlotRun> {
+        let mut runs: Vec<SlotRun> = Vec::new();
+        let all = self.config.geometry.slots();
+        let mut slots: Vec<u32> = self
+            .allowed
+            .keys()
+            .chain(self.rests.keys())
+            .map(|slot| slot.0)
+            .collect();
+        slots.retain(|&slot| slot < all);
+        slots.sort_unstable();
+        for slot in slots {
+            match runs.last_mut() {
+                Some((first, count)) if slot < first.0 + *count + GAP_MAX => {
+                    *count = slot + 1 - first.0;
+                }
+                _ => runs.push((SlotIndex(slot), 1)),
+            }
+        }
+        runs
+    }
+
+    pub(super) fn all_slots(&self) -> Vec<SlotRun> {
+        vec![(SlotIndex(0), self.config.geometry.slots())]
+    }
+
+    /// Takes the member pages of a run of slots on one device.
+    pub(super) fn read_pages(&mut self, now: Tick, at: usize, first: SlotIndex, bytes: &[u8]) {
+        if self.phase != Phase::Serving && self.phase != Phase::Stopping {
+            return;
+        }
+        let device = self.devices[at].index();
+        for (pair, index) in bytes.chunks(2 * BLOCK_BYTES).zip(first.0..) {
+            let slot = SlotIndex(index);
+            let known = self
+                .slots
+                .get(&slot)
+                .map_or(Counter(0), |slot| slot.known(device));
+            let place = Place {
+                pool: self.config.geometry.pool(),
+                device,
+                slot,
+            };
+            let public = TagKey::public();
+            let key = self.allowed.get(&slot).unwrap_or(&public);
+            let newest = pair
+                .chunks(BLOCK_BYTES)
+                .filter_map(|copy| Unchecked::new(copy).ok())
+                .filter(|block| block.claimed_stamp().counter > known)
+                .filter_map(|block| MemberPage::parse(block, &place, key).ok())
+                .max_by_key(|(stamp, _)| *stamp);
+            if let Some((stamp, page)) = newest {
+                self.take_page(now, at, slot, stamp, page);
+            }
+            self.watch(now, slot);
+        }
+    }
+
+    /// Takes a page that is newer than the last one read on that device.
+    fn take_page(
+        &mut self,
+        now: Tick,
+        at: usize,
+        index: SlotIndex,
+        stamp: Stamp,
+        page: MemberPage,
+    ) {
+        let device = self.devices[at].index();
+        let epoch = self.config.epoch;
+        let is_first = !self.slots.contains_key(&index);
+        let mask = self.config.geometry.all_devices().and(self.config.devices);
+        let geometry = &self.config.geometry;
+        let slot = self.slots.entry(index).or_insert_with(|| {
+            let mut slot = Slot::new(index, stamp, page.clone(), geometry, mask);
+            for device in self.devices.iter().filter(|device| device.is_lost()) {
+                slot.lose_device(device.index());
+            }
+            slot
+        });
+        if let Some(challenge) = slot.seen_on(device, stamp, page.challenge)
+            && stamp.counter >= slot.stamp.counter
+        {
+            self.events.push_back(CoordinatorEvent::ChallengeSeen {
+                slot: index,
+                device,
+                challenge,
+            });
+        }
+        let is_news = is_first || stamp.counter > slot.stamp.counter;
+        if !is_news {
+            return;
+        }
+        let before = slot.incarnation();
+        let is_other = !is_first && stamp.writer != slot.stamp.writer;
+        slot.stamp = stamp;
+        let confirms = page.confirmed == epoch;
+        let state = page.state;
+        let had = std::mem::replace(&mut slot.page, page);
+        if had.devices != slot.page.devices {
+            slot.changed();
+        }
+        if is_other {
+            self.member_left(index, before, ResetReason::PeerDead, false);
+        }
+        if confirms && let Some(rest) = self.rests.remove(&index) {
+            rest.release(&mut self.allocator);
+        }
+        if confirms && state == MemberState::Running {
+            self.member_up(index);
+            self.take_entries(now, index);
+        }
+        if state == MemberState::Stopped {
+            self.take_entries(now, index);
+            let left = Incarnation(stamp.writer);
+            self.member_left(index, left, ResetReason::PeerClosed, true);
+            if let Some(rest) = self.rests.remove(&index) {
+                rest.release(&mut self.allocator);
+            }
+        }
+    }
+
+    fn member_up(&mut self, index: SlotIndex) {
+        if let Some(slot) = self.slots.get_mut(&index)
+            && !slot.set_alive(true)
+        {
+            slot.silence.reset();
+            self.events.push_back(CoordinatorEvent::MemberUp {
+                slot: index,
+                incarnation: slot.incarnation(),
+                host: slot.host().clone(),
+            });
+        }
+    }
+
+    /// The member is dead, has stopped, or was followed by another: what it was granted is let go of.
+    fn member_left(
+        &mut self,
+        index: SlotIndex,
+        incarnation: Incarnation,
+        reason: ResetReason,
+        stopped: bool,
+    ) {
+        let Some(slot) = self.slots.get_mut(&index) else {
+            return;
+        };
+        if slot.set_alive(false) {
+            self.events.push_back(CoordinatorEvent::MemberDown {
+                slot: index,
+                incarnation,
+                stopped,
+            });
+        }
+        let is_theirs =
+            |held: &&Held| held.grant.slot == index && held.grant.incarnation == incarnation;
+        let theirs: Vec<ConnectionId> = self
+            .held
+            .values()
+            .filter(is_theirs)
+            .map(|held| held.grant.connection)
+            .collect();
+        for connection in theirs {
+            self.answer_closed(connection, Some(reason));
+            self.let_go(connection, Some(reason));
+        }
+        if let Some(slot) = self.slots.get_mut(&index)
+            && slot.incarnation() != incarnation
+        {
+            slot.answers = [None; ENTRIES];
+            slot.changed();
+        }
+    }
+
+    /// Counts a slot's silence after its pages were read.
+    fn watch(&mut self, now: Tick, index: SlotIndex) {
+        let dead = self.config.geometry.timeouts().dead;
+        let newest = self
+            .slots
+            .get(&index)
+            .map_or(Counter(0), |slot| slot.stamp.counter);
+        if let Some(rest) = self.rests.get_mut(&index)
+            && rest.is_dead(now, newest, dead)
+        {
+            rest.release(&mut self.allocator);
+            self.rests.remove(&index);
+        }
+        let Some(slot) = self.slots.get_mut(&index) else {
+            return;
+        };
+        slot.silence.observe(now, newest);
+        if !slot.is_alive() {
+            return;
+        }
+        let incarnation = slot.incarnation();
+        if slot.silence.is_dead(dead) {
+            self.member_left(index, incarnation, ResetReason::PeerDead, false);
+        } else if slot.silence.take_suspicion(dead) {
+            self.events.push_back(CoordinatorEvent::MemberSuspect {
+                slot: index,
+                incarnation,
+            });
+        }
+    }
+
+    fn take_entries(&mut self, now: Tick, index: SlotIndex) {
+        let Some(slot) = self.slots.get(&index) else {
+            return;
+        };
+        let (entries, answers) = (slot.page.entries, slot.answers);
+        for (at, (entry, answer)) in entries.iter().zip(answers).enumerate() {
+            let said = answer.map(|answer| answer.connection());
+            if said.is_some() && said == entry.connection() {
+                if let MemberEntry::Closed { connection, reason } = *entry {
+                    self.let_go(connection, reason);
+                    self.answer(now, index, at, None);
+                }
+                continue;
+            }
+            if let Some(connection) = said {
+                // The member has moved on without a word.
+                self.let_go(connection, Some(ResetReason::PeerClosed));
+                self.answer(now, index, at, None);
+            }
+            if let MemberEntry::Request(request) = entry {
+                let answer = self.decide(index, at, request);
+                self.answer(now, index, at, Some(answer));
+            }
+        }
+    }
+
+    fn answer(&mut self, now: Tick, index: SlotIndex, at: usize, answer: Option<Answer>) {
+        if let Some(slot) = self.slots.get_mut(&index) {
+            slot.answers[at] = answer;
+            slot.changed();
+            self.poll.hasten(now);
+        }
+    }
+
+    fn decide(&mut self, index: SlotIndex, at: usize, request: &Request) -> Answer {
+        let connection = request.connection;
+        match self.grant(index, at, request) {
+            Ok(grant) => Answer::Accepted {
+                connection,
+                port: grant.port,
+                group: grant.group,
+            },
+            Err(reason) => Answer::Refused { connection, reason },
+        }
+    }
+
+    fn grant(
+        &mut self,
+        index: SlotIndex,
+        at: usize,
+        request: &Request,
+    ) -> Result<Grant, RefusalReason> {
+        if self.phase != Phase::Serving {
+            return Err(RefusalReason::ShuttingDown);
+        }
+        if !self.allowed.contains_key(&index) {
+            return Err(RefusalReason::NotEnrolled);
+        }
+        let frame_units = request.frame_units.0.min(self.config.frame_units_max.0);
+        let frame_units = UnitCount(frame_units.min(FRAME_UNITS_MAX));
+        let least = frame_units.0.saturating_add(1);
+        let is_sound = frame_units.0 > 0
+            && request.window_to_coordinator.0 >= least
+            && request.window_to_member.0 >= least
+            && request.connection != ConnectionId::NONE
+            && !self.held.contains_key(&request.connection);
+        if !is_sound {
+            return Err(RefusalReason::Malformed);
+        }
+        let listener = self
+            .ports
+            .get(&request.port)
+            .ok_or(RefusalReason::NoListener)?;
+        if !listener.options.protection.takes(request.cipher) {
+            return Err(RefusalReason::Cipher);
+        }
+        if listener.waiting >= listener.options.backlog {
+            return Err(RefusalReason::Busy);
+        }
+        let slot = self.slots.get(&index).ok_or(RefusalReason::NotEnrolled)?;
+        let devices = slot.proved().and(request.devices);
+        if devices.is_empty() {
+            return Err(RefusalReason::NoCommonDevice);
+        }
+        let incarnation = slot.incarnation();
+        let (hold, segments) = self
+            .find_segments(devices, request, least)
+            .ok_or(RefusalReason::NoSegments)?;
+        self.generation = Generation(self.generation.0 + 1);
+        let grant = Grant {
+            connection: request.connection,
+            port: request.port,
+            slot: index,
+            incarnation,
+            epoch: self.config.epoch,
+            group: SegmentGroup {
+                generation: self.generation,
+                devices,
+                cipher: request.cipher,
+                frame_units,
+                to_coordinator: segments[0],
+                to_member: segments[1],
+            },
+        };
+        let held = Held {
+            grant,
+            entry: at,
+            hold,
+            drained: false,
+            let_go: false,
+            told: false,
+            backlog: Some(request.port),
+        };
+        self.held.insert(request.connection, held);
+        if let Some(listener) = self.ports.get_mut(&request.port) {
+            listener.waiting += 1;
+        }
+        self.events.push_back(CoordinatorEvent::Incoming(grant));
+        Ok(grant)
+    }
+
+    /// Free segments of the size that is asked for, or of half, a quarter… down to one frame slot a device.
+    fn find_segments(
+        &mut self,
+        devices: DeviceMask,
+        request: &Request,
+        least: u32,
+    ) -> Option<(HoldId, [crate::geometry::Segment; 2])> {
+        let most = self.config.window_max.0.max(least);
+        let mut windows = [request.window_to_coordinator.0, request.window_to_member.0];
+        windows = windows.map(|units| units.min(most));
+        loop {
+            if let Some(found) = self.allocator.grant(devices, windows.map(UnitCount)) {
+                return Some(found);
+            }
+            if windows == [least, least] {
+                return None;
+            }
+            windows = windows.map(|units| (units / 2).max(least));
+        }
+    }
+
+    /// The member uses the connection no more.
+    fn let_go(&mut self, connection: ConnectionId, reason: Option<ResetReason>) {
+        let Some(held) = self.held.get_mut(&connection) else {
+            return;
+        };
+        held.let_go = true;
+        if !held.told && !held.drained {
+            held.told = true;
+            self.events
+                .push_back(CoordinatorEvent::Closed { connection, reason });
+        }
+        self.release(connection);
+    }
+
+    /// This side's machine is drained.
+    pub(super) fn drained(
+        &mut self,
+        now: Tick,
+        connection: ConnectionId,
+        reason: Option<ResetReason>,
+    ) {
+        let Some(held) = self.held.get_mut(&connection) else {
+            return;
+        };
+        held.drained = true;
+        let port = held.leave_backlog();
+        let is_open = !held.let_go;
+        self.leave_backlog(port);
+        if is_open {
+            self.answer_closed(connection, reason);
+            self.poll.hasten(now);
+        }
+        self.release(connection);
+    }
+
+    /// Says in the answer that the connection is closed, unless the entry speaks of another one by now.
+    fn answer_closed(&mut self, connection: ConnectionId, reason: Option<ResetReason>) {
+        let Some(held) = self.held.get(&connection) else {
+            return;
+        };
+        let Some(slot) = self.slots.get_mut(&held.grant.slot) else {
+            return;
+        };
+        let answer = &mut slot.answers[held.entry];
+        if answer.is_some_and(|answer| answer.connection() == connection) {
+            *answer = Some(Answer::Closed {
+                connection,
+                reason,
+                group: held.grant.group,
+            });
+            slot.changed();
+        }
+    }
+
+    pub(super) fn leave_backlog(&mut self, port: Option<Port>) {
+        if let Some(listener) = port.and_then(|port| self.ports.get_mut(&port)) {
+            listener.waiting = listener.waiting.saturating_sub(1);
+        }
+    }
+
+    /// Gives the segments back once neither side uses them.
+    fn release(&mut self, connection: ConnectionId) {
+        if self.held.get(&connection).is_some_and(Held::is_released)
+            && let Some(held) = self.held.remove(&connection)
+        {
+            self.allocator.release(held.hold);
+        }
+    }
+
+    pub(super) fn write_answer(&mut self, now: Tick) -> Option<IoRequest> {
+        for (&index, slot) in &mut self.slots {
+            if let Some(request) = slot.poll_read_back(&mut self.ids, now) {
+                return Some(request);
+            }
+            let Some((device, page)) = slot.answer_due(now) else {
+                continue;
+            };
+            self.counter = self.counter.next();
+            let stamp = Stamp {
+                counter: self.counter,
+                writer: self.config.epoch.0,
+            };
+            let place = Place {
+                pool: self.config.geometry.pool(),
+                device,
+                slot: index,
+            };
+            let block = page.encode(&place, stamp, &self.config.key);
+            return Some(slot.pair(device)?.write(&mut self.ids, block));
+        }
+        None
+    }
+
+    pub(super) fn answers_due(&self) -> impl Iterator<Item = Tick> {
+        let writes = matches!(self.phase, Phase::Serving | Phase::Stopping);
+        self.slots
+            .values()
+            .filter(move |_| writes)
+            .filter_map(Slot::answer_at)
+    }
+
+    pub(super) fn handle_answer_written(&mut self, now: Tick, id: IoId, outcome: IoOutcome<'_>) {
+        let found = self.slots.iter_mut().find_map(|(&index, slot)| {
+            slot.handle_io(now, id, outcome)
+                .map(|(device, outcome)| (index, device, outcome))
+        });
+        match found {
+            Some((slot, _, PairOutcome::Written)) => {
+                if self.config.doorbell == Doorbell::Present && !self.rings.contains(&slot) {
+                    self.rings.push_back(slot);
+                }
+            }
+            Some((_, device, PairOutcome::Lost(failure))) => {
+                let at = self
+                    .devices
+                    .iter()
+                    .position(|known| known.index() == device);
+                if let Some(at) = at {
+                    self.lose(at, failure);
+                }
+            }
+            Some((_, _, PairOutcome::ReadBack | PairOutcome::Failed(_))) | None => {}
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! A slot as its coordinator sees it: the member's page, its signs of life, the answers, and what rests there.
+
+use crate::{
+    allocator::{Allocator, HoldId},
+    block::{Answer, AnswerEntry, AnswerPage, MemberEntry, MemberPage, SegmentGroup, Stamp},
+    geometry::{Geometry, Timeouts},
+    io::{IoId, IoOutcome},
+    liveness::Silence,
+    pair::{PairOutcome, PairWriter},
+    types::{
+        BlockCount, Challenge, Counter, DeviceIndex, DeviceMask, ENTRIES, Incarnation, Name,
+        SlotIndex, Tick,
+    },
+};
+use std::{collections::BTreeMap, time::Duration};
+
+/// One slot whose member was seen.
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) stamp: Stamp,
+    pub(super) page: MemberPage,
+    pub(super) silence: Silence,
+    alive: bool,
+    devices: BTreeMap<DeviceIndex, SlotDevice>,
+    pub(super) answers: [AnswerEntry; ENTRIES],
+    challenges: Vec<Challenge>,
+    /// Advances with every change of the answers.
+    revision: u64,
+}
+
+/// One device of a slot.
+#[derive(Debug)]
+struct SlotDevice {
+    lost: bool,
+    /// The newest page that was read here.
+    stamp: Stamp,
+    challenge: Option<Challenge>,
+    pair: PairWriter,
+    writing: u64,
+    written: u64,
+}
+
+impl Slot {
+    pub(super) fn new(
+        index: SlotIndex,
+        stamp: Stamp,
+        page: MemberPage,
+        geometry: &Geometry,
+        devices: DeviceMask,
+    ) -> Self {
+        let at = geometry.answer_page(index);
+        let device = |device| SlotDevice {
+            lost: false,
+            stamp: Stamp::default(),
+            challenge: None,
+            pair: PairWriter::new(device, [at, at + BlockCount(1)]),
+            writing: 0,
+            written: 0,
+        };
+        Self {
+            stamp,
+            page,
+            silence: Silence::new(geometry.timeouts().heartbeat),
+            alive: false,
+            devices: devices.iter().map(|index| (index, device(index))).collect(),
+            answers: [None; ENTRIES],
+            challenges: Vec::new(),
+            revision: 1,
+        }
+    }
+
+    pub(super) fn incarnation(&self) -> Incarnation {
+        Incarnation(self.stamp.writer)
+    }
+
+    pub(super) fn host(&self) -> &Name {
+        &self.page.host
+    }
+
+    pub(super) fn is_alive(&self) -> bool {
+        self.alive
+    }
+
+    pub(super) fn set_alive(&mut self, alive: bool) -> bool {
+        std::mem::replace(&mut self.alive, alive)
+    }
+
+    pub(super) fn is_quiet(&self) -> bool {
+        self.devices.values().all(|device| device.pair.is_quiet())
+    }
+
+    pub(super) fn lose_device(&mut self, device: DeviceIndex) {
+        if let Some(device) = self.devices.get_mut(&device) {
+            device.lost = true;
+            self.revision += 1;
+        }
+    }
+
+    pub(super) fn changed(&mut self) {
+        self.revision += 1;
+    }
+
+    pub(super) fn set_challenges(&mut self, challenges: Vec<Challenge>) {
+        self.challenges = challenges;
+        self.revision += 1;
+    }
+
+    pub(super) fn challenge_seen(&self, device: DeviceIndex) -> Option<Challenge> {
+        let known = self.devices.get(&device)?;
+        known
+            .challenge
+            .filter(|_| known.stamp.writer == self.stamp.writer)
+    }
+
+    /// The counter above which a page on this device is news.
+    pub(super) fn known(&self, device: DeviceIndex) -> Counter {
+        self.devices
+            .get(&device)
+            .map_or(Counter(0), |device| device.stamp.counter)
+    }
+
+    /// A page newer than the last was read on a device. Returns the challenge if it has changed.
+    pub(super) fn seen_on(
+        &mut self,
+        device: DeviceIndex,
+        stamp: Stamp,
+        challenge: Challenge,
+    ) -> Option<Challenge> {
+        let known = self.devices.get_mut(&device)?;
+        let is_other_writer = known.stamp.writer != stamp.writer;
+        known.stamp = stamp;
+        let is_news = is_other_writer || known.challenge != Some(challenge);
+        known.challenge = Some(challenge);
+        if is_other_writer {
+            self.revision += 1;
+        }
+        is_news.then_some(challenge)
+    }
+
+    /// The devices on which the present member's page was read.
+    fn visible(&self) -> DeviceMask {
+        self.devices
+            .iter()
+            .filter(|(_, device)| !device.lost && device.stamp.writer == self.stamp.writer)
+            .fold(DeviceMask::NONE, |mask, (&index, _)| {
+                mask.or(DeviceMask::only(index))
+            })
+    }
+
+    /// The devices that both sides have proved.
+    pub(super) fn proved(&self) -> DeviceMask {
+        self.visible().and(self.page.devices)
+    }
+
+    /// What is said was not taken notice of: it is written again.
+    pub(super) fn refresh(&mut self) {
+        let is_unheard = |(answer, entry): (&AnswerEntry, &MemberEntry)| {
+            let Some(answer) = answer else { return false };
+            match entry {
+                MemberEntry::Request(request) => request.connection == answer.connection(),
+                MemberEntry::Open { connection, .. } => {
+                    matches!(answer, Answer::Closed { connection: closed, .. } if closed == connection)
+                }
+                MemberEntry::Empty | MemberEntry::Closed { .. } => false,
+            }
+        };
+        let mut pairs = self.answers.iter().zip(&self.page.entries);
+        if self.alive && pairs.any(is_unheard) {
+            self.revision += 1;
+        }
+    }
+
+    /// The device on which the answers have to be written now, and the page for it.
+    pub(super) fn answer_due(&self, now: Tick) -> Option<(DeviceIndex, AnswerPage)> {
+        let (&index, _) = self
+            .devices
+            .iter()
+            .find(|(_, device)| device.has_to_write(self.revision) && device.pair.is_ready(now))?;
+        let page = AnswerPage {
+            incarnation: self.incarnation(),
+            challenge: self
+                .challenges
+                .get(usize::from(index.0))
+                .copied()
+                .unwrap_or_default(),
+            devices: self.visible(),
+            seen: self.stamp.counter,
+            entries: self.answers,
+        };
+        Some((index, page))
+    }
+
+    /// The writer of the answers on a device; what it writes is the present revision.
+    pub(super) fn pair(&mut self, device: DeviceIndex) -> Option<&mut PairWriter> {
+        let device = self.devices.get_mut(&device)?;
+        device.writing = self.revision;
+        Some(&mut device.pair)
+    }
+
+    /// The read that proves a rewritten copy, when one is due.
+    pub(super) fn poll_read_back(
+        &mut self,
+        ids: &mut crate::io::IoIds,
+        now: Tick,
+    ) -> Option<crate::io::IoRequest> {
+        self.devices
+            .values_mut()
+            .filter(|device| !device.lost)
+            .find_map(|device| device.pair.poll_read_back(ids, now))
+    }
+
+    /// When answers that have to wait may be written.
+    pub(super) fn answer_at(&self) -> Option<Tick> {
+        self.devices
+            .values()
+            .filter(|device| device.has_to_write(self.revision))
+            .filter_map(|device| device.pair.ready_at())
+            .min()
+    }
+
+    pub(super) fn handle_io(
+        &mut self,
+        now: Tick,
+        id: IoId,
+        outcome: IoOutcome<'_>,
+    ) -> Option<(DeviceIndex, PairOutcome)> {
+        let (&index, device) = self
+            .devices
+            .iter_mut()
+            .find(|(_, device)| device.pair.owns(id))?;
+        let outcome = device.pair.handle(now, outcome);
+        if outcome == PairOutcome::Written {
+            device.written = device.writing;
+        }
+        Some((index, outcome))
+    }
+}
+
+impl SlotDevice {
+    fn has_to_write(&self, revision: u64) -> bool {
+        !self.lost && (self.written < revision || self.pair.needs_rewrite())
+    }
+}
+
+/// What an earlier epoch granted in one slot: it rests until the slot's member has confirmed this epoch or is dead.
+#[derive(Debug)]
+pub(super) struct Rest {
+    newest: Option<(Stamp, Vec<SegmentGroup>)>,
+    is_legible: bool,
+    holds: Vec<HoldId>,
+    silence: Silence,
+}
+
+impl Rest {
+    pub(super) fn new(timeouts: Timeouts) -> Self {
+        Self {
+            newest: None,
+            is_legible: false,
+            holds: Vec::new(),
+            silence: Silence::new(timeouts.heartbeat),
+        }
+    }
+
+    /// Keeps the grants of the newest page.
+    pub(super) fn take(&mut self, stamp: Stamp, page: &AnswerPage) {
+        self.is_legible = true;
+        if self
+            .newest
+            .as_ref()
+            .is_some_and(|(known, _)| *known >= stamp)
+        {
+            return;
+        }
+        let groups = page
+            .entries
+            .iter()
+            .flatten()
+            .filter_map(|answer| match answer {
+                Answer::Accepted { group, .. } | Answer::Closed { group, .. } => Some(*group),
+                Answer::Refused { .. } => None,
+            });
+        self.newest = Some((stamp, groups.collect()));
+    }
+
+    /// Holds the units. Returns false if there are none. If no copy of the page could be read, everything is held.
+    pub(super) fn hold(&mut self, allocator: &mut Allocator) -> bool {
+        if !self.is_legible {
+            self.holds.push(allocator.rest_all());
+        }
+        for group in self.newest.iter().flat_map(|(_, groups)| groups) {
+            let segments = [group.to_coordinator, group.to_member];
+            self.holds.push(allocator.rest(group.devices, segments));
+        }
+        !self.holds.is_empty()
+    }
+
+    pub(super) fn release(&self, allocator: &mut Allocator) {
+        for &hold in &self.holds {
+            allocator.release(hold);
+        }
+    }
+
+    /// The slot was read; its newest valid page has this counter. Returns whether its member is dead.
+    pub(super) fn is_dead(&mut self, now: Tick, counter: Counter, dead: Duration) -> bool {
+        self.silence.observe(now, counter);
+        self.silence.is_dead(dead)
+    }
+}
