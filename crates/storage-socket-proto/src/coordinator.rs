@@ -435,9 +435,7 @@ impl Coordinator {
     /// aborted first: their members take them for reset once they see the block.
     pub fn stop(&mut self, now: Tick) {
         match self.phase {
-            Phase::Claiming
-                if self.state == CoordinatorState::Claiming && self.counter == self.inherited =>
-            {
+            Phase::Claiming if !self.claiming.writes() => {
                 self.end(EndReason::Requested);
             }
             Phase::Claiming | Phase::Serving => {

@@ -1,7 +1,7 @@
 //! Claiming the pool (§5.2), and watching for another coordinator ever after.
 
 use crate::{
-    block::{Answer, AnswerPage, CoordinatorBlock, CoordinatorState, Place, Unchecked},
+    block::{AnswerPage, CoordinatorBlock, CoordinatorState, Place, Unchecked},
     coordinator::{Claim, Coordinator, EndReason, Phase, slots::Rest},
     error::FormatError,
     geometry::Timeouts,
