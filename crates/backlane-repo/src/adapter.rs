@@ -314,6 +314,9 @@ fn ending() -> Box<RusticError> {
 mod tests {
     use super::*;
     use crate::node::Metadata;
+    use crate::store::ObjectStore;
+    use crate::testing::MemoryStore;
+    use crate::window::WindowLimits;
 
     fn entry(path: &str, kind: FileKind) -> Entry {
         Entry {
@@ -334,6 +337,51 @@ mod tests {
             };
             order.admit(&entry(path, kind))
         })
+    }
+
+    struct Silent;
+
+    impl Source for Silent {
+        fn entries(&self) -> Entries {
+            Box::new(std::iter::empty())
+        }
+
+        fn warn(&self, _warning: &Warning) {}
+    }
+
+    /// Gives one byte at a time, and is interrupted before each.
+    struct Slow(u8, bool);
+
+    impl Read for Slow {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            self.1 = !self.1;
+            if self.1 {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            self.0 += 1;
+            buffer[0] = self.0;
+            Ok(1)
+        }
+    }
+
+    #[test]
+    fn every_read_fills_its_buffer_up_to_the_announced_size() {
+        let store: Arc<dyn ObjectStore> = Arc::new(MemoryStore::default());
+        let limits = WindowLimits { packs: 1, bytes: 1 };
+        let window = Window::new(store, limits);
+        let adapter = Adapter::new(Arc::new(Silent), window, Cancel::default());
+        let mut reader = FullReader {
+            file: Box::new(Slow(0, false)),
+            left: Some(7),
+            path: Vec::new(),
+            shared: Arc::clone(&adapter.shared),
+        };
+        let mut buffer = [0; 4];
+        assert_eq!(reader.read(&mut buffer).unwrap(), 4);
+        assert_eq!(buffer, [1, 2, 3, 4]);
+        assert_eq!(reader.read(&mut buffer).unwrap(), 3);
+        assert_eq!(reader.read(&mut buffer).unwrap(), 0);
+        assert_eq!(adapter.shared().warnings(), 0);
     }
 
     #[test]

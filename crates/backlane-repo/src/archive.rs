@@ -139,7 +139,7 @@ impl Repository {
         let inner = &self.inner;
         let alone = inner.archiving.lock();
         let _alone = alone.unwrap_or_else(PoisonError::into_inner);
-        let (snapshot, parent_options, parent) = inner.prepare(options)?;
+        let (snapshot, parent_options) = inner.prepare(options)?;
         let window = inner.backend.window().clone();
         let adapter = Adapter::new(source, window, options.cancel.clone());
 
@@ -175,7 +175,7 @@ impl Repository {
         };
         Ok(ArchiveSummary {
             snapshot,
-            parent,
+            parent: file.parent.map(|id| crate::convert::object_id(&id)),
             tree: BlobId(crate::convert::object_id(&file.tree).0),
             files_new: stats.files_new,
             files_changed: stats.files_changed,
@@ -193,11 +193,11 @@ impl Repository {
 }
 
 impl Inner {
-    /// The snapshot as it is before the backup, and the parent.
+    /// The snapshot as it is before the backup, and what to compare with.
     fn prepare(
         &self,
         options: &ArchiveOptions,
-    ) -> Result<(SnapshotFile, ParentOptions, Option<ObjectId>), RepoError> {
+    ) -> Result<(SnapshotFile, ParentOptions), RepoError> {
         let time = match options.time {
             None => jiff::Zoned::now(),
             Some(time) => jiff::Timestamp::try_from(time)
@@ -219,7 +219,11 @@ impl Inner {
         }
         let parent = match options.parent {
             Parent::None => None,
-            Parent::Snapshot(id) => Some(id),
+            Parent::Snapshot(id) => {
+                // The engine would go on without a parent that it can't read.
+                self.object(ObjectKind::Snapshot, id)?;
+                Some(id)
+            }
             Parent::Newest => self.newest_alike(options)?,
         };
         let parent_options = ParentOptions::default()
@@ -227,7 +231,7 @@ impl Inner {
             .ignore_inode(true)
             .force(parent.is_none())
             .parents(parent.iter().map(ToString::to_string).collect::<Vec<_>>());
-        Ok((snapshot, parent_options, parent))
+        Ok((snapshot, parent_options))
     }
 
     fn newest_alike(&self, options: &ArchiveOptions) -> Result<Option<ObjectId>, RepoError> {

@@ -1,6 +1,6 @@
 //! Which pack holds which blob.
 //!
-//! Memory: 48 bytes for each blob and 40 for each pack, and while it is being built at most as much again.
+//! Memory: 48 bytes for each blob and 36 for each pack, and while it is being built at most as much again.
 
 use std::fmt;
 
@@ -68,7 +68,7 @@ struct Row {
     plain_length: u32,
 }
 
-const _: () = assert!(size_of::<Row>() == 48);
+const _: () = assert!(size_of::<Row>() == 48 && size_of::<PackRow>() == 36);
 
 const TREE_BIT: u32 = 1 << 31;
 

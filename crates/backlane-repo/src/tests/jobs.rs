@@ -114,7 +114,16 @@ fn an_unchanged_tree_is_neither_read_nor_stored_again() {
     elsewhere.host = "there".to_owned();
     let other = repository.archive(&elsewhere, given(&opened, 2)).unwrap();
     assert_eq!(other.parent, None);
-    assert_eq!(snapshots(&store), 5);
+    elsewhere.parent = Parent::Snapshot(ObjectId([7; 32]));
+    let missing = repository.archive(&elsewhere, given(&opened, 2));
+    assert!(missing.unwrap_err().to_string().contains("does not exist"));
+    elsewhere.parent = Parent::Snapshot(changed.snapshot.unwrap());
+    let named = repository.archive(&elsewhere, given(&opened, 2)).unwrap();
+    assert_eq!(
+        (named.parent, named.files_unmodified),
+        (changed.snapshot, 3)
+    );
+    assert_eq!(snapshots(&store), 6);
 }
 
 #[test]
@@ -194,6 +203,8 @@ fn what_cannot_be_read_is_named_and_counted_and_the_rest_is_kept() {
     }
     let info = repository.resolve("latest").unwrap();
     assert_eq!(info.warnings, Some(4));
+    let time: jiff::Timestamp = info.time.parse().unwrap();
+    assert_eq!(time.as_second(), info.unix_seconds);
     assert_eq!(info.description.as_deref(), Some("[4 warnings]"));
 }
 
