@@ -208,6 +208,10 @@ impl Driver {
 
     /// Lets the machine and every connection with news do what they can, until nothing more comes of it.
     fn pump(&mut self, now: Tick) {
+        let machine = &self.machine;
+        for (slot, challenges) in self.watches.take_unset(|slot| machine.has_peer(now, slot)) {
+            self.machine.set_challenges(now, slot, challenges);
+        }
         let mut rings = BTreeSet::new();
         loop {
             self.pump_machine(now, &mut rings);

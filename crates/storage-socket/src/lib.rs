@@ -7,6 +7,7 @@
 //! Invariants: one driver thread a pool owns the machines; users never wait for each other's devices; every transfer
 //! has a deadline; nothing is believed but what the machines have checked.
 
+pub mod bench;
 mod driver;
 mod error;
 mod flow;

@@ -62,10 +62,7 @@ impl Driver {
                 slot,
                 challenges,
                 reply,
-            } => {
-                self.machine.set_challenges(now, slot, challenges.clone());
-                self.watches.watch_own(now, challenges, reply);
-            }
+            } => self.watches.watch_own(now, (slot, challenges), reply),
             Command::PeerChallenges { slot, reply } => {
                 let page = peer_page(&self.machine, &self.geometry, slot);
                 self.watches

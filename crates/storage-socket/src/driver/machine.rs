@@ -90,6 +90,14 @@ impl Machine {
         }
     }
 
+    /// Whether challenges for a slot's peer have a place to be written to.
+    pub(crate) fn has_peer(&self, now: Tick, slot: SlotIndex) -> bool {
+        match self {
+            Machine::Member(_) => true,
+            Machine::Coordinator(_) => self.peer_writer(now, slot).is_some(),
+        }
+    }
+
     /// The random number of a slot's peer: the coordinator's epoch, or the member's incarnation.
     pub(crate) fn peer_writer(&self, now: Tick, slot: SlotIndex) -> Option<u64> {
         match self {

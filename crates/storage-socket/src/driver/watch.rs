@@ -16,6 +16,9 @@ pub(crate) struct Watches {
 
 /// Waits until every device holds a challenge of ours.
 struct OwnWatch {
+    slot: SlotIndex,
+    /// The machine was given them; a coordinator's takes them only for a member that it has seen.
+    is_set: bool,
     challenges: Vec<Challenge>,
     written: Vec<bool>,
     until: Tick,
@@ -35,10 +38,12 @@ impl Watches {
     pub(crate) fn watch_own(
         &mut self,
         now: Tick,
-        challenges: Vec<Challenge>,
+        (slot, challenges): (SlotIndex, Vec<Challenge>),
         reply: Fulfil<Vec<bool>>,
     ) {
         self.own.push(OwnWatch {
+            slot,
+            is_set: false,
             written: vec![false; challenges.len()],
             challenges,
             until: now + PATIENCE,
@@ -66,6 +71,21 @@ impl Watches {
             unread,
             reply,
         });
+    }
+
+    /// The challenges that the machine can be given now.
+    pub(crate) fn take_unset(
+        &mut self,
+        has_peer: impl Fn(SlotIndex) -> bool,
+    ) -> Vec<(SlotIndex, Vec<Challenge>)> {
+        self.own
+            .iter_mut()
+            .filter(|watch| !watch.is_set && has_peer(watch.slot))
+            .map(|watch| {
+                watch.is_set = true;
+                (watch.slot, watch.challenges.clone())
+            })
+            .collect()
     }
 
     /// A transfer of the machine went well.

@@ -72,7 +72,7 @@ pub(crate) fn patient() -> Timeouts {
         io_deadline: millis(15_000),
         stale: millis(100),
         claim: millis(200),
-        linger: millis(10_000),
+        linger: millis(3000),
     }
 }
 

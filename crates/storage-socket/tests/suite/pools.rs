@@ -101,7 +101,7 @@ fn foreign_signatures_are_named() {
                 continue;
             }
         }
-        let refusal = format(&[path.clone()], &options(POOL_BYTES)).unwrap_err();
+        let refusal = format(std::slice::from_ref(&path), &options(POOL_BYTES)).unwrap_err();
         assert!(
             matches!(&refusal, Error::Signature { found, path: named, .. } if found.contains(kind) && *named == path),
             "{refusal}"
@@ -147,11 +147,11 @@ fn devices_that_do_not_fit_together_are_refused() {
         file_bytes: None,
         ..options(0)
     };
-    let refusal = format(&[missing.clone()], &sizeless).unwrap_err();
+    let refusal = format(std::slice::from_ref(&missing), &sizeless).unwrap_err();
     assert!(matches!(refusal, Error::SizeMissing { .. }), "{refusal}");
     assert!(!missing.exists());
 
-    let refusal = format(&[missing.clone()], &options(MIB)).unwrap_err();
+    let refusal = format(std::slice::from_ref(&missing), &options(MIB)).unwrap_err();
     assert!(matches!(refusal, Error::Geometry(_)), "{refusal}");
     assert!(!missing.exists(), "a file that was made for nothing stays");
 
@@ -195,13 +195,13 @@ fn devices_in_use_are_refused_with_their_user() {
             ..Default::default()
         },
     );
-    let refusal = format(&[device.path.clone()], &options(POOL_BYTES)).unwrap_err();
+    let refusal = format(std::slice::from_ref(&device.path), &options(POOL_BYTES)).unwrap_err();
     assert!(
         matches!(refusal, Error::Device(direct_io::Error::InUse { .. })),
         "{refusal}"
     );
     drop(holder);
-    format(&[device.path.clone()], &options(POOL_BYTES)).unwrap();
+    format(std::slice::from_ref(&device.path), &options(POOL_BYTES)).unwrap();
 }
 
 #[test]
