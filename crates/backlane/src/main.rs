@@ -1,2 +1,108 @@
 //! LAN-free backup and restore through a block device that both hosts share.
-fn main() {}
+//!
+//! The binary: it turns flags into calls of the libraries, and their results into output and exit codes. Exit codes:
+//! 0 done, 1 failed, 2 wrong usage, 3 done with warnings.
+
+mod cli;
+mod commands;
+mod config;
+mod demo;
+mod failure;
+mod output;
+mod progress;
+mod signals;
+
+use anyhow::{Context as _, Result};
+use clap::Parser;
+use cli::{Cli, Common};
+use failure::{FailureDocument, Usage};
+use output::{Outcome, Output, StdoutClosed};
+use signals::Cancel;
+use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
+use tracing_subscriber::EnvFilter;
+
+/// What every command is given.
+pub(crate) struct Context {
+    /// Where results go.
+    pub(crate) output: Output,
+    /// The configuration file that the user named.
+    pub(crate) config: Option<PathBuf>,
+    /// Set when the user interrupts.
+    pub(crate) cancel: Cancel,
+    /// Drives everything asynchronous; commands themselves run on the main thread and may block.
+    pub(crate) runtime: tokio::runtime::Runtime,
+}
+
+impl Context {
+    /// Ends a long command where the user has asked for it.
+    ///
+    /// # Errors
+    /// When the user has.
+    pub(crate) fn check_cancelled(&self) -> Result<()> {
+        anyhow::ensure!(!self.cancel.is_set(), "interrupted");
+        Ok(())
+    }
+}
+
+const USAGE_CODE: u8 = 2;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let output = Output::new(&cli.common);
+    start_log(&cli.common);
+    match run(cli, output) {
+        Ok(outcome) => outcome.into(),
+        Err(error) => report(&error, output),
+    }
+}
+
+fn run(cli: Cli, output: Output) -> Result<Outcome> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime's threads")?;
+    let context = Context {
+        output,
+        config: cli.common.config,
+        cancel: Cancel::install(runtime.handle())?,
+        runtime,
+    };
+    let outcome = commands::run(&cli.command, &context);
+    // A read of standard input, or of a device that hangs, must not keep the process.
+    context.runtime.shutdown_background();
+    outcome
+}
+
+fn report(error: &anyhow::Error, output: Output) -> ExitCode {
+    if error.is::<StdoutClosed>() {
+        return ExitCode::SUCCESS;
+    }
+    if output.is_json() {
+        let document = serde_json::to_vec(&FailureDocument::new(error)).unwrap_or_default();
+        // Whoever doesn't read it sees the exit code and standard error.
+        let _ = output::write_stdout(&[document, b"\n".to_vec()].concat());
+    }
+    eprintln!("{}", failure::explain(error));
+    if error.is::<Usage>() {
+        ExitCode::from(USAGE_CODE)
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+/// Logs to standard error, so that standard output carries results alone.
+fn start_log(common: &Common) {
+    let level = match (common.quiet, common.verbose) {
+        (true, _) => "error",
+        (_, 0) => "warn",
+        (_, 1) => "info",
+        (_, _) => "debug",
+    };
+    let filter = EnvFilter::try_from_env("BACKLANE_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+}

@@ -1,0 +1,524 @@
+//! The command line: one definition, which parsing, help, man pages and completions are made from.
+//!
+//! It says what may be typed and nothing of what is done about it.
+
+use backlane_proto::RoutePolicy;
+use clap::{
+    Args, Parser, Subcommand, ValueEnum, ValueHint,
+    builder::{OsStringValueParser, TypedValueParser},
+};
+use std::{net::SocketAddr, os::unix::ffi::OsStrExt, path::PathBuf, time::Duration};
+
+/// Backup and restore through the storage that two hosts share, instead of the network between them.
+#[derive(Debug, Parser)]
+#[command(
+    name = "backlane",
+    version,
+    propagate_version = true,
+    max_term_width = 100
+)]
+#[command(after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done with warnings.")]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What every command takes.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Common {
+    /// Print one JSON document on standard output instead of text.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Configuration file [default: /etc/backlane/client.toml, for a server /etc/backlane/server.toml].
+    #[arg(long, global = true, env = "BACKLANE_CONFIG", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) config: Option<PathBuf>,
+    /// Print errors and warnings only.
+    #[arg(long, short, global = true)]
+    pub(crate) quiet: bool,
+    /// Log more to standard error; twice for everything. BACKLANE_LOG takes filters of the usual form.
+    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the whole system on this machine, back up and restore a tree, and verify what came back.
+    Demo(DemoArgs),
+    /// Make, inspect and destroy pools: the devices that hosts share for storage sockets.
+    #[command(subcommand)]
+    Pool(PoolCommand),
+    /// Set up and run the server.
+    #[command(subcommand)]
+    Server(ServerCommand),
+    /// Enrol this host at a server, with a token from `backlane server enroll`.
+    Join(JoinArgs),
+    /// Back up files and directories.
+    Backup(BackupArgs),
+    /// Restore a snapshot, or a part of one, below a directory.
+    Restore(RestoreArgs),
+    /// List the snapshots of this host's repository.
+    Snapshots(SnapshotsArgs),
+    /// List what a snapshot contains.
+    Ls(LsArgs),
+    /// Find paths in snapshots.
+    Find(FindArgs),
+    /// Show what differs between two snapshots.
+    Diff(DiffArgs),
+    /// Write one file of a snapshot to standard output.
+    Dump(DumpArgs),
+    /// Check that the repository is whole.
+    Check(CheckArgs),
+    /// Remove snapshots from a host's repository. Runs on the server's machine.
+    Forget(ForgetArgs),
+    /// Remove what no snapshot of a host's repository needs. Runs on the server's machine.
+    Prune(PruneArgs),
+    /// Measure.
+    #[command(subcommand)]
+    Bench(BenchCommand),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// What to back up; nothing in it is changed [default: a tree that the demo makes].
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub(crate) path: Option<PathBuf>,
+    /// Leave everything in place afterwards, and print how to look around.
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// About how large the tree is that the demo makes.
+    #[arg(long, value_parser = parse_size, default_value = "256M", conflicts_with = "path")]
+    pub(crate) size: u64,
+    /// Size of the pool.
+    #[arg(long, value_parser = parse_size, default_value = "256M")]
+    pub(crate) pool_size: u64,
+    /// Directory to work in; it must be on a file system that takes direct I/O [default: the first of TMPDIR, /var/tmp, /tmp that does].
+    #[arg(long, value_hint = ValueHint::DirPath)]
+    pub(crate) dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PoolCommand {
+    /// Format devices, or files that stand in for devices, as one pool.
+    Create(PoolCreateArgs),
+    /// Show what the superblocks of a pool's devices say.
+    Info(DevicesArgs),
+    /// Read every fixed block of a pool and report what is damaged.
+    Check(DevicesArgs),
+    /// List the members of a pool: which slot, which host, alive or not.
+    Members(DevicesArgs),
+    /// Grant a host further slots of the pool, in the state of the server on this machine.
+    AddSlots(AddSlotsArgs),
+    /// Erase the superblocks of a pool, which ends it.
+    Destroy(PoolDestroyArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DevicesArgs {
+    /// Every device of the pool.
+    #[arg(required = true, value_name = "DEVICE", value_hint = ValueHint::AnyPath)]
+    pub(crate) devices: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PoolCreateArgs {
+    #[command(flatten)]
+    pub(crate) devices: DevicesArgs,
+    /// Name of the pool, for people; programs know it by its UUID.
+    #[arg(long)]
+    pub(crate) name: String,
+    /// Make regular files of this size where there is no device yet.
+    #[arg(long, value_parser = parse_size)]
+    pub(crate) size: Option<u64>,
+    /// How many slots the pool has; each process that uses it takes one.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(2..=4096))]
+    pub(crate) max_members: u32,
+    /// Format devices that carry data. What was on them is lost.
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AddSlotsArgs {
+    #[command(flatten)]
+    pub(crate) devices: DevicesArgs,
+    /// The enrolled host that gets the slots.
+    #[arg(long)]
+    pub(crate) host: String,
+    /// How many more slots.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) count: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PoolDestroyArgs {
+    #[command(flatten)]
+    pub(crate) devices: DevicesArgs,
+    /// Don't ask.
+    #[arg(long)]
+    pub(crate) yes: bool,
+    /// Destroy it even while a server or a client uses it.
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ServerCommand {
+    /// Make the server's configuration, its certificate authority and its store.
+    Init(ServerInitArgs),
+    /// Serve, until it is told to stop.
+    Run(ServerRunArgs),
+    /// Print a join token for a host: it works once, and expires.
+    Enroll(EnrollArgs),
+    /// List the enrolled hosts.
+    Hosts,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServerInitArgs {
+    /// Address that clients reach this server at, and that it listens on.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) address: String,
+    /// Address to listen on [default: every address of this machine, with the port of --address].
+    #[arg(long, value_name = "IP:PORT")]
+    pub(crate) listen: Option<SocketAddr>,
+    /// A further name or address for the server's certificate.
+    #[arg(long = "name", value_name = "SAN")]
+    pub(crate) names: Vec<String>,
+    /// A device of the pool; once for each.
+    #[arg(long = "pool", value_name = "DEVICE", value_hint = ValueHint::AnyPath)]
+    pub(crate) pool: Vec<PathBuf>,
+    /// Directory for the server's state: keys, database.
+    #[arg(long, default_value = "/var/lib/backlane", value_hint = ValueHint::DirPath)]
+    pub(crate) state: PathBuf,
+    /// Directory below which `repositories` is [default: the state directory].
+    #[arg(long, value_hint = ValueHint::DirPath)]
+    pub(crate) objects: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServerRunArgs {
+    /// Stop as soon as standard input is closed, which it is when the process at its other end dies.
+    #[arg(long, hide = true)]
+    pub(crate) until_stdin_closes: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EnrollArgs {
+    /// Name of the host.
+    pub(crate) host: String,
+    /// How long the token works.
+    #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
+    pub(crate) expires: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct JoinArgs {
+    /// Read the token from a file, `-` for standard input [default: ask for it].
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) token_file: Option<PathBuf>,
+    /// A device of the pool as this host sees it; once for each. Without any, jobs take the network.
+    #[arg(long = "device", value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    pub(crate) devices: Vec<PathBuf>,
+    /// Directory for this host's keys and certificates.
+    #[arg(long, default_value = "/var/lib/backlane/client", value_hint = ValueHint::DirPath)]
+    pub(crate) state: PathBuf,
+    /// Use this repository key file, from an earlier life of this host, instead of making one.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) key_file: Option<PathBuf>,
+}
+
+/// Which of the two routes the bodies of objects may take.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RouteArgs {
+    /// Which route the bulk takes [default: what the configuration says, or else prefer-storage].
+    #[arg(long, value_enum, value_name = "POLICY")]
+    pub(crate) route: Option<RouteChoice>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum RouteChoice {
+    /// Storage where it can be used; otherwise network, with the reason counted.
+    PreferStorage,
+    /// Storage for every object; without it the job fails.
+    RequireStorage,
+    /// The network alone.
+    Network,
+}
+
+impl From<RouteChoice> for RoutePolicy {
+    fn from(choice: RouteChoice) -> Self {
+        match choice {
+            RouteChoice::PreferStorage => Self::PreferStorage,
+            RouteChoice::RequireStorage => Self::RequireStorage,
+            RouteChoice::Network => Self::Network,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BackupArgs {
+    /// Files and directories to back up.
+    #[arg(required = true, value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    pub(crate) paths: Vec<PathBuf>,
+    /// A tag for the snapshot; may be repeated.
+    #[arg(long = "tag", value_name = "TAG")]
+    pub(crate) tags: Vec<String>,
+    /// Leave out what matches this pattern, which has the form of a line of a .gitignore; may be repeated.
+    #[arg(long = "exclude", value_name = "PATTERN")]
+    pub(crate) excludes: Vec<String>,
+    /// Read such patterns from a file; may be repeated.
+    #[arg(long = "exclude-file", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) exclude_files: Vec<PathBuf>,
+    /// Don't enter other file systems.
+    #[arg(long)]
+    pub(crate) one_file_system: bool,
+    /// Say what would be done and store nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Host name that the snapshot carries [default: the name this host is enrolled by].
+    #[arg(long)]
+    pub(crate) host: Option<String>,
+    /// Time that the snapshot carries, as 2026-01-31T12:00:00Z [default: now].
+    #[arg(long)]
+    pub(crate) time: Option<jiff::Timestamp>,
+    #[command(flatten)]
+    pub(crate) route: RouteArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RestoreArgs {
+    /// Snapshot (its id, the beginning of it, or `latest`), and a path in it.
+    #[arg(value_name = "SNAPSHOT[:PATH]", value_parser = snapshot_path())]
+    pub(crate) snapshot: SnapshotPath,
+    /// Directory to restore into; nothing outside it is touched.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) target: PathBuf,
+    /// Remove what is in the target and not in the snapshot.
+    #[arg(long)]
+    pub(crate) delete: bool,
+    /// Say what would be done and write nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Read the restored files again and compare them with the snapshot.
+    #[arg(long)]
+    pub(crate) verify: bool,
+    #[command(flatten)]
+    pub(crate) route: RouteArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SnapshotsArgs {
+    /// Only snapshots with this tag.
+    #[arg(long)]
+    pub(crate) tag: Option<String>,
+    #[command(flatten)]
+    pub(crate) route: RouteArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LsArgs {
+    /// Snapshot, and a path in it.
+    #[arg(value_name = "SNAPSHOT[:PATH]", value_parser = snapshot_path())]
+    pub(crate) snapshot: SnapshotPath,
+    #[command(flatten)]
+    pub(crate) route: RouteArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FindArgs {
+    /// Pattern of the form of a shell's: `*.conf`, or `/etc/**/*.conf` for a whole path.
+    pub(crate) pattern: String,
+    /// Look in this snapshot only [default: all].
+    #[arg(long)]
+    pub(crate) snapshot: Option<String>,
+    #[command(flatten)]
+    pub(crate) route: RouteArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DiffArgs {
+    /// The older snapshot, and a path in it.
+    #[arg(value_name = "SNAPSHOT[:PATH]", value_parser = snapshot_path())]
+    pub(crate) old: SnapshotPath,
+    /// The newer snapshot, and a path in it.
+    #[arg(value_name = "SNAPSHOT[:PATH]", value_parser = snapshot_path())]
+    pub(crate) new: SnapshotPath,
+    #[command(flatten)]
+    pub(crate) route: RouteArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DumpArgs {
+    /// Snapshot and the file's path in it.
+    #[arg(value_name = "SNAPSHOT:PATH", value_parser = snapshot_path())]
+    pub(crate) file: SnapshotPath,
+    /// Write to this file instead of standard output.
+    #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) output: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) route: RouteArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// Read every pack too, and check every byte.
+    #[arg(long)]
+    pub(crate) read_data: bool,
+    #[command(flatten)]
+    pub(crate) route: RouteArgs,
+}
+
+/// Which repository a command of the server's administrator works on.
+#[derive(Debug, Args)]
+pub(crate) struct MaintainArgs {
+    /// The host whose repository it is.
+    #[arg(long)]
+    pub(crate) host: String,
+    /// The repository's key file, which the host keeps; the server holds no key.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) key_file: PathBuf,
+    /// Say what would be done and remove nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ForgetArgs {
+    #[command(flatten)]
+    pub(crate) repository: MaintainArgs,
+    /// Snapshots to forget, by id.
+    #[arg(value_name = "SNAPSHOT")]
+    pub(crate) snapshots: Vec<String>,
+    /// Keep the last N snapshots of each host and set of paths.
+    #[arg(long, value_name = "N")]
+    pub(crate) keep_last: Option<u32>,
+    /// Keep one snapshot a day for the last N days that have any.
+    #[arg(long, value_name = "N")]
+    pub(crate) keep_daily: Option<u32>,
+    /// Keep one snapshot a week for the last N weeks that have any.
+    #[arg(long, value_name = "N")]
+    pub(crate) keep_weekly: Option<u32>,
+    /// Keep one snapshot a month for the last N months that have any.
+    #[arg(long, value_name = "N")]
+    pub(crate) keep_monthly: Option<u32>,
+    /// Keep one snapshot a year for the last N years that have any.
+    #[arg(long, value_name = "N")]
+    pub(crate) keep_yearly: Option<u32>,
+    /// Prune afterwards.
+    #[arg(long)]
+    pub(crate) prune: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PruneArgs {
+    #[command(flatten)]
+    pub(crate) repository: MaintainArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    /// Measure a storage socket's throughput, latency and CPU cost on a pool's devices.
+    Socket(BenchSocketArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchSocketArgs {
+    /// Every device of a pool that nothing else uses meanwhile.
+    #[command(flatten)]
+    pub(crate) devices: DevicesArgs,
+    /// How many bytes go through the socket.
+    #[arg(long, value_parser = parse_size, default_value = "1G")]
+    pub(crate) size: u64,
+}
+
+/// A snapshot, as the user names it, and a path in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SnapshotPath {
+    /// The snapshot's id, the beginning of it, or `latest`.
+    pub(crate) snapshot: String,
+    /// The path; empty for the whole snapshot. Any bytes, as file names are.
+    pub(crate) path: Vec<u8>,
+}
+
+fn snapshot_path() -> impl TypedValueParser<Value = SnapshotPath> {
+    OsStringValueParser::new().try_map(|text| parse_snapshot_path(text.as_bytes()))
+}
+
+fn parse_snapshot_path(text: &[u8]) -> Result<SnapshotPath, String> {
+    let (snapshot, path) = match text.iter().position(|byte| *byte == b':') {
+        Some(at) => (&text[..at], &text[at + 1..]),
+        None => (text, &[][..]),
+    };
+    match std::str::from_utf8(snapshot) {
+        Ok(snapshot) if !snapshot.is_empty() => Ok(SnapshotPath {
+            snapshot: snapshot.to_owned(),
+            path: path.to_owned(),
+        }),
+        _ => Err("a snapshot is named by its id, the beginning of it, or `latest`".to_owned()),
+    }
+}
+
+/// Parses `512`, `64K`, `256M`, `1G`, `2T`, also with `iB` after the letter: powers of 1024.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits
+        .trim()
+        .parse()
+        .map_err(|_| format!("`{text}` is not a size such as 256M or 1G"))?;
+    let shift = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kib" => 10,
+        "m" | "mib" => 20,
+        "g" | "gib" => 30,
+        "t" | "tib" => 40,
+        unit => return Err(format!("`{unit}` is not one of K, M, G, T")),
+    };
+    match number.checked_shl(shift).map(|n| (n, n >> shift)) {
+        Some((size, back)) if back == number && size > 0 => Ok(size),
+        Some((0, _)) => Err("a size of nothing".to_owned()),
+        _ => Err(format!("`{text}` is too large")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn path_in_a_snapshot_may_be_any_bytes() {
+        let parsed = parse_snapshot_path(b"latest:/a:b/\xff").unwrap();
+        assert_eq!(parsed.snapshot, "latest");
+        assert_eq!(parsed.path, b"/a:b/\xff");
+        assert_eq!(parse_snapshot_path(b"3fa9").unwrap().path, b"");
+        assert!(parse_snapshot_path(b":/etc").is_err());
+        assert!(parse_snapshot_path(b"").is_err());
+    }
+
+    #[test]
+    fn sizes_are_powers_of_1024_and_never_wrap() {
+        assert_eq!(parse_size("512"), Ok(512));
+        assert_eq!(parse_size("64K"), Ok(64 << 10));
+        assert_eq!(parse_size("256MiB"), Ok(256 << 20));
+        assert_eq!(parse_size("1 g"), Ok(1 << 30));
+        for bad in [
+            "",
+            "G",
+            "-1",
+            "1X",
+            "0",
+            "99999999999T",
+            "18446744073709551616",
+        ] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+}

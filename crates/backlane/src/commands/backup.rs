@@ -1,0 +1,108 @@
+//! `backlane backup`.
+
+use super::{
+    documents::{BackupDocument, WarningsDocument},
+    session::{self, Client},
+};
+use crate::{
+    Context,
+    cli::BackupArgs,
+    output::{Outcome, bytes, rate},
+    progress::Bar,
+};
+use anyhow::Result;
+use backlane_client::{BackupOptions, BackupSummary, FileSystems, SourceOptions};
+
+/// Backs up files and directories.
+///
+/// # Errors
+/// When there is no snapshot. What could not be read is a warning.
+pub(crate) fn run(args: &BackupArgs, context: &Context) -> Result<Outcome> {
+    let document = session::job(context, &args.route, |client| {
+        let options = options(args, client);
+        let repository = client.repository_or_new(args.dry_run)?;
+        let bar = Bar::new(context.output, client.carried());
+        let done =
+            backlane_client::backup(&repository, &options, bar.clone(), context.cancel.token());
+        bar.finish();
+        Ok(document(done?, client))
+    })?;
+    context.output.result(&document, text)?;
+    Ok(Outcome::from_warnings(document.warnings.count))
+}
+
+fn options(args: &BackupArgs, client: &Client) -> BackupOptions {
+    let mut excludes = client.config.backup.excludes.clone();
+    excludes.patterns.extend(args.excludes.iter().cloned());
+    excludes.files.extend(args.exclude_files.iter().cloned());
+    BackupOptions {
+        paths: args.paths.clone(),
+        source: SourceOptions {
+            excludes,
+            file_systems: if args.one_file_system {
+                FileSystems::One
+            } else {
+                client.config.backup.file_systems
+            },
+            access_times: client.config.backup.access_times,
+        },
+        host: args
+            .host
+            .clone()
+            .unwrap_or_else(|| client.host().to_owned()),
+        time: args.time.map(Into::into),
+        tags: args.tags.clone(),
+        command: command(args),
+        dry_run: args.dry_run,
+        ..BackupOptions::default()
+    }
+}
+
+/// The command for the record. No option of it holds a secret.
+fn command(args: &BackupArgs) -> String {
+    let mut words = vec!["backlane backup".to_owned()];
+    words.extend(args.paths.iter().map(|path| path.display().to_string()));
+    words.join(" ")
+}
+
+fn document(summary: BackupSummary, client: &Client) -> BackupDocument {
+    let archive = &summary.archive;
+    BackupDocument {
+        snapshot: archive.snapshot.map(|id| id.to_string()),
+        parent: archive.parent.map(|id| id.to_string()),
+        dry_run: summary.dry_run,
+        files: archive.files_new + archive.files_changed + archive.files_unmodified,
+        files_new: archive.files_new,
+        files_changed: archive.files_changed,
+        directories: archive.dirs_new + archive.dirs_changed + archive.dirs_unmodified,
+        bytes: archive.bytes_processed,
+        bytes_added: archive.bytes_added,
+        bytes_packed: archive.bytes_packed,
+        seconds: archive.seconds,
+        routes: client.routes(),
+        warnings: WarningsDocument::from(&summary.warnings),
+    }
+}
+
+fn text(document: &BackupDocument) -> String {
+    let mut text = match &document.snapshot {
+        Some(snapshot) => format!("snapshot {}", &snapshot[..8.min(snapshot.len())]),
+        None => "dry run, nothing was stored".to_owned(),
+    };
+    text.push_str(&format!(
+        ": {} files ({} new, {} changed) in {} directories, {}\n\
+         added {}, {} after compression, in {:.1} s ({})\n",
+        document.files,
+        document.files_new,
+        document.files_changed,
+        document.directories,
+        bytes(document.bytes),
+        bytes(document.bytes_added),
+        bytes(document.bytes_packed),
+        document.seconds,
+        rate(document.bytes, document.seconds),
+    ));
+    text.push_str(&document.routes.text(document.seconds));
+    text.push_str(&document.warnings.text());
+    text
+}

@@ -1,0 +1,235 @@
+//! `backlane forget` and `backlane prune`: what removes, on the server's machine, with the repository held alone.
+//!
+//! The server has no key, so the administrator names the host's key file. While one of these runs, sessions of that
+//! host are refused; while one of them is open, these are.
+
+use super::server;
+use crate::{
+    Context,
+    cli::{ForgetArgs, MaintainArgs, PruneArgs},
+    config,
+    failure::{Advise, Usage},
+    output::{Outcome, bytes, table},
+};
+use anyhow::{Context as _, Result};
+use backlane_proto::{ByteRange, ObjectInfo, ObjectKind, ObjectName, PackContents};
+use backlane_repo::{
+    DryRun, ForgetDecision, KeepPolicy, ObjectStore, PruneOptions, PruneSummary, Repository,
+    SnapshotInfo, StoreError, maintain::PruneDelete,
+};
+use backlane_server::{ExclusiveRepository, HostName, ServerError};
+use bytes::Bytes;
+use serde::Serialize;
+use std::{collections::BTreeSet, sync::Arc};
+
+/// A repository at the server, as the repository's engine wants it.
+struct Store(ExclusiveRepository);
+
+impl ObjectStore for Store {
+    fn list(&self, kind: ObjectKind) -> Result<Vec<ObjectInfo>, StoreError> {
+        self.0.list(kind).map_err(failed)
+    }
+
+    fn read(&self, name: ObjectName, range: Option<ByteRange>) -> Result<Bytes, StoreError> {
+        self.0.read(name, range).map_err(failed)
+    }
+
+    fn write(
+        &self,
+        name: ObjectName,
+        contents: PackContents,
+        body: Bytes,
+    ) -> Result<(), StoreError> {
+        self.0.write(name, contents, &body).map_err(failed)
+    }
+
+    fn remove(&self, name: ObjectName) -> Result<(), StoreError> {
+        self.0.remove(name).map_err(failed)
+    }
+}
+
+fn failed(error: ServerError) -> StoreError {
+    match error {
+        ServerError::NotFound { name } => StoreError::NotFound { name },
+        ServerError::Denied(what) => StoreError::Denied {
+            what: what.to_owned(),
+        },
+        error => StoreError::Failed(Box::new(error)),
+    }
+}
+
+/// A repository that this process holds alone.
+struct Held {
+    store: Arc<Store>,
+    repository: Repository,
+}
+
+fn hold(args: &MaintainArgs, context: &Context) -> Result<Held> {
+    let host: HostName = args
+        .host
+        .parse()
+        .map_err(|error| Usage(format!("{error}")))?;
+    let password = config::read_key(&args.key_file)?;
+    let exclusive = context
+        .runtime
+        .block_on(async {
+            let state = server::open_state(context).await?;
+            Ok::<_, anyhow::Error>(state.exclusive(&host).await?)
+        })
+        .advise("wait until no job of that host runs, and try again")?;
+    let store = Arc::new(Store(exclusive));
+    let repository = Repository::open(Arc::clone(&store) as Arc<dyn ObjectStore>, &password)
+        .with_context(|| format!("cannot open the repository of {host}"))
+        .advise("the key file is the one that `backlane join` made on that host")?;
+    Ok(Held { store, repository })
+}
+
+fn dry_run(args: &MaintainArgs) -> DryRun {
+    if args.dry_run {
+        DryRun::Yes
+    } else {
+        DryRun::No
+    }
+}
+
+#[derive(Serialize)]
+struct ForgetDocument {
+    dry_run: bool,
+    decisions: Vec<ForgetDecision>,
+    prune: Option<PruneSummary>,
+}
+
+/// Removes snapshots: those that are named, or those that a policy doesn't keep.
+///
+/// # Errors
+/// When the repository can't be held, or something can't be read or removed.
+pub(crate) fn forget(args: &ForgetArgs, context: &Context) -> Result<Outcome> {
+    let policy = KeepPolicy {
+        last: args.keep_last,
+        daily: args.keep_daily,
+        weekly: args.keep_weekly,
+        monthly: args.keep_monthly,
+        yearly: args.keep_yearly,
+        ..KeepPolicy::default()
+    };
+    if (policy == KeepPolicy::default()) == args.snapshots.is_empty() {
+        let what = "name either the snapshots to forget, or what to keep (--keep-last and so on)";
+        return Err(Usage(what.to_owned()).into());
+    }
+    let held = hold(&args.repository, context)?;
+    let dry = dry_run(&args.repository);
+    let decisions = if args.snapshots.is_empty() {
+        held.repository.forget(&policy, dry)?
+    } else {
+        forget_named(&held, &args.snapshots, dry)?
+    };
+    let prune = match args.prune {
+        // Nothing was removed, so nothing more can be said to be unused.
+        true if dry == DryRun::No => Some(prune_held(&held, dry)?),
+        _ => None,
+    };
+    let document = ForgetDocument {
+        dry_run: args.repository.dry_run,
+        decisions,
+        prune,
+    };
+    context.output.result(&document, ForgetDocument::text)?;
+    Ok(Outcome::Done)
+}
+
+fn forget_named(held: &Held, wanted: &[String], dry: DryRun) -> Result<Vec<ForgetDecision>> {
+    // All of them are found before the first goes.
+    let mut seen = BTreeSet::new();
+    let mut found: Vec<SnapshotInfo> = Vec::new();
+    for wanted in wanted {
+        let snapshot = held.repository.resolve(wanted)?;
+        if seen.insert(snapshot.id.to_string()) {
+            found.push(snapshot);
+        }
+    }
+    for snapshot in &found {
+        if dry == DryRun::No {
+            let kind = ObjectKind::Snapshot;
+            let name = ObjectName {
+                kind,
+                id: snapshot.id,
+            };
+            held.store
+                .remove(name)
+                .with_context(|| format!("cannot remove snapshot {}", snapshot.id))?;
+        }
+    }
+    let decided = |snapshot| ForgetDecision {
+        snapshot,
+        keep: false,
+        reasons: Vec::new(),
+    };
+    Ok(found.into_iter().map(decided).collect())
+}
+
+impl ForgetDocument {
+    fn text(&self) -> String {
+        let mut rows = Vec::new();
+        for decision in &self.decisions {
+            let what = match (decision.keep, self.dry_run) {
+                (true, _) => "keep",
+                (false, false) => "forgotten",
+                (false, true) => "would be forgotten",
+            };
+            rows.push(vec![
+                decision.snapshot.id.to_string()[..8].to_owned(),
+                decision.snapshot.time.clone(),
+                what.to_owned(),
+                decision.reasons.join(", "),
+            ]);
+        }
+        let mut text = table(&rows);
+        if let Some(prune) = &self.prune {
+            text.push_str(&prune_text(prune, self.dry_run));
+        }
+        text
+    }
+}
+
+#[derive(Serialize)]
+struct PruneDocument {
+    dry_run: bool,
+    #[serde(flatten)]
+    summary: PruneSummary,
+}
+
+/// Removes what no snapshot needs.
+///
+/// # Errors
+/// When the repository can't be held, is not whole, or something can't be removed.
+pub(crate) fn prune(args: &PruneArgs, context: &Context) -> Result<Outcome> {
+    let held = hold(&args.repository, context)?;
+    let document = PruneDocument {
+        dry_run: args.repository.dry_run,
+        summary: prune_held(&held, dry_run(&args.repository))?,
+    };
+    context.output.result(&document, |document| {
+        prune_text(&document.summary, document.dry_run)
+    })?;
+    Ok(Outcome::Done)
+}
+
+fn prune_held(held: &Held, dry_run: DryRun) -> Result<PruneSummary> {
+    let options = PruneOptions {
+        // Right, since no session of this host can be open.
+        delete: PruneDelete::AtOnce,
+        dry_run,
+        ..PruneOptions::default()
+    };
+    Ok(held.repository.prune(&options)?)
+}
+
+fn prune_text(summary: &PruneSummary, dry_run: bool) -> String {
+    let verb = if dry_run { "would be" } else { "were" };
+    format!(
+        "{} of {} unused {verb} freed; {} stay\n",
+        bytes(summary.bytes_freed),
+        bytes(summary.bytes_unused),
+        bytes(summary.bytes_left)
+    )
+}

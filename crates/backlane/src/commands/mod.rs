@@ -1,0 +1,40 @@
+//! One module for each command, or group of commands.
+
+mod backup;
+pub(crate) mod documents;
+mod join;
+mod maintain;
+mod pool;
+mod query;
+mod restore;
+mod server;
+mod session;
+mod store;
+pub(crate) mod summary;
+
+use crate::{Context, cli::Command, demo, output::Outcome};
+use anyhow::Result;
+
+/// Does what was typed.
+///
+/// # Errors
+/// When it can't be done.
+pub(crate) fn run(command: &Command, context: &Context) -> Result<Outcome> {
+    match command {
+        Command::Demo(args) => demo::run(args, context),
+        Command::Pool(command) => pool::run(command, context),
+        Command::Server(command) => server::run(command, context),
+        Command::Join(args) => join::run(args, context),
+        Command::Backup(args) => backup::run(args, context),
+        Command::Restore(args) => restore::run(args, context),
+        Command::Snapshots(args) => query::snapshots(args, context),
+        Command::Ls(args) => query::ls(args, context),
+        Command::Find(args) => query::find(args, context),
+        Command::Diff(args) => query::diff(args, context),
+        Command::Dump(args) => query::dump(args, context),
+        Command::Check(args) => query::check(args, context),
+        Command::Forget(args) => maintain::forget(args, context),
+        Command::Prune(args) => maintain::prune(args, context),
+        Command::Bench(_) => anyhow::bail!("this build measures nothing yet"),
+    }
+}

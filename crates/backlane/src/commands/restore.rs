@@ -1,0 +1,107 @@
+//! `backlane restore`.
+
+use super::{
+    documents::{RestoreDocument, WarningsDocument},
+    session,
+};
+use crate::{
+    Context,
+    cli::RestoreArgs,
+    output::{Outcome, bytes, rate},
+    progress::Bar,
+};
+use anyhow::Result;
+use backlane_client::{RestoreOptions, RestoreSummary};
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt, path::Path};
+
+/// Restores a snapshot, or a part of one.
+///
+/// # Errors
+/// When the job ended early. What could not be restored or set is a warning.
+pub(crate) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome> {
+    let document = session::job(context, &args.route, |client| {
+        let repository = client.repository()?;
+        let snapshot = repository.resolve(&args.snapshot.snapshot)?;
+        let reader = repository.reader()?;
+        let path = Some(Path::new(OsStr::from_bytes(&args.snapshot.path)));
+        let options = RestoreOptions {
+            delete: args.delete,
+            dry_run: args.dry_run,
+            verify: args.verify,
+            ..RestoreOptions::default()
+        };
+        let bar = Bar::new(context.output, client.carried());
+        let done = backlane_client::restore(
+            &reader,
+            &snapshot,
+            path.filter(|path| !path.as_os_str().is_empty()),
+            &args.target,
+            &options,
+            bar.clone(),
+            context.cancel.token(),
+        );
+        bar.finish();
+        Ok(document(&done?, client.routes()))
+    })?;
+    context.output.result(&document, text)?;
+    Ok(Outcome::from_warnings(document.warnings.count))
+}
+
+fn document(summary: &RestoreSummary, routes: super::summary::Routes) -> RestoreDocument {
+    RestoreDocument {
+        snapshot: summary.snapshot.clone(),
+        dry_run: summary.dry_run,
+        files_restored: summary.files_restored,
+        files_kept: summary.files_kept,
+        files_verified: summary.files_verified,
+        directories: summary.directories,
+        others: summary.others,
+        hard_links: summary.hard_links,
+        deleted: summary.deleted,
+        failed: summary.failed,
+        bytes: summary.bytes_restored + summary.bytes_kept,
+        bytes_restored: summary.bytes_restored,
+        seconds: summary.seconds,
+        routes,
+        warnings: WarningsDocument::from(&summary.warnings),
+    }
+}
+
+fn text(document: &RestoreDocument) -> String {
+    let verb = if document.dry_run {
+        "would restore"
+    } else {
+        "restored"
+    };
+    let mut text = format!(
+        "{verb} {} files ({}), {} directories, {} links and others of snapshot {} in {:.1} s ({})\n",
+        document.files_restored,
+        bytes(document.bytes_restored),
+        document.directories,
+        document.others + document.hard_links,
+        &document.snapshot[..8.min(document.snapshot.len())],
+        document.seconds,
+        rate(document.bytes, document.seconds),
+    );
+    if document.files_kept > 0 {
+        text.push_str(&format!(
+            "{} files stood there already as they should\n",
+            document.files_kept
+        ));
+    }
+    if document.files_verified > 0 {
+        text.push_str(&format!(
+            "{} files read again and right\n",
+            document.files_verified
+        ));
+    }
+    if document.deleted > 0 {
+        text.push_str(&format!(
+            "{} entries that the snapshot doesn't have removed\n",
+            document.deleted
+        ));
+    }
+    text.push_str(&document.routes.text(document.seconds));
+    text.push_str(&document.warnings.text());
+    text
+}

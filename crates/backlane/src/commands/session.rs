@@ -1,0 +1,209 @@
+//! A command's way to this host's repository: configuration, session with the server, repository.
+//!
+//! Invariants: whatever happens in between, the session is closed before the command ends, so that its segments in the
+//! pool are free; a storage route that could not be used is named, with its reason.
+
+use super::{
+    store::{Memory, Remote},
+    summary::Routes,
+};
+use crate::{
+    Context,
+    cli::RouteArgs,
+    config::{self, ClientFile},
+    failure::Advise,
+    progress::Carried,
+    signals::Cancel,
+};
+use anyhow::{Context as _, Result, bail};
+use backlane_net::{Blocking, RouteDown, Session};
+use backlane_proto::RoutePolicy;
+use backlane_repo::{InitOptions, ObjectStore, RepoError, Repository};
+use std::{sync::Arc, time::Duration};
+use zeroize::Zeroizing;
+
+/// How long an interrupted job gets to end by itself, with the index of what it stored, before its session is closed
+/// under it.
+const JOB_GRACE: Duration = Duration::from_secs(15);
+
+/// An open session, and the repository behind it.
+pub(crate) struct Client {
+    /// The configuration that it was opened by.
+    pub(crate) config: ClientFile,
+    session: Blocking,
+    store: Arc<dyn ObjectStore>,
+    password: Zeroizing<String>,
+}
+
+impl Client {
+    /// This host's name as the server knows it.
+    pub(crate) fn host(&self) -> &str {
+        self.session.session().host()
+    }
+
+    /// Opens the repository.
+    ///
+    /// # Errors
+    /// When there is none yet, or the key file is not its key.
+    pub(crate) fn repository(&self) -> Result<Repository> {
+        self.opened(Repository::open(Arc::clone(&self.store), &self.password))
+    }
+
+    /// Opens the repository, and makes it where there is none: for the first backup. A dry run makes one in memory.
+    ///
+    /// # Errors
+    /// As [`Client::repository`].
+    pub(crate) fn repository_or_new(&self, dry_run: bool) -> Result<Repository> {
+        let opened = Repository::open(Arc::clone(&self.store), &self.password);
+        if !matches!(opened, Err(RepoError::NotARepository { .. })) {
+            return self.opened(opened);
+        }
+        let store: Arc<dyn ObjectStore> = match dry_run {
+            true => Arc::new(Memory::default()),
+            false => Arc::clone(&self.store),
+        };
+        let options = InitOptions {
+            host: Some(self.host().to_owned()),
+            ..InitOptions::default()
+        };
+        Repository::init(store, &self.password, &options)
+            .context("cannot make this host's repository")
+    }
+
+    fn opened(&self, opened: Result<Repository, RepoError>) -> Result<Repository> {
+        let hint = match &opened {
+            Err(RepoError::NotARepository { .. }) => "the first `backlane backup` makes it",
+            Err(RepoError::WrongPassword { .. }) => {
+                "the key file must be the one that this host's repository was made with"
+            }
+            _ => return opened.context("cannot open this host's repository"),
+        };
+        let key = self.config.repository_key();
+        opened
+            .with_context(|| {
+                format!(
+                    "cannot open this host's repository with the key file {}",
+                    key.display()
+                )
+            })
+            .advise(hint)
+    }
+
+    /// What each route carried so far, and why storage can't be used if it can't.
+    pub(crate) fn routes(&self) -> Routes {
+        let mut routes = Routes::from(&self.session.report());
+        if self.session.session().policy() != RoutePolicy::Network
+            && let Err(down) = self.session.session().routes().storage
+        {
+            routes.storage_down = Some(describe(&down));
+        }
+        routes
+    }
+
+    /// The same, to be asked again and again.
+    pub(crate) fn carried(&self) -> impl Fn() -> Carried + Send + Sync + 'static {
+        let session = self.session.session().clone();
+        move || {
+            let report = session.report();
+            Carried {
+                storage: report.storage().bytes,
+                network: report.network().bytes,
+            }
+        }
+    }
+}
+
+fn describe(down: &RouteDown) -> String {
+    match down.detail.as_str() {
+        "" => down.reason.to_string(),
+        detail => format!("{} ({detail})", down.reason),
+    }
+}
+
+/// Runs a command that only reads; an interruption ends its session at once.
+///
+/// # Errors
+/// When the server can't be reached, or `work` fails.
+pub(crate) fn with<T>(
+    context: &Context,
+    route: &RouteArgs,
+    work: impl FnOnce(&Client) -> Result<T>,
+) -> Result<T> {
+    run(context, route, Duration::ZERO, work)
+}
+
+/// Runs a job; interrupted, it gets a while to end by itself.
+///
+/// # Errors
+/// When the server can't be reached, or `work` fails.
+pub(crate) fn job<T>(
+    context: &Context,
+    route: &RouteArgs,
+    work: impl FnOnce(&Client) -> Result<T>,
+) -> Result<T> {
+    run(context, route, JOB_GRACE, work)
+}
+
+fn run<T>(
+    context: &Context,
+    route: &RouteArgs,
+    grace: Duration,
+    work: impl FnOnce(&Client) -> Result<T>,
+) -> Result<T> {
+    let client = open(context, route)?;
+    let watcher = context.runtime.spawn(close_when_cancelled(
+        context.cancel.clone(),
+        client.session.session().clone(),
+        grace,
+    ));
+    let done = work(&client);
+    watcher.abort();
+    let Client { session, store, .. } = client;
+    drop(store);
+    let closed = context
+        .runtime
+        .block_on(session.session().clone().close())
+        .context("the session did not end in good order");
+    match (done, closed) {
+        (Ok(done), Ok(_)) => Ok(done),
+        // What the job says of it is what closing the session under it looked like.
+        (Err(_), _) if context.cancel.is_set() => bail!("interrupted"),
+        (Err(error), _) => Err(error),
+        (Ok(done), Err(error)) => {
+            // The result stands: everything in it was confirmed before.
+            context.output.warning(format!("{error:#}"));
+            Ok(done)
+        }
+    }
+}
+
+/// Closing a session makes its calls fail, so that whoever waits for one comes back.
+async fn close_when_cancelled(cancel: Cancel, session: Session, grace: Duration) {
+    cancel.wait().await;
+    tokio::time::sleep(grace).await;
+    if let Err(error) = session.close().await {
+        tracing::info!(%error, "closing the interrupted session");
+    }
+}
+
+fn open(context: &Context, route: &RouteArgs) -> Result<Client> {
+    let config = ClientFile::read(&config::path(context.config.as_deref()))?;
+    let password = config::read_key(&config.repository_key())?;
+    let mut how = config.session()?;
+    if let Some(route) = route.route {
+        how.policy = route.into();
+    }
+    let session = context.runtime.block_on(async {
+        tokio::select! {
+            session = Session::connect(how) => session.with_context(|| format!("no session with server {}", config.server)),
+            () = context.cancel.wait() => bail!("interrupted while connecting to {}", config.server),
+        }
+    })?;
+    let session = Blocking::new(session, context.runtime.handle().clone());
+    Ok(Client {
+        store: Arc::new(Remote(session.clone())),
+        config,
+        session,
+        password,
+    })
+}

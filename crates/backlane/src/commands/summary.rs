@@ -1,0 +1,136 @@
+//! The summary of a job: what each route carried, and every reason for which the network was taken.
+
+use crate::output::{bytes, rate, table};
+use backlane_proto::report::RouteReport;
+use serde::{Deserialize, Serialize};
+
+/// What the routes of one job carried, both directions together.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Routes {
+    /// Bytes of objects' bodies through the pool.
+    pub(crate) bytes_storage: u64,
+    /// Bytes of objects' bodies over the network.
+    pub(crate) bytes_network: u64,
+    /// Objects, or parts of them, through the pool.
+    pub(crate) objects_storage: u64,
+    /// Objects, or parts of them, over the network.
+    pub(crate) objects_network: u64,
+    /// Bytes of bodies that this host sent, by either route.
+    pub(crate) bytes_sent: u64,
+    /// Bytes of bodies that this host received, by either route.
+    pub(crate) bytes_received: u64,
+    /// Why bodies took the network; their sum is all that did.
+    pub(crate) network_reasons: Vec<NetworkReason>,
+    /// Why storage could not be used when the job ended; none where it could, or was not wanted.
+    pub(crate) storage_down: Option<String>,
+}
+
+/// One reason for which bodies took the network.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct NetworkReason {
+    /// The reason's name, for programs.
+    pub(crate) reason: String,
+    /// The same in words.
+    pub(crate) what: String,
+    /// How many bodies.
+    pub(crate) objects: u64,
+    /// How many bytes.
+    pub(crate) bytes: u64,
+}
+
+impl NetworkReason {
+    /// One line of a summary.
+    pub(crate) fn text(&self) -> String {
+        let Self {
+            what,
+            objects,
+            bytes,
+            ..
+        } = self;
+        let objects = if *objects == 1 {
+            "1 object".to_owned()
+        } else {
+            format!("{objects} objects")
+        };
+        format!(
+            "  by network: {objects}, {} ({what})\n",
+            crate::output::bytes(*bytes)
+        )
+    }
+}
+
+impl From<&RouteReport> for Routes {
+    fn from(report: &RouteReport) -> Self {
+        let (storage, network) = (report.storage(), report.network());
+        Self {
+            bytes_storage: storage.bytes,
+            bytes_network: network.bytes,
+            objects_storage: storage.objects,
+            objects_network: network.objects,
+            bytes_sent: report.sent.storage.bytes + report.sent.network.bytes,
+            bytes_received: report.received.storage.bytes + report.received.network.bytes,
+            network_reasons: report
+                .reasons
+                .iter()
+                .map(|(reason, traffic)| NetworkReason {
+                    reason: reason.name().to_owned(),
+                    what: reason.to_string(),
+                    objects: traffic.objects,
+                    bytes: traffic.bytes,
+                })
+                .collect(),
+            storage_down: None,
+        }
+    }
+}
+
+impl Routes {
+    /// The table of routes, and a line for each reason.
+    pub(crate) fn text(&self, seconds: f64) -> String {
+        let row = |route: &str, objects: u64, carried: u64| {
+            vec![
+                route.to_owned(),
+                objects.to_string(),
+                bytes(carried),
+                rate(carried, seconds),
+            ]
+        };
+        let mut text = table(&[
+            ["route", "objects", "bytes", "rate"]
+                .map(str::to_owned)
+                .to_vec(),
+            row("storage", self.objects_storage, self.bytes_storage),
+            row("network", self.objects_network, self.bytes_network),
+        ]);
+        for reason in &self.network_reasons {
+            text.push_str(&reason.text());
+        }
+        if let Some(why) = &self.storage_down {
+            text.push_str(&format!("  storage was not usable: {why}\n"));
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use backlane_proto::{Decision, Reason};
+
+    #[test]
+    fn every_reason_for_the_network_is_printed() {
+        let mut report = RouteReport::default();
+        report.sent(Decision::Storage, 3 << 20);
+        report.sent(Decision::Network(Reason::Small), 100);
+        let routes = Routes::from(&report);
+        let text = routes.text(1.0);
+        assert!(
+            text.contains("storage        1  3.0 MiB  3.0 MiB/s"),
+            "{text}"
+        );
+        assert!(
+            text.contains("by network: 1 object, 100 B (the body is small)"),
+            "{text}"
+        );
+    }
+}

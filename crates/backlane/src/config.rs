@@ -1,0 +1,259 @@
+//! A client's configuration file, and the files that it leads to: keys, certificates, the repository's key.
+//!
+//! Unknown fields are refused by name, so that a mistyped one is not a default. Files with secrets must belong to
+//! their owner alone. What a server reads is in `backlane-server`.
+
+use crate::failure::Advise;
+use anyhow::{Context as _, Result, bail};
+use backlane_client::{AccessTimes, Excludes, FileSystems};
+use backlane_net::{Authority, ClientConfig, Identity, PoolChoice};
+use backlane_proto::RoutePolicy;
+use serde::{Deserialize, Serialize};
+use std::{
+    fs::{self, File},
+    io::Read,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+/// Where the configuration is unless somebody says otherwise.
+const CONFIG_PATH: &str = "/etc/backlane/client.toml";
+/// The repository's key file is one line; what is longer is something else.
+const KEY_BYTES_MAX: u64 = 4096;
+const OTHERS: u32 = 0o077;
+
+/// What the file holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct ClientFile {
+    /// `HOST:PORT` of the server.
+    pub(crate) server: String,
+    /// Directory of this host's keys and certificates.
+    pub(crate) state: PathBuf,
+    /// The repository's key file; `repository.key` in the state directory if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) repository_key: Option<PathBuf>,
+    /// Which route bodies take, unless a command says otherwise.
+    #[serde(default)]
+    pub(crate) route: Route,
+    /// The pool shared with the server.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) pool: Option<PoolSection>,
+    /// What backups leave out, and how they read.
+    #[serde(default)]
+    pub(crate) backup: BackupSection,
+}
+
+/// The route policy, as it stands in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Route {
+    #[default]
+    PreferStorage,
+    RequireStorage,
+    Network,
+}
+
+impl From<Route> for RoutePolicy {
+    fn from(route: Route) -> Self {
+        match route {
+            Route::PreferStorage => Self::PreferStorage,
+            Route::RequireStorage => Self::RequireStorage,
+            Route::Network => Self::Network,
+        }
+    }
+}
+
+/// The pool, as this host sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct PoolSection {
+    /// The pool's UUID: devices of any other are refused.
+    pub(crate) uuid: String,
+    /// Paths of its devices.
+    pub(crate) devices: Vec<PathBuf>,
+    /// The slots that the server gave to this host.
+    pub(crate) slots: Vec<u32>,
+}
+
+/// Defaults for `backlane backup`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub(crate) struct BackupSection {
+    /// Whether other file systems are entered.
+    pub(crate) file_systems: FileSystems,
+    /// Whether access times are kept.
+    pub(crate) access_times: AccessTimes,
+    /// What is left out.
+    pub(crate) excludes: Excludes,
+}
+
+/// The files below a client's state directory.
+pub(crate) struct StateFiles {
+    /// This host's private key.
+    pub(crate) key: PathBuf,
+    /// Its certificate.
+    pub(crate) certificate: PathBuf,
+    /// The certificate of the server's authority.
+    pub(crate) authority: PathBuf,
+    /// The repository's key file.
+    pub(crate) repository_key: PathBuf,
+    /// Where processes of this host lock the slots that they take.
+    pub(crate) locks: PathBuf,
+}
+
+impl StateFiles {
+    /// The names of the files below `state`.
+    pub(crate) fn below(state: &Path) -> Self {
+        Self {
+            key: state.join("host.key"),
+            certificate: state.join("host.pem"),
+            authority: state.join("ca.pem"),
+            repository_key: state.join("repository.key"),
+            locks: state.join("locks"),
+        }
+    }
+}
+
+/// The file that the user named, or else the usual one.
+pub(crate) fn path(named: Option<&Path>) -> PathBuf {
+    named.unwrap_or(Path::new(CONFIG_PATH)).to_owned()
+}
+
+impl ClientFile {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// When there is none, or it has something that can't be used; the message names file and place.
+    pub(crate) fn read(path: &Path) -> Result<Self> {
+        let text = fs::read_to_string(path)
+            .with_context(|| format!("cannot read the configuration {}", path.display()))
+            .advise("has this host joined a server? `backlane join` does that; --config names another file")?;
+        Self::parse(&text).with_context(|| format!("in the configuration {}", path.display()))
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        Ok(toml::from_str(text)?)
+    }
+
+    /// The text of the file, for a person to edit.
+    ///
+    /// # Errors
+    /// When a path is not UTF-8.
+    pub(crate) fn text(&self) -> Result<String> {
+        let body = toml::to_string(self).context("a configuration must be UTF-8")?;
+        Ok(format!(
+            "# Backlane client. What is not said here has its default.\n{body}"
+        ))
+    }
+
+    /// Where the repository's key file is.
+    pub(crate) fn repository_key(&self) -> PathBuf {
+        let default = || StateFiles::below(&self.state).repository_key;
+        self.repository_key.clone().unwrap_or_else(default)
+    }
+
+    /// What a session is opened with.
+    ///
+    /// # Errors
+    /// When keys or certificates can't be read or used.
+    pub(crate) fn session(&self) -> Result<ClientConfig> {
+        let files = StateFiles::below(&self.state);
+        let identity = Identity::load(&files.certificate, &files.key)?;
+        let authority = Authority::load(&files.authority)?;
+        let mut session = ClientConfig::new(&self.server, identity, authority);
+        session.policy = self.route.into();
+        session.pool = match &self.pool {
+            None => None,
+            Some(pool) => Some(PoolChoice {
+                uuid: Some(
+                    Uuid::parse_str(&pool.uuid).with_context(|| format!("pool `{}`", pool.uuid))?,
+                ),
+                devices: pool.devices.clone(),
+                slots: pool.slots.clone(),
+                lock_dir: files.locks,
+            }),
+        };
+        Ok(session)
+    }
+}
+
+/// Reads a repository's key file, which must be its owner's alone.
+///
+/// # Errors
+/// When it can't be read, others may read it too, or it holds no key.
+pub(crate) fn read_key(path: &Path) -> Result<Zeroizing<String>> {
+    let what = || format!("cannot read the repository's key file {}", path.display());
+    let file = File::open(path)
+        .with_context(what)
+        .advise("it was made by `backlane join`; put the copy back that you kept elsewhere")?;
+    let mode = file.metadata().with_context(what)?.permissions().mode() & 0o777;
+    if mode & OTHERS != 0 {
+        let wrong = format!(
+            "the repository's key file {} has mode {mode:03o}",
+            path.display()
+        );
+        return Err(anyhow::anyhow!("{wrong}: others may read it"))
+            .advise(format!("chmod 600 {}", path.display()));
+    }
+    let mut text = Zeroizing::new(String::new());
+    file.take(KEY_BYTES_MAX)
+        .read_to_string(&mut text)
+        .with_context(what)?;
+    // As restic reads a password file.
+    let key = Zeroizing::new(text.trim().to_owned());
+    if key.is_empty() || key.contains('\n') {
+        bail!("{} holds no key: it must have one line", path.display());
+    }
+    Ok(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example() -> ClientFile {
+        ClientFile {
+            server: "store.example:4870".to_owned(),
+            state: "/state \"one\"".into(),
+            repository_key: None,
+            route: Route::RequireStorage,
+            pool: Some(PoolSection {
+                uuid: Uuid::from_u128(7).to_string(),
+                devices: vec!["/dev/a".into(), "/dev/b".into()],
+                slots: vec![4, 5],
+            }),
+            backup: BackupSection::default(),
+        }
+    }
+
+    #[test]
+    fn written_configuration_is_read_back() {
+        let text = example().text().unwrap();
+        assert_eq!(ClientFile::parse(&text).unwrap(), example(), "{text}");
+    }
+
+    #[test]
+    fn only_server_and_state_must_be_said_and_nothing_unknown_is_taken() {
+        let text = "server = \"a:1\"\nstate = \"/s\"\n";
+        let file = ClientFile::parse(text).unwrap();
+        assert_eq!(file.route, Route::PreferStorage);
+        assert_eq!(file.repository_key(), Path::new("/s/repository.key"));
+        let error = ClientFile::parse(&format!("{text}rout = \"network\"\n")).unwrap_err();
+        assert!(error.to_string().contains("rout"), "{error}");
+    }
+
+    #[test]
+    fn key_that_others_may_read_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("key");
+        fs::write(&path, "secret\n").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        let error = read_key(&path).unwrap_err();
+        assert!(format!("{error:#}").contains("mode 640"), "{error:#}");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(*read_key(&path).unwrap(), "secret");
+    }
+}

@@ -1,0 +1,153 @@
+//! How a failure is told: what happened, where, and one line of advice.
+//!
+//! The libraries' errors carry facts; the advice is added here, where it is known what the user typed.
+
+use crate::output::SCHEMA;
+use anyhow::Error;
+use serde::Serialize;
+use std::{fmt, io};
+
+/// One line of advice, put on an error's way up with [`Advise::advise`].
+#[derive(Debug)]
+pub(crate) struct Hint(String);
+
+impl fmt::Display for Hint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Adds advice to a failure.
+pub(crate) trait Advise<T> {
+    /// Adds one line that says what the user can do about it.
+    ///
+    /// # Errors
+    /// The failure itself, with the advice.
+    fn advise(self, hint: impl Into<String>) -> Result<T, Error>;
+}
+
+impl<T, E: Into<Error>> Advise<T> for Result<T, E> {
+    fn advise(self, hint: impl Into<String>) -> Result<T, Error> {
+        self.map_err(|error| {
+            let error: Error = error.into();
+            // The first advice was given nearest to the cause.
+            if error.downcast_ref::<Hint>().is_some() {
+                error
+            } else {
+                error.context(Hint(hint.into()))
+            }
+        })
+    }
+}
+
+/// The user asked for something that makes no sense; exit code 2.
+#[derive(Debug)]
+pub(crate) struct Usage(pub(crate) String);
+
+impl fmt::Display for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+/// A failure as a JSON document.
+#[derive(Serialize)]
+pub(crate) struct FailureDocument {
+    schema: u32,
+    /// What happened and why, in one sentence.
+    error: String,
+    hint: Option<String>,
+}
+
+impl FailureDocument {
+    /// Takes a failure apart.
+    pub(crate) fn new(error: &Error) -> Self {
+        Self {
+            schema: SCHEMA,
+            error: sentences(error).join(": "),
+            hint: advice(error),
+        }
+    }
+}
+
+/// The failure in words: `error: what: because: because`, and `hint: …` where there is advice.
+pub(crate) fn explain(error: &Error) -> String {
+    let mut text = format!("error: {}", sentences(error).join(": "));
+    if let Some(hint) = advice(error) {
+        text.push_str("\nhint: ");
+        text.push_str(&hint);
+    }
+    text
+}
+
+/// What happened, from the outside in, without the advice and without a sentence that the one before contains.
+fn sentences(error: &Error) -> Vec<String> {
+    let hint = error.downcast_ref::<Hint>().map(ToString::to_string);
+    let mut sentences: Vec<String> = Vec::new();
+    for cause in error.chain() {
+        let text = cause.to_string();
+        let said = sentences.last().is_some_and(|last| last.contains(&text));
+        if Some(&text) != hint.as_ref() && !said {
+            sentences.push(text);
+        }
+    }
+    sentences
+}
+
+fn advice(error: &Error) -> Option<String> {
+    if let Some(hint) = error.downcast_ref::<Hint>() {
+        return Some(hint.to_string());
+    }
+    let kind = error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .map(io::Error::kind)
+        .next()?;
+    let hint = match kind {
+        io::ErrorKind::PermissionDenied => {
+            "run it as a user who may do that; block devices and /var/lib/backlane belong to root"
+        }
+        io::ErrorKind::ConnectionRefused => {
+            "is `backlane server run` running there, and is that its port?"
+        }
+        io::ErrorKind::StorageFull => "make room on that file system and run it again",
+        _ => return None,
+    };
+    Some(hint.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    #[test]
+    fn failure_names_its_chain_and_ends_with_the_advice() {
+        let error = Err::<(), _>(io::Error::other("disk on fire"))
+            .context("cannot read /dev/x")
+            .advise("call the fire brigade")
+            .context("cannot open the pool")
+            .unwrap_err();
+        assert_eq!(
+            explain(&error),
+            "error: cannot open the pool: cannot read /dev/x: disk on fire\nhint: call the fire brigade"
+        );
+    }
+
+    #[test]
+    fn sentence_that_is_repeated_is_said_once() {
+        let error = anyhow::anyhow!("no route").context("backup failed: no route");
+        assert_eq!(explain(&error), "error: backup failed: no route");
+    }
+
+    #[test]
+    fn advice_nearest_to_the_cause_wins() {
+        let error = Err::<(), _>(io::Error::other("x"))
+            .advise("first")
+            .advise("second")
+            .unwrap_err();
+        assert!(explain(&error).ends_with("hint: first"));
+    }
+}
