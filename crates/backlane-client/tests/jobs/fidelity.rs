@@ -179,6 +179,29 @@ fn one_of_each_thing_comes_back_as_it_was() {
 }
 
 #[test]
+fn the_witness_finds_no_difference_in_a_tree_of_everything() {
+    let world = World::new();
+    let options = fidelity::TreeOptions {
+        xattr_names_not_utf8: true,
+        written_zeros: true,
+        ..fidelity::TreeOptions::default()
+    };
+    fidelity::make_tree(&world.source, &options).unwrap();
+    let backed_up = world.back_up();
+    assert_eq!(backed_up.warnings.total(), 0, "{:?}", backed_up.warnings);
+    for kept in [false, true] {
+        let restored = world.restore();
+        assert_eq!(restored.warnings.total(), 0, "{:?}", restored.warnings);
+        assert_eq!(restored.files_kept > 0, kept);
+        let differences = fidelity::compare(&world.source, &world.target).unwrap();
+        assert_eq!(differences, []);
+    }
+    for tree in [&world.source, &world.target] {
+        run("rm", &["-r", "--", tree.to_str().unwrap()]);
+    }
+}
+
+#[test]
 fn restoring_again_keeps_everything_and_changes_nothing() {
     let world = World::new();
     zoo(&world.source);
