@@ -188,6 +188,10 @@ impl Error {
             (ErrorCode::Full, _) => Self::Full { what },
             (ErrorCode::Busy, _) => Self::Busy { what },
             (ErrorCode::Token, _) => Self::Token { what },
+            (ErrorCode::ShuttingDown, _) => Self::Lost {
+                server: server.to_owned(),
+                why: what,
+            },
             (code, _) => Self::Server {
                 server: server.to_owned(),
                 code,

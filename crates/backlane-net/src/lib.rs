@@ -9,6 +9,7 @@ pub mod enroll;
 pub mod error;
 mod framed;
 pub mod identity;
+mod pool;
 pub mod server;
 pub mod service;
 mod tls;
@@ -18,4 +19,5 @@ pub use client::{Blocking, ClientConfig, Events, PoolChoice, RouteDown, RouteSta
 pub use enroll::{EnrolledHost, enroll};
 pub use error::Error;
 pub use identity::{Authority, Identity, IdentityError};
+pub use pool::DESIGNATED_STORAGE_PORT;
 pub use server::{DataPorts, Server, ServerOptions, ServerPool};

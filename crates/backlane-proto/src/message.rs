@@ -213,6 +213,15 @@ pub enum Request {
     Remove(ObjectName),
     /// Gives the call up.
     Cancel,
+    /// Names the member that this client is in the pool, so that the server writes its challenges for it.
+    Meet {
+        /// The pool.
+        pool: Uuid,
+        /// The member's slot.
+        slot: u32,
+        /// Its incarnation.
+        incarnation: u64,
+    },
     /// Proves that this client sees the pool.
     Prove {
         /// The member that it is there.
@@ -262,6 +271,11 @@ pub enum Answer {
     Failed(Failure),
     /// The request is of a later version.
     Unsupported(String),
+    /// The server's challenges stand on the devices.
+    Met {
+        /// The epoch under which they were written.
+        epoch: u64,
+    },
     /// The server's proofs, for the devices that the client has proved, and the storage port to connect to.
     Proved {
         /// A proof for each device.
@@ -481,6 +495,15 @@ impl FromClient {
                 epoch: member.epoch,
                 proofs: proof::to_wire(proofs),
             })),
+            Request::Meet {
+                pool,
+                slot,
+                incarnation,
+            } => Some(Kind::Meet(wire::Meet {
+                pool: pool.as_bytes().to_vec(),
+                slot: *slot,
+                incarnation: *incarnation,
+            })),
             Request::Ping => Some(Kind::Ping(wire::Empty {})),
             Request::Close => Some(Kind::Close(wire::Empty {})),
             Request::Unsupported => None,
@@ -529,6 +552,11 @@ impl FromClient {
                 },
                 proofs: proof::from_wire(prove.proofs)?,
             },
+            Some(Kind::Meet(meet)) => Request::Meet {
+                pool: Uuid::from_bytes(fixed(meet.pool, "pool")?),
+                slot: meet.slot,
+                incarnation: meet.incarnation,
+            },
             Some(Kind::Ping(wire::Empty {})) => Request::Ping,
             Some(Kind::Close(wire::Empty {})) => Request::Close,
         };
@@ -568,6 +596,7 @@ impl FromServer {
                 proofs: proof::to_wire(proofs),
                 port: (*port).into(),
             })),
+            Answer::Met { epoch } => Some(Kind::Met(wire::Met { epoch: *epoch })),
             Answer::Ping => Some(Kind::Ping(wire::Empty {})),
             Answer::Unknown => None,
         };
@@ -611,6 +640,7 @@ impl FromServer {
                 proofs: proof::from_wire(proved.proofs)?,
                 port: port(proved.port)?,
             },
+            Some(Kind::Met(met)) => Answer::Met { epoch: met.epoch },
             Some(Kind::Ping(wire::Empty {})) => Answer::Ping,
         };
         let call = CallId(message.call);

@@ -134,7 +134,7 @@ pub(crate) struct Unsupported {
 pub(crate) struct FromClient {
     #[prost(uint64, tag = "1")]
     pub(crate) call: u64,
-    #[prost(oneof = "from_client::Kind", tags = "2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "from_client::Kind", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10")]
     pub(crate) kind: Option<from_client::Kind>,
 }
 
@@ -157,6 +157,8 @@ pub(crate) mod from_client {
         Ping(super::Empty),
         #[prost(message, tag = "9")]
         Close(super::Empty),
+        #[prost(message, tag = "10")]
+        Meet(super::Meet),
     }
 }
 
@@ -203,6 +205,22 @@ pub(crate) struct Put {
 }
 
 #[derive(Clone, PartialEq, Message)]
+pub(crate) struct Meet {
+    #[prost(bytes = "vec", tag = "1")]
+    pub(crate) pool: Vec<u8>,
+    #[prost(uint32, tag = "2")]
+    pub(crate) slot: u32,
+    #[prost(fixed64, tag = "3")]
+    pub(crate) incarnation: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Met {
+    #[prost(fixed64, tag = "1")]
+    pub(crate) epoch: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
 pub(crate) struct Prove {
     #[prost(bytes = "vec", tag = "1")]
     pub(crate) pool: Vec<u8>,
@@ -228,7 +246,7 @@ pub(crate) struct Proof {
 pub(crate) struct FromServer {
     #[prost(uint64, tag = "1")]
     pub(crate) call: u64,
-    #[prost(oneof = "from_server::Kind", tags = "2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "from_server::Kind", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10")]
     pub(crate) kind: Option<from_server::Kind>,
 }
 
@@ -251,6 +269,8 @@ pub(crate) mod from_server {
         Proved(super::Proved),
         #[prost(message, tag = "9")]
         Ping(super::Empty),
+        #[prost(message, tag = "10")]
+        Met(super::Met),
     }
 }
 

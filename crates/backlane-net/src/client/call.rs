@@ -337,7 +337,7 @@ impl Task {
                     Err(Error::NoRoute {
                         policy: self.shared.policy,
                         reason,
-                        detail: format!("at server {server}"),
+                        detail: format!("server {server}: {}", failure.text),
                     })
                 }
                 _ => Err(Error::from_failure(server, self.name, failure)),

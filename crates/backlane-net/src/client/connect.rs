@@ -4,7 +4,7 @@ use super::{
     ClientConfig, RouteDown,
     link::{read_control, read_events, run_pair, write_control, write_events},
     shared::Shared,
-    storage::{self, Start},
+    storage::Starter,
 };
 use crate::{
     Error,
@@ -30,12 +30,9 @@ pub(super) struct Keys {
 /// Connects; the session's tasks run from here on.
 pub(super) async fn connect(mut config: ClientConfig) -> Result<Arc<Shared>, Error> {
     // Through the pool at once, beside the network.
-    let start = match config.policy {
-        RoutePolicy::Network => Start::Never,
-        RoutePolicy::PreferStorage | RoutePolicy::RequireStorage => {
-            Start::begin(config.pool.take())
-        }
-    };
+    let pool = config.pool.take();
+    let pool = pool.filter(|_| config.policy != RoutePolicy::Network);
+    let starter = Starter::begin(pool, config.identity.name());
     let dialer = Dialer {
         config: Arc::new(tls::client(&config.identity, &config.authority)?),
         patience: config.connect_timeout,
@@ -62,14 +59,21 @@ pub(super) async fn connect(mut config: ClientConfig) -> Result<Arc<Shared>, Err
             .unwrap_or(1)
             .clamp(1, backlane_proto::calls::CALLS_MAX as usize),
         requests,
+        &starter,
     ));
     let (storage_tried, storage_first) = oneshot::channel();
     run_links(&shared, control, to_send);
-    let storage = storage::Storage::new(&shared, start, welcome.pool, keys);
     let (from, to) = tokio::io::split(events.stream);
-    shared.spawn(read_events(Arc::clone(&shared), from, storage.ringer()));
+    shared.spawn(read_events(Arc::clone(&shared), from));
     shared.spawn(write_events(Arc::clone(&shared), to));
-    shared.spawn(storage.run(storage_tried));
+    let (session, server_pool) = (welcome.session, welcome.pool);
+    shared.spawn(starter.run(
+        Arc::clone(&shared),
+        session,
+        server_pool,
+        keys,
+        storage_tried,
+    ));
 
     let network = open_network(
         &shared,
@@ -170,7 +174,8 @@ async fn open_network(
     match dialed.await {
         Ok(data) => {
             let (ready, running) = oneshot::channel();
-            let pair = run_pair(Arc::clone(shared), Route::Network, data.stream, ready);
+            let (from, to) = tokio::io::split(data.stream);
+            let pair = run_pair(Arc::clone(shared), Route::Network, from, to, ready);
             shared.spawn(async move { drop(pair.await) });
             // Fails when the pair ended as soon as it began; the route says so.
             let _ = running.await;

@@ -11,6 +11,7 @@ use crate::{
         CHUNKS_QUEUED_MAX, DEAD_AFTER, PING_AFTER, ReadError, read_chunk_header, read_message,
         read_payload, write_chunks, write_message,
     },
+    pool::pair_ended,
 };
 use backlane_proto::{
     Answer, CallId, Event, FromClient, FromServer, Reason, Request, Route, Violation,
@@ -79,19 +80,15 @@ pub(super) async fn write_control<W: AsyncWrite + Unpin>(
 }
 
 /// Reads events: doorbells for the pool, the rest for whoever listens. Without them a session goes on, slower.
-pub(super) async fn read_events<R, D>(shared: Arc<Shared>, mut from: R, rang: D)
-where
-    R: AsyncRead + Unpin,
-    D: Fn(),
-{
+pub(super) async fn read_events<R: AsyncRead + Unpin>(shared: Arc<Shared>, mut from: R) {
     loop {
         let event = match read_message(&mut from, DEAD_AFTER).await {
             Ok(raw) => Event::decode(&raw).map_err(ReadError::Codec),
             Err(error) => Err(error),
         };
         match event {
-            Ok(Event::Ping | Event::Unknown) => {}
-            Ok(Event::Doorbell) => rang(),
+            Ok(Event::Ping | Event::Unknown) => shared.pool.heard(false),
+            Ok(Event::Doorbell) => shared.pool.heard(true),
             // Nobody may be listening.
             Ok(event) => drop(shared.events.send(event)),
             Err(error) => {
@@ -119,46 +116,42 @@ pub(super) async fn write_events<W: AsyncWrite + Unpin>(shared: Arc<Shared>, mut
 }
 
 /// Carries bodies both ways over a data pair until it fails; the route is up from the word `ready` on.
-pub(super) async fn run_pair<S>(
+pub(super) async fn run_pair<R, W>(
     shared: Arc<Shared>,
     route: Route,
-    pair: S,
+    from: R,
+    to: W,
     ready: oneshot::Sender<()>,
 ) -> RouteDown
 where
-    S: AsyncRead + AsyncWrite + Send + 'static,
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
 {
-    let (from, to) = tokio::io::split(pair);
     let (sender, chunks) = mpsc::channel(CHUNKS_QUEUED_MAX);
     shared.route_up(route, sender);
     // Whoever started the pair may have gone.
     let _ = ready.send(());
-    let detail = tokio::select! {
-        failed = read_pair(&shared, route, from) => failed,
+    let down = tokio::select! {
+        down = read_pair(&shared, route, from) => down,
         written = write_chunks(to, chunks) => match written {
-            Ok(()) => "the session is over".to_owned(),
-            Err(error) => error.to_string(),
+            Ok(()) => RouteDown::new(Reason::StreamReset, "the session is over"),
+            Err(error) => pair_ended(route, &ReadError::Io(error)),
         },
     };
-    let reason = match route {
-        Route::Network => Reason::NetworkDown,
-        Route::Storage => Reason::StreamReset,
-    };
-    let down = RouteDown { reason, detail };
     shared.route_down(route, &down);
     down
 }
 
 /// Reads chunks until the pair ends or the server breaks the rules; tells why.
-async fn read_pair<R: AsyncRead + Unpin>(shared: &Shared, route: Route, mut from: R) -> String {
+async fn read_pair<R: AsyncRead + Unpin>(shared: &Shared, route: Route, mut from: R) -> RouteDown {
     loop {
         match read_chunk(shared, route, &mut from).await {
             Ok(Ok(())) => {}
             Ok(Err(violation)) => {
                 shared.fail(Error::protocol(shared.server.as_str(), violation));
-                return violation.to_string();
+                return RouteDown::new(Reason::StreamReset, violation);
             }
-            Err(error) => return error.to_string(),
+            Err(error) => return pair_ended(route, &error),
         }
     }
 }

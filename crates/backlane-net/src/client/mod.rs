@@ -220,6 +220,10 @@ impl Session {
                 waited: CLOSE_WAIT,
             });
         }
+        if let Some(pool) = shared.pool.take() {
+            // Waits for the driver; a panic there is its own bug and was logged.
+            let _ = tokio::task::spawn_blocking(move || pool.close()).await;
+        }
         match shared.end_error() {
             Error::Closed => Ok(shared.report()),
             error => Err(error),

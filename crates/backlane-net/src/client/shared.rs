@@ -3,7 +3,10 @@
 //! Invariants: whoever waits for a call holds its channel, and losing the session or a route wakes every one of them;
 //! the first cause of the end is the one that everyone is told.
 
-use super::{RouteDown, RouteStatus};
+use super::{
+    RouteDown, RouteStatus,
+    storage::{Hand, Starter},
+};
 use crate::{Error, framed::Chunk};
 use backlane_proto::{
     Answer, CallId, Calls, Decision, Event, Fate, FromClient, Health, Reason, Request, Route,
@@ -30,6 +33,8 @@ pub(super) struct Shared {
     pub(super) events: broadcast::Sender<Event>,
     /// Rung when the pool has news for the server.
     pub(super) doorbell: Arc<Notify>,
+    /// The pool, while the session has it.
+    pub(super) pool: Arc<Hand>,
     /// Set once, when the session is over.
     pub(super) over: watch::Sender<bool>,
     state: Mutex<State>,
@@ -94,6 +99,7 @@ impl Shared {
         policy: RoutePolicy,
         calls_max: usize,
         control: mpsc::UnboundedSender<FromClient>,
+        starter: &Starter,
     ) -> Self {
         let down = |reason| {
             RouteState::Down(RouteDown {
@@ -108,7 +114,8 @@ impl Shared {
             control,
             permits: Arc::new(Semaphore::new(calls_max)),
             events: broadcast::Sender::new(EVENTS_KEPT_MAX),
-            doorbell: Arc::new(Notify::new()),
+            doorbell: starter.doorbell(),
+            pool: starter.hand(),
             over: watch::Sender::new(false),
             state: Mutex::new(State {
                 last_call: 0,

@@ -1,66 +1,350 @@
 //! The storage route of a client's session: the pool, the proof that both sides see it, and the data pair through it.
+//!
+//! The pool is opened, and its designated port asked for, beside the network; what needs the session follows. An
+//! attempt that fails leaves its reason in the routes and is made again after a while, as long as the session lasts.
 
-use super::{PoolChoice, RouteDown, connect::Keys, shared::Shared};
-use backlane_proto::{Reason, Route};
-use std::sync::Arc;
-use tokio::sync::oneshot;
+use super::{PoolChoice, RouteDown, call, connect::Keys, link::run_pair, shared::Shared};
+use crate::{
+    Error,
+    pool::{
+        Challenges, STORAGE_STEP_WAIT, Turn, data_options, designated_options, designated_port,
+        greet, leave, pool_failed, prove, proved, stream_failed,
+    },
+};
+use backlane_proto::{
+    Answer, Reason, Request, Route,
+    message::SessionId,
+    proof::{Member, Side},
+};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use storage_socket::{Doorbell, Identity, Pool, PoolOptions, Port, Role, SlotIndex, Stream};
+use tokio::{
+    sync::{Notify, oneshot},
+    task::JoinHandle,
+    time::{Instant, sleep},
+};
 use uuid::Uuid;
 
-/// The pool on its way, begun beside the network.
-pub(super) enum Start {
-    /// The policy allows no storage.
-    Never,
-    /// This host has no pool configured.
-    NoPool,
-    /// The pool to open.
-    Pool(PoolChoice),
+/// Pause before storage is tried again.
+const RETRY_AFTER: Duration = Duration::from_secs(15);
+/// Pause before challenges that were not seen are looked for again.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(20);
+
+/// What brings the storage route up.
+pub(super) struct Starter {
+    choice: Option<PoolChoice>,
+    host: String,
+    doorbell: Arc<Notify>,
+    hand: Arc<Hand>,
+    first: Option<JoinHandle<Result<Joined, RouteDown>>>,
 }
 
-/// The storage route of one session.
-pub(super) struct Storage {
-    shared: Arc<Shared>,
-    start: Start,
-    server_pool: Option<Uuid>,
-    keys: Keys,
+/// The pool while the session has it; whoever takes it out leaves it.
+#[derive(Default)]
+pub(super) struct Hand {
+    pool: Mutex<Option<(Pool, SlotIndex)>>,
 }
 
-impl Start {
-    /// Begins to open the pool.
-    pub(super) fn begin(pool: Option<PoolChoice>) -> Self {
-        pool.map_or(Self::NoPool, Self::Pool)
+/// A pool that was joined.
+struct Joined {
+    pool: Pool,
+    slot: SlotIndex,
+    incarnation: u64,
+    /// The stream on the designated port, which stays for as long as the route is tried or used.
+    designated: Option<Stream>,
+}
+
+impl Starter {
+    /// Begins to open the pool, where there is one to open.
+    pub(super) fn begin(choice: Option<PoolChoice>, host: &str) -> Self {
+        let doorbell = Arc::new(Notify::new());
+        let hand = Arc::new(Hand::default());
+        let mut starter = Self {
+            choice,
+            host: host.to_owned(),
+            doorbell,
+            hand,
+            first: None,
+        };
+        starter.first = starter.joining();
+        starter
     }
-}
 
-impl Storage {
-    pub(super) fn new(
-        shared: &Arc<Shared>,
-        start: Start,
-        server_pool: Option<Uuid>,
-        keys: Keys,
-    ) -> Self {
-        Self {
-            shared: Arc::clone(shared),
-            start,
-            server_pool,
-            keys,
-        }
+    /// Rung when the pool has news for the server.
+    pub(super) fn doorbell(&self) -> Arc<Notify> {
+        Arc::clone(&self.doorbell)
     }
 
-    /// What a doorbell of the server rings.
-    pub(super) fn ringer(&self) -> impl Fn() + Send + Sync + 'static {
-        || {}
+    pub(super) fn hand(&self) -> Arc<Hand> {
+        Arc::clone(&self.hand)
+    }
+
+    fn joining(&self) -> Option<JoinHandle<Result<Joined, RouteDown>>> {
+        let choice = self.choice.clone()?;
+        let work = join(
+            choice,
+            self.host.clone(),
+            Arc::clone(&self.doorbell),
+            Arc::clone(&self.hand),
+        );
+        Some(tokio::spawn(work))
     }
 
     /// Brings the route up and keeps it; tells `tried` when the first attempt has come to an end.
-    pub(super) async fn run(self, tried: oneshot::Sender<()>) {
-        let down = match (&self.start, self.server_pool) {
-            (Start::Never, _) => RouteDown::new(Reason::Policy, ""),
-            (Start::NoPool, _) => RouteDown::new(Reason::NoPool, ""),
-            (_, None) => RouteDown::new(Reason::ServerHasNoPool, &self.shared.server),
-            (Start::Pool(_), Some(_)) => RouteDown::new(Reason::Unsupported, ""),
+    pub(super) async fn run(
+        mut self,
+        shared: Arc<Shared>,
+        session: SessionId,
+        server_pool: Option<Uuid>,
+        keys: Keys,
+        tried: oneshot::Sender<()>,
+    ) {
+        let mut tried = Some(tried);
+        loop {
+            let Some(joining) = self.first.take().or_else(|| self.joining()) else {
+                shared.route_down(Route::Storage, &RouteDown::new(Reason::NoPool, ""));
+                return;
+            };
+            let Some(server_pool) = server_pool else {
+                let down = RouteDown::new(Reason::ServerHasNoPool, &shared.server);
+                shared.route_down(Route::Storage, &down);
+                joining.abort();
+                return self.hand.leave();
+            };
+            let attempt = async {
+                let joined = joining
+                    .await
+                    .map_err(|error| RouteDown::new(Reason::PoolNotFound, error))??;
+                self.bind(&shared, session, server_pool, &keys, joined, &mut tried)
+                    .await
+            };
+            let down = match attempt.await {
+                Ok(down) | Err(down) => down,
+            };
+            tracing::warn!(server = %shared.server, reason = down.reason.name(), %down, "storage is not used");
+            shared.route_down(Route::Storage, &down);
+            // Whoever waited may have gone on without storage.
+            if let Some(tried) = tried.take() {
+                let _ = tried.send(());
+            }
+            self.hand.leave();
+            sleep(RETRY_AFTER).await;
+        }
+    }
+
+    /// Proves the pool, connects the data pair, and carries bodies until it ends.
+    async fn bind(
+        &self,
+        shared: &Arc<Shared>,
+        session: SessionId,
+        server_pool: Uuid,
+        keys: &Keys,
+        mut joined: Joined,
+        tried: &mut Option<oneshot::Sender<()>>,
+    ) -> Result<RouteDown, RouteDown> {
+        if joined.pool.uuid() != server_pool {
+            let text = format!("here {}, at the server {server_pool}", joined.pool.uuid());
+            return Err(RouteDown::new(Reason::OtherPool, text));
+        }
+        let (member, port) = self.meet(shared, keys, &joined).await?;
+        if joined.designated.is_none() {
+            // The server knew nothing of this slot before the session named its host.
+            joined.designated = Some(designated(&joined.pool).await?);
+        }
+        let options = data_options(&keys.seal);
+        let stream = Stream::connect_async(&joined.pool, port, options, STORAGE_STEP_WAIT);
+        let stream = stream.await.map_err(|error| stream_failed(&error))?;
+        let (mut from, mut to) = stream.into_split();
+        let greeted = greet(Turn::First, session, &mut from, &mut to).await;
+        greeted.map_err(|error| stream_failed(&error))?;
+        joined.pool.set_doorbell(joined.slot, Doorbell::Present);
+        tracing::info!(
+            server = %shared.server, slot = member.slot, devices = joined.pool.device_count(), "storage is used"
+        );
+        let (ready, up) = oneshot::channel();
+        let told = async {
+            // Only fails when the pair was over before it began, and then the attempt ends too.
+            if up.await.is_ok()
+                && let Some(tried) = tried.take()
+            {
+                let _ = tried.send(());
+            }
         };
-        let _ = &self.keys;
-        self.shared.route_down(Route::Storage, &down);
-        let _ = tried.send(());
+        let pair = run_pair(Arc::clone(shared), Route::Storage, from, to, ready);
+        let (down, ()) = tokio::join!(pair, told);
+        Ok(down)
+    }
+
+    /// Both sides prove to each other that they see the same devices.
+    async fn meet(
+        &self,
+        shared: &Arc<Shared>,
+        keys: &Keys,
+        joined: &Joined,
+    ) -> Result<(Member, Port), RouteDown> {
+        let (pool, slot) = (&joined.pool, joined.slot);
+        let own = pool.challenges_async(slot).await;
+        let own = own.map_err(|error| pool_failed(&error))?;
+        let meet = Request::Meet {
+            pool: pool.uuid(),
+            slot: slot.0,
+            incarnation: joined.incarnation,
+        };
+        let Answer::Met { epoch } = call::ask(shared, meet).await.map_err(refused)? else {
+            return Err(RouteDown::new(Reason::Unsupported, &shared.server));
+        };
+        let member = Member {
+            pool: pool.uuid(),
+            slot: slot.0,
+            incarnation: joined.incarnation,
+            epoch,
+        };
+        // What the other side wrote a moment ago may not be seen yet, here or there.
+        let deadline = Instant::now() + STORAGE_STEP_WAIT;
+        loop {
+            let seen = pool.peer_challenges_async(slot).await;
+            let seen = seen.map_err(|error| pool_failed(&error))?;
+            let theirs = if seen.writer == Some(epoch) {
+                seen.challenges
+            } else {
+                Vec::new()
+            };
+            match self.exchange(shared, keys, member, &own, &theirs).await {
+                Err(down)
+                    if down.reason == Reason::ChallengeNotSeen && Instant::now() < deadline =>
+                {
+                    sleep(LOOK_AGAIN_AFTER).await;
+                }
+                done => return done.map(|port| (member, port)),
+            }
+        }
+    }
+
+    async fn exchange(
+        &self,
+        shared: &Arc<Shared>,
+        keys: &Keys,
+        member: Member,
+        own: &Challenges,
+        theirs: &Challenges,
+    ) -> Result<Port, RouteDown> {
+        let proofs = prove(&keys.proof, Side::Client, member, own, theirs);
+        if proofs.is_empty() {
+            return Err(RouteDown::new(Reason::ChallengeNotSeen, "the server's"));
+        }
+        let prove = Request::Prove { member, proofs };
+        let Answer::Proved { proofs, port } = call::ask(shared, prove).await.map_err(refused)?
+        else {
+            return Err(RouteDown::new(Reason::Unsupported, &shared.server));
+        };
+        let devices = proved(&keys.proof, Side::Server, member, (own, theirs), &proofs);
+        if devices.is_empty() {
+            return Err(RouteDown::new(Reason::ChallengeNotSeen, "by the server"));
+        }
+        Ok(Port(port))
+    }
+}
+
+impl Hand {
+    fn hold(&self, pool: &Pool, slot: SlotIndex) {
+        let before = self.lock().replace((pool.clone(), slot));
+        if let Some((pool, _)) = before {
+            leave(pool);
+        }
+    }
+
+    /// Leaves the pool in the background.
+    pub(super) fn leave(&self) {
+        if let Some(pool) = self.take() {
+            leave(pool);
+        }
+    }
+
+    pub(super) fn take(&self) -> Option<Pool> {
+        self.lock().take().map(|(pool, _)| pool)
+    }
+
+    /// The server was heard of over the network.
+    pub(super) fn heard(&self, rang: bool) {
+        if let Some((pool, slot)) = &*self.lock() {
+            if rang {
+                pool.rang(*slot);
+            } else {
+                pool.vouch(*slot);
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<(Pool, SlotIndex)>> {
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Hand {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+/// Opens the pool and asks for its designated port.
+async fn join(
+    choice: PoolChoice,
+    host: String,
+    doorbell: Arc<Notify>,
+    hand: Arc<Hand>,
+) -> Result<Joined, RouteDown> {
+    let slots = choice.slots.iter().copied().map(SlotIndex).collect();
+    let mut options = PoolOptions::new(Role::Member { slots }, &host, &choice.lock_dir);
+    options.expected = choice.uuid;
+    options.doorbell = Some(Arc::new(move |_| doorbell.notify_one()));
+    let opening = tokio::task::spawn_blocking(move || {
+        let pool = Pool::open(&choice.devices, options)?;
+        let Identity::Member(slot, incarnation) = pool.identity() else {
+            return Err(storage_socket::Error::WrongRole {
+                role: "coordinator",
+                what: "be a member",
+            });
+        };
+        hand.hold(&pool, slot);
+        pool.wait_ready(STORAGE_STEP_WAIT)?;
+        Ok((pool, slot, incarnation.0))
+    });
+    let opened = opening
+        .await
+        .map_err(|error| RouteDown::new(Reason::PoolNotFound, error))?;
+    let (pool, slot, incarnation) = opened.map_err(|error| match error {
+        error @ storage_socket::Error::TimedOut { .. } => {
+            RouteDown::new(Reason::CoordinatorBusy, error)
+        }
+        error => pool_failed(&error),
+    })?;
+    let designated = match designated(&pool).await {
+        Ok(stream) => Some(stream),
+        // Perhaps only not yet: the server learns of this host's slots when the session begins.
+        Err(down) if down.reason == Reason::SlotRefused => None,
+        Err(down) => return Err(down),
+    };
+    Ok(Joined {
+        pool,
+        slot,
+        incarnation,
+        designated,
+    })
+}
+
+async fn designated(pool: &Pool) -> Result<Stream, RouteDown> {
+    let port = designated_port();
+    let stream = Stream::connect_async(pool, port, designated_options(), STORAGE_STEP_WAIT);
+    stream.await.map_err(|error| stream_failed(&error))
+}
+
+/// What the server's refusal of a storage request means for the route.
+fn refused(error: Error) -> RouteDown {
+    match error {
+        Error::NoRoute { reason, detail, .. } => RouteDown { reason, detail },
+        error => RouteDown::new(Reason::NoAnswer, error),
     }
 }

@@ -9,6 +9,7 @@ use super::{
     session::{Piece, Session},
 };
 use crate::{
+    RouteDown,
     framed::{Chunk, chunk_bytes},
     service::{BodySink, BodySource, ServiceError},
 };
@@ -53,6 +54,8 @@ struct Serving {
 enum Failed {
     Service(ServiceError),
     Route(Refusal),
+    /// The storage route can't be had.
+    Storage(RouteDown),
     /// The pair of this route ended under the body.
     RouteEnded(Route),
     Cancelled,
@@ -82,14 +85,25 @@ impl Serving {
                 self.last(Answer::Done).await;
                 Ok(())
             }
+            Request::Meet {
+                pool,
+                slot,
+                incarnation,
+            } => {
+                let member = (pool, slot, incarnation);
+                let answer = match &core.storage {
+                    Some(storage) => storage.meet(core, &self.session, member).await,
+                    None => Err(RouteDown::new(Reason::ServerHasNoPool, "")),
+                };
+                self.last(answer.map_err(Failed::Storage)?).await;
+                Ok(())
+            }
             Request::Prove { member, proofs } => {
                 let answer = match &core.storage {
-                    Some(storage) => storage.prove(core, &self.session, member, proofs).await,
-                    None => Err(Reason::ServerHasNoPool),
+                    Some(storage) => storage.prove(&self.session, member, proofs).await,
+                    None => Err(RouteDown::new(Reason::ServerHasNoPool, "")),
                 };
-                let policy = self.session.policy;
-                let answer = answer.map_err(|reason| Failed::Route(Refusal { policy, reason }))?;
-                self.last(answer).await;
+                self.last(answer.map_err(Failed::Storage)?).await;
                 Ok(())
             }
             // Pings, closings and cancellations are no calls; the rest is of a later version.
@@ -268,7 +282,7 @@ impl Drop for Serving {
         if !self.answered {
             // Stopped with the session, or by a panic of the service; without room for an answer the session must end.
             let text = "the call was stopped at the server".to_owned();
-            let code = ErrorCode::Failed;
+            let code = ErrorCode::ShuttingDown;
             let reason = None;
             let answer = Answer::Failed(Failure { code, text, reason });
             if !self.session.answer_now(self.call, answer) {
@@ -290,6 +304,7 @@ impl From<Failed> for Failure {
         let (code, text, reason) = match failed {
             Failed::Service(error) => return failure(&error),
             Failed::Route(refusal) => (ErrorCode::Route, refusal.to_string(), Some(refusal.reason)),
+            Failed::Storage(down) => (ErrorCode::Route, down.detail, Some(down.reason)),
             Failed::RouteEnded(route) => {
                 let text = format!("the {route} route ended under the body");
                 (ErrorCode::Failed, text, None)

@@ -4,9 +4,13 @@ use super::{
     connection::{Connection, farewell},
     session::{Piece, Session},
 };
-use crate::framed::{
-    CHUNKS_QUEUED_MAX, DEAD_AFTER, PING_AFTER, ReadError, read_chunk_header, read_message,
-    read_payload, write_chunks, write_message,
+use crate::{
+    RouteDown,
+    framed::{
+        CHUNKS_QUEUED_MAX, Chunk, DEAD_AFTER, PING_AFTER, ReadError, read_chunk_header,
+        read_message, read_payload, write_chunks, write_message,
+    },
+    pool::pair_ended,
 };
 use backlane_proto::{
     ChunkFlag, ErrorCode, Event, Failure, Opened, Reason, Route, RoutePolicy, Violation,
@@ -46,8 +50,7 @@ async fn read_events<R: AsyncRead + Unpin>(session: &Session, mut from: R) -> Re
             Err(error) => Err(error),
         };
         match event {
-            Ok(Event::Doorbell) => session.rang(),
-            Ok(_) => {}
+            Ok(event) => session.heard(event == Event::Doorbell),
             Err(error) => return error,
         }
     }
@@ -88,45 +91,51 @@ pub(super) async fn network_pair(session: Arc<Session>, mut stream: Connection, 
         tracing::debug!(%peer, %error, "data connection ended");
         return session.route_down(Route::Network, Reason::NetworkDown);
     }
-    let ended = run_pair(&session, Route::Network, stream, chunks).await;
+    let (from, to) = tokio::io::split(stream);
+    let ended = run_pair(&session, Route::Network, from, to, chunks).await;
     session.route_down(Route::Network, Reason::NetworkDown);
     tracing::debug!(%peer, %ended, "data connection ended");
 }
 
 /// Carries bodies both ways over a data pair until it or the session ends; tells why. The route was brought up before.
-pub(super) async fn run_pair<S>(
+pub(super) async fn run_pair<R, W>(
     session: &Session,
     route: Route,
-    pair: S,
-    chunks: mpsc::Receiver<crate::framed::Chunk>,
-) -> String
+    from: R,
+    to: W,
+    chunks: mpsc::Receiver<Chunk>,
+) -> RouteDown
 where
-    S: AsyncRead + AsyncWrite,
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
 {
-    let (from, to) = tokio::io::split(pair);
     tokio::select! {
         ended = read_pair(session, route, from) => ended,
         written = write_chunks(to, chunks) => match written {
-            Ok(()) => "the session let go of it".to_owned(),
-            Err(error) => error.to_string(),
+            Ok(()) => RouteDown::new(Reason::StreamReset, "the session let go of it"),
+            Err(error) => pair_ended(route, &ReadError::Io(error)),
         },
-        () = session.ended() => "the session ended".to_owned(),
+        () = session.ended() => RouteDown::new(Reason::StreamReset, "the session ended"),
     }
 }
 
-async fn read_pair<R: AsyncRead + Unpin>(session: &Session, route: Route, mut from: R) -> String {
+async fn read_pair<R: AsyncRead + Unpin>(
+    session: &Session,
+    route: Route,
+    mut from: R,
+) -> RouteDown {
     loop {
         match read_chunk(session, route, &mut from).await {
             Ok(Ok(())) => {}
             Ok(Err(violation)) => {
                 session.breach(violation);
-                return violation.to_string();
+                return RouteDown::new(Reason::StreamReset, violation);
             }
             Err(error) => {
                 if let ReadError::Codec(error) = &error {
                     session.breach(error);
                 }
-                return error.to_string();
+                return pair_ended(route, &error);
             }
         }
     }

@@ -187,6 +187,10 @@ impl Server {
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), Error> {
         let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
         let mut connections = JoinSet::new();
+        let mut designated = JoinSet::new();
+        if let Some(storage) = &self.core.storage {
+            designated.spawn(Arc::clone(storage).serve_designated());
+        }
         tokio::pin!(shutdown);
         loop {
             tokio::select! {
@@ -206,6 +210,10 @@ impl Server {
         if timeout(FAREWELL_WAIT, farewells).await.is_err() {
             tracing::warn!("sessions did not end in {FAREWELL_WAIT:?} and are cut off");
             connections.shutdown().await;
+        }
+        designated.shutdown().await;
+        if let Some(storage) = &self.core.storage {
+            storage.close().await;
         }
         Ok(())
     }

@@ -6,6 +6,7 @@
 use super::{
     Core, calls,
     connection::{Connection, failure, farewell, protocol},
+    storage::Met,
 };
 use crate::{
     framed::{Chunk, DEAD_AFTER, PING_AFTER, ReadError, read_message, write_message},
@@ -22,9 +23,10 @@ use bytes::Bytes;
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
+use storage_socket::{Doorbell, Pool, SlotIndex};
 use tokio::{
     io::{AsyncWrite, AsyncWriteExt},
     sync::{Notify, mpsc, watch},
@@ -42,19 +44,20 @@ const LAST_WORDS_WAIT: Duration = Duration::from_secs(3);
 /// A session, shared by its connections and calls.
 pub(super) struct Session {
     pub(super) host: String,
-    pub(super) peer: SocketAddr,
     pub(super) policy: RoutePolicy,
     pub(super) proof_key: Key,
     pub(super) seal_key: Key,
-    id: SessionId,
+    pub(super) id: SessionId,
     secret: SessionSecret,
     answers: mpsc::Sender<FromServer>,
     pub(super) events: Mutex<Option<mpsc::Receiver<Event>>>,
     to_events: mpsc::Sender<Event>,
     /// Rung when the pool has news for the client.
     pub(super) doorbell: Arc<Notify>,
-    /// What a doorbell of the client rings; set when storage comes up.
-    pub(super) ring: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    /// The member that the client says it is, until it has proved that.
+    pub(super) met: Mutex<Option<Met>>,
+    /// The member that the client has proved to be.
+    member: Mutex<Option<(Pool, SlotIndex)>>,
     over: watch::Sender<bool>,
     state: Mutex<State>,
 }
@@ -84,7 +87,7 @@ pub(super) enum Piece {
 
 /// Runs a session from its hello to its end.
 pub(super) async fn serve(core: Arc<Core>, mut stream: Connection, peer: SocketAddr, hello: Hello) {
-    let (session, welcome, to_write) = match open(&core, &stream, peer, hello).await {
+    let (session, welcome, to_write) = match open(&core, &stream, hello).await {
         Ok(opened) => opened,
         Err(refusal) => {
             tracing::info!(%peer, ?refusal, "session refused");
@@ -108,9 +111,7 @@ pub(super) async fn serve(core: Arc<Core>, mut stream: Connection, peer: SocketA
     tasks.shutdown().await;
     session.state().objects = None;
     drop(registered);
-    if let Some(storage) = &core.storage {
-        storage.released(&session).await;
-    }
+    session.let_go_of_pool();
     tracing::info!(%peer, %host, %end, "session ended");
     last_words(session, end, writer).await;
 }
@@ -171,7 +172,6 @@ async fn last_words(session: Arc<Session>, end: End, writer: JoinHandle<()>) {
 async fn open(
     core: &Core,
     stream: &Connection,
-    peer: SocketAddr,
     hello: Hello,
 ) -> Result<(Arc<Session>, Welcome, mpsc::Receiver<FromServer>), Opened> {
     let tls = stream.get_ref().1;
@@ -185,6 +185,10 @@ async fn open(
         .map_err(|none| refuse(ErrorCode::Version, none.to_string()))?;
     let objects = core.service.open(&host).await;
     let objects = objects.map_err(|error| Opened::Refused(failure(&error)))?;
+    if let Some(storage) = &core.storage {
+        let slots = core.service.slots(&host).await;
+        storage.allow(&slots.map_err(|error| Opened::Refused(failure(&error)))?);
+    }
     let (id, secret) = random().map_err(|error| refuse(ErrorCode::Failed, error))?;
     let key = |key_use| tls::export(tls, key_use, &id.0);
     let no_key = |error: rustls::Error| refuse(ErrorCode::Failed, error.to_string());
@@ -193,7 +197,6 @@ async fn open(
     let pool = core.storage.as_ref().map(|storage| storage.uuid());
     let session = Arc::new(Session {
         host: host.clone(),
-        peer,
         policy: hello.policy,
         proof_key: key(KeyUse::PoolProof).map_err(no_key)?,
         seal_key: key(KeyUse::StorageSeal).map_err(no_key)?,
@@ -203,7 +206,8 @@ async fn open(
         events: Mutex::new(Some(events)),
         to_events,
         doorbell: Arc::new(Notify::new()),
-        ring: OnceLock::new(),
+        met: Mutex::new(None),
+        member: Mutex::new(None),
         over: watch::Sender::new(false),
         state: Mutex::new(State {
             calls: Calls::new(),
@@ -348,10 +352,25 @@ impl Session {
         self.answers.try_send(FromServer { call, answer }).is_ok()
     }
 
-    /// The client says that the pool has news.
-    pub(super) fn rang(&self) {
-        if let Some(ring) = self.ring.get() {
-            ring();
+    /// From now on what is heard from the client over the network counts for its slot in the pool.
+    pub(super) fn ring_for(&self, pool: &Pool, slot: SlotIndex) {
+        pool.set_doorbell(slot, Doorbell::Present);
+        *self.member.lock().unwrap_or_else(PoisonError::into_inner) = Some((pool.clone(), slot));
+    }
+
+    fn let_go_of_pool(&self) {
+        *self.member.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// The client was heard of over the network, and may have said that the pool has news.
+    pub(super) fn heard(&self, rang: bool) {
+        let member = self.member.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((pool, slot)) = &*member {
+            if rang {
+                pool.rang(*slot);
+            } else {
+                pool.vouch(*slot);
+            }
         }
     }
 

@@ -1,53 +1,324 @@
-//! The server's pool: who coordinates it, the proofs of members, and the data pairs through it.
+//! The server's pool: its coordinator, the proofs of members, and the data pairs through it.
+//!
+//! A member is bound to a session when it has proved, device by device, that it reads what the server wrote for it and
+//! wrote what the server reads, and the server allows its slot to the session's host. Each session has a dynamic port
+//! of its own for its data pair, sealed with a secret that only the two ends of the session's TLS know.
 
-use super::{Core, ServerPool, session::Session};
-use crate::Error;
-use backlane_proto::{
-    Answer, Reason,
-    proof::{Member, Proof},
+use super::{Core, ServerPool, link::run_pair, session::Session};
+use crate::{
+    Error, RouteDown,
+    framed::CHUNKS_QUEUED_MAX,
+    pool::{
+        Challenges, STORAGE_STEP_WAIT, Turn, data_options, designated_options, designated_port,
+        greet, leave, pool_failed, prove, proved, stream_failed,
+    },
 };
-use std::sync::Arc;
+use backlane_proto::{
+    Answer, Reason, Route,
+    message::LogLevel,
+    proof::{Member, Proof, Side},
+};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+};
+use storage_socket::{
+    Doorbell, Incoming, ListenProtection, Listener, Pool, PoolOptions, Port, Role, SlotIndex,
+};
+use tokio::{
+    io::AsyncReadExt,
+    sync::{Notify, mpsc},
+    task::JoinSet,
+    time::timeout,
+};
 use uuid::Uuid;
 
 /// The pool, while the server runs.
 pub(super) struct Storage {
+    pool: Mutex<Option<Pool>>,
     uuid: Uuid,
+    epoch: u64,
+    allowed: Mutex<BTreeSet<SlotIndex>>,
+    bells: Arc<Bells>,
 }
+
+/// Which session rings for which slot.
+type Bells = Mutex<HashMap<SlotIndex, Weak<Notify>>>;
+
+/// A member that a session names as its own, and what the server wrote for it.
+pub(super) struct Met {
+    slot: SlotIndex,
+    incarnation: u64,
+    challenges: Challenges,
+}
+
+/// Streams on the designated port that are kept at once; each is small.
+const DESIGNATED_STREAMS_MAX: usize = 1024;
 
 impl Storage {
     /// Opens and claims the pool.
-    pub(super) async fn open(pool: ServerPool) -> Result<Arc<Self>, Error> {
-        let _ = pool;
-        Err(Error::Pool {
-            why: "this build has no storage sockets".to_owned(),
-        })
-    }
-
-    /// Binds a member of the pool to a session, once both sides have proved that they see the same devices.
-    pub(super) async fn prove(
-        &self,
-        core: &Arc<Core>,
-        session: &Arc<Session>,
-        member: Member,
-        proofs: Vec<Proof>,
-    ) -> Result<Answer, Reason> {
-        let _ = (
-            core,
-            session,
-            member,
-            proofs,
-            &session.proof_key,
-            &session.seal_key,
-        );
-        Err(Reason::Unsupported)
-    }
-
-    /// Waits until a session that is over has let go of its segments.
-    pub(super) async fn released(&self, session: &Session) {
-        let _ = session;
+    pub(super) async fn open(choice: ServerPool) -> Result<Arc<Self>, Error> {
+        let bells = Arc::new(Bells::default());
+        let to_ring = Arc::clone(&bells);
+        let slots = BTreeSet::new();
+        let host = crate::identity::SERVER_NAME;
+        let mut options = PoolOptions::new(Role::Coordinator { slots }, host, &choice.lock_dir);
+        options.expected = choice.uuid;
+        options.doorbell = Some(Arc::new(move |slot| {
+            let bell = lock(&to_ring).get(&slot).and_then(Weak::upgrade);
+            if let Some(bell) = bell {
+                bell.notify_one();
+            }
+        }));
+        let opening = tokio::task::spawn_blocking(move || {
+            let pool = Pool::open(&choice.devices, options)?;
+            // A claim waits for its time-out; twice that is a pool that can't be had.
+            pool.wait_ready(pool.timeouts().claim * 2 + STORAGE_STEP_WAIT)?;
+            Ok(pool)
+        });
+        let failed = |why: String| Error::Pool { why };
+        let opened: Result<Pool, storage_socket::Error> =
+            opening.await.map_err(|error| failed(error.to_string()))?;
+        let pool = opened.map_err(|error| failed(error.to_string()))?;
+        Ok(Arc::new(Self {
+            uuid: pool.uuid(),
+            epoch: pool.writer(),
+            pool: Mutex::new(Some(pool)),
+            allowed: Mutex::default(),
+            bells,
+        }))
     }
 
     pub(super) fn uuid(&self) -> Uuid {
         self.uuid
     }
+
+    fn pool(&self) -> Result<Pool, RouteDown> {
+        let pool = lock(&self.pool).clone();
+        pool.ok_or_else(|| RouteDown::new(Reason::CoordinatorBusy, "the server is shutting down"))
+    }
+
+    /// Answers on the designated storage port for as long as the server runs.
+    pub(super) async fn serve_designated(self: Arc<Self>) {
+        let Ok(pool) = self.pool() else { return };
+        let protection = ListenProtection::Checksum;
+        let listener = match Listener::bind_async(&pool, designated_port(), protection).await {
+            Ok(listener) => listener,
+            Err(error) => {
+                tracing::error!(%error, "can't listen on the designated storage port");
+                return;
+            }
+        };
+        let mut kept = JoinSet::new();
+        loop {
+            tokio::select! {
+                incoming = listener.accept_async() => match incoming {
+                    Ok(incoming) if kept.len() < DESIGNATED_STREAMS_MAX => {
+                        kept.spawn(keep_designated(incoming));
+                    }
+                    Ok(incoming) => incoming.refuse(),
+                    Err(error) => {
+                        tracing::error!(%error, "the pool is lost");
+                        return;
+                    }
+                },
+                Some(_) = kept.join_next(), if !kept.is_empty() => {}
+            }
+        }
+    }
+
+    /// From now on the coordinator serves a host's slots.
+    pub(super) fn allow(&self, slots: &[u32]) {
+        let mut allowed = lock(&self.allowed);
+        let before = allowed.len();
+        allowed.extend(slots.iter().copied().map(SlotIndex));
+        if allowed.len() > before
+            && let Ok(pool) = self.pool()
+        {
+            pool.allow(allowed.clone());
+        }
+    }
+
+    /// Notes which member a session says it is, and writes challenges for it.
+    pub(super) async fn meet(
+        &self,
+        core: &Core,
+        session: &Session,
+        member: (Uuid, u32, u64),
+    ) -> Result<Answer, RouteDown> {
+        let (pool, slot, incarnation) = member;
+        if pool != self.uuid {
+            return Err(RouteDown::new(Reason::OtherPool, self.uuid));
+        }
+        let slots = core.service.slots(&session.host).await;
+        let slots = slots.map_err(|error| RouteDown::new(Reason::SlotRefused, error))?;
+        if !slots.contains(&slot) {
+            let text = format!("slot {slot}, host {}", session.host);
+            return Err(RouteDown::new(Reason::SlotRefused, text));
+        }
+        let slot = SlotIndex(slot);
+        let challenges = self.pool()?.challenges_async(slot).await;
+        let challenges = challenges.map_err(|error| pool_failed(&error))?;
+        *lock(&session.met) = Some(Met {
+            slot,
+            incarnation,
+            challenges,
+        });
+        Ok(Answer::Met { epoch: self.epoch })
+    }
+
+    /// Binds a member of the pool to a session, once both sides have proved that they see the same devices.
+    pub(super) async fn prove(
+        self: &Arc<Self>,
+        session: &Arc<Session>,
+        member: Member,
+        proofs: Vec<Proof>,
+    ) -> Result<Answer, RouteDown> {
+        let own = {
+            let met = lock(&session.met);
+            let met = met.as_ref().filter(|met| {
+                met.slot.0 == member.slot
+                    && met.incarnation == member.incarnation
+                    && member.pool == self.uuid
+                    && member.epoch == self.epoch
+            });
+            let met = met.ok_or_else(|| RouteDown::new(Reason::SlotRefused, "another member"))?;
+            met.challenges.clone()
+        };
+        let slot = SlotIndex(member.slot);
+        let pool = self.pool()?;
+        let seen = pool.peer_challenges_async(slot).await;
+        let seen = seen.map_err(|error| pool_failed(&error))?;
+        let theirs = if seen.writer == Some(member.incarnation) {
+            seen.challenges
+        } else {
+            Vec::new()
+        };
+        let key = &session.proof_key;
+        let devices = proved(key, Side::Client, member, (&theirs, &own), &proofs);
+        if devices.is_empty() {
+            return Err(RouteDown::new(Reason::ChallengeNotSeen, ""));
+        }
+        let mut answer = prove(key, Side::Server, member, &theirs, &own);
+        answer.retain(|proof| devices.contains(&proof.device));
+        // A member proves itself once; its next session has other challenges.
+        *lock(&session.met) = None;
+        let listener = Listener::bind_async(&pool, Port(0), ListenProtection::Sealed).await;
+        let listener = listener.map_err(|error| stream_failed(&error))?;
+        let port = listener.port().0;
+        lock(&self.bells).insert(slot, Arc::downgrade(&session.doorbell));
+        session.ring_for(&pool, slot);
+        tokio::spawn(data_pair(
+            Arc::clone(self),
+            Arc::clone(session),
+            listener,
+            member,
+        ));
+        let proofs = answer;
+        Ok(Answer::Proved { proofs, port })
+    }
+
+    /// Leaves the pool, and waits for it.
+    pub(super) async fn close(&self) {
+        let pool = lock(&self.pool).take();
+        if let Some(pool) = pool {
+            // A panic in there was the driver's, and is in the log.
+            let _ = tokio::task::spawn_blocking(move || pool.close()).await;
+        }
+    }
+}
+
+impl Drop for Storage {
+    fn drop(&mut self) {
+        if let Some(pool) = lock(&self.pool).take() {
+            leave(pool);
+        }
+    }
+}
+
+/// Keeps a member's stream on the designated port until the member lets go of it.
+async fn keep_designated(incoming: Incoming) {
+    let slot = incoming.slot();
+    let mut stream = match incoming.accept_async(designated_options()).await {
+        Ok(stream) => stream,
+        Err(error) => {
+            tracing::debug!(%slot, %error, "a connection to the designated storage port ended");
+            return;
+        }
+    };
+    // Nothing is said here yet; what comes is skipped up to the end.
+    let mut skipped = [0; 64];
+    while let Ok(1..) = stream.read(&mut skipped).await {}
+}
+
+/// Accepts the data pair of a session and carries bodies until it ends.
+async fn data_pair(
+    storage: Arc<Storage>,
+    session: Arc<Session>,
+    listener: Listener,
+    member: Member,
+) {
+    let down = tokio::select! {
+        down = carry(&session, listener, member) => down,
+        () = session.ended() => RouteDown::new(Reason::StreamReset, "the session ended"),
+    };
+    session.route_down(Route::Storage, down.reason);
+    session.log(LogLevel::Info, format!("storage: {down}"));
+    let slot = SlotIndex(member.slot);
+    if let Ok(pool) = storage.pool() {
+        pool.set_doorbell(slot, Doorbell::Absent);
+    }
+    let mut bells = lock(&storage.bells);
+    let own = bells
+        .get(&slot)
+        .is_some_and(|bell| std::ptr::eq(bell.as_ptr(), Arc::as_ptr(&session.doorbell)));
+    if own {
+        bells.remove(&slot);
+    }
+    tracing::info!(host = %session.host, %slot, %down, "storage pair ended");
+}
+
+async fn carry(session: &Session, listener: Listener, member: Member) -> RouteDown {
+    match accept(session, &listener, member).await {
+        Ok(down) | Err(down) => down,
+    }
+}
+
+async fn accept(
+    session: &Session,
+    listener: &Listener,
+    member: Member,
+) -> Result<RouteDown, RouteDown> {
+    let accepting = async {
+        loop {
+            let incoming = listener.accept_async().await?;
+            if incoming.slot().0 == member.slot && incoming.incarnation().0 == member.incarnation {
+                return incoming.accept_async(data_options(&session.seal_key)).await;
+            }
+            tracing::warn!(slot = %incoming.slot(), "a member asked for another's storage port");
+            incoming.refuse();
+        }
+    };
+    let accepted = timeout(STORAGE_STEP_WAIT, accepting).await;
+    let late = |_| RouteDown::new(Reason::NoAnswer, "the data pair was not asked for");
+    let stream = accepted.map_err(late)?;
+    let stream = stream.map_err(|error| stream_failed(&error))?;
+    let (mut from, mut to) = stream.into_split();
+    let (sender, chunks) = mpsc::channel(CHUNKS_QUEUED_MAX);
+    // Up before the client learns of it from the greeting.
+    if !session.route_up(Route::Storage, sender) {
+        return Err(RouteDown::new(
+            Reason::StreamReset,
+            "the session has one already",
+        ));
+    }
+    let greeted = greet(Turn::Second, session.id, &mut from, &mut to).await;
+    greeted.map_err(|error| stream_failed(&error))?;
+    tracing::info!(host = %session.host, slot = member.slot, "storage pair begins");
+    Ok(run_pair(session, Route::Storage, from, to, chunks).await)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing under these locks can be left half done.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

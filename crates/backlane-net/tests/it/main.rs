@@ -10,4 +10,5 @@ mod calls;
 mod enroll;
 mod hostile;
 mod service;
+mod storage;
 mod world;

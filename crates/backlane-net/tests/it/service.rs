@@ -25,11 +25,14 @@ pub(crate) fn name_of(kind: ObjectKind, body: &[u8]) -> ObjectName {
     ObjectName { kind, id }
 }
 
+/// Signs a host's certificate request.
+pub(crate) type Sign = Box<dyn Fn(&str, &str) -> Result<String, String> + Send + Sync>;
+
 /// Many hosts' repositories, and tokens.
 pub(crate) struct Memory {
     pub(crate) stores: Mutex<BTreeMap<String, Arc<Store>>>,
     pub(crate) tokens: Mutex<BTreeMap<String, (String, bool)>>,
-    pub(crate) sign: Box<dyn Fn(&str, &str) -> Result<String, String> + Send + Sync>,
+    pub(crate) sign: Sign,
     pub(crate) revoked: Mutex<HashSet<String>>,
     pub(crate) slots: Vec<u32>,
 }

@@ -46,6 +46,11 @@ fn any_request() -> impl Strategy<Value = Request> {
             }
         ),
         any_name().prop_map(Request::Remove),
+        any::<(u128, u32, u64)>().prop_map(|(pool, slot, incarnation)| Request::Meet {
+            pool: Uuid::from_u128(pool),
+            slot,
+            incarnation,
+        }),
         (member, any_proofs()).prop_map(|(member, proofs)| Request::Prove { member, proofs }),
         proptest::sample::select(vec![
             Request::Cancel,
@@ -80,6 +85,7 @@ fn any_answer() -> impl Strategy<Value = Answer> {
         (any::<u64>(), decision).prop_map(|(bytes, decision)| Answer::Body { bytes, decision }),
         failure.prop_map(Answer::Failed),
         ".{0,20}".prop_map(Answer::Unsupported),
+        any::<u64>().prop_map(|epoch| Answer::Met { epoch }),
         (any_proofs(), any::<u16>()).prop_map(|(proofs, port)| Answer::Proved { proofs, port }),
         proptest::sample::select(vec![
             Answer::Ready,

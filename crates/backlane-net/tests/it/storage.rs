@@ -1,0 +1,312 @@
+//! Sessions whose bodies go through a pool: files that both sides open, with all of the storage sockets' machinery.
+
+use crate::{
+    service::name_of,
+    world::{World, in_time, until},
+};
+use backlane_net::{ClientConfig, Error, PoolChoice, ServerPool, Session};
+use backlane_proto::{Event, ObjectKind, ObjectName, PackContents, Reason, RoutePolicy};
+use bytes::Bytes;
+use std::{path::PathBuf, sync::atomic::Ordering, time::Duration};
+use storage_socket::{FormatOptions, Timeouts};
+use tempfile::TempDir;
+use uuid::Uuid;
+
+/// A pool in files.
+struct Files {
+    dir: TempDir,
+    devices: Vec<PathBuf>,
+    uuid: Uuid,
+}
+
+impl Files {
+    fn new(devices: usize) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let devices: Vec<_> = (0..devices)
+            .map(|n| dir.path().join(format!("device{n}")))
+            .collect();
+        let mut options = FormatOptions::new("test");
+        options.slots = 16;
+        options.file_bytes = Some(256 << 20);
+        // Short where a test waits for it, long where only a busy machine would feel it.
+        options.timeouts = Timeouts {
+            heartbeat: Duration::from_millis(50),
+            claim: Duration::from_millis(100),
+            stale: Duration::from_millis(100),
+            linger: Duration::from_secs(3),
+            ..Timeouts::default()
+        };
+        let info = storage_socket::format(&devices, &options).unwrap();
+        let uuid = info.uuid;
+        Self { dir, devices, uuid }
+    }
+
+    fn server(&self) -> ServerPool {
+        ServerPool {
+            uuid: Some(self.uuid),
+            devices: self.devices.clone(),
+            lock_dir: self.dir.path().to_owned(),
+        }
+    }
+
+    fn client(&self, slots: &[u32]) -> PoolChoice {
+        PoolChoice {
+            uuid: None,
+            devices: self.devices.clone(),
+            slots: slots.to_vec(),
+            lock_dir: self.dir.path().to_owned(),
+        }
+    }
+}
+
+async fn world(files: &Files) -> World {
+    World::with(|_, options| options.pool = Some(files.server())).await
+}
+
+fn config(world: &World, files: &Files, policy: RoutePolicy) -> ClientConfig {
+    let mut config = world.client("db1");
+    config.pool = Some(files.client(&[1, 2, 3, 4]));
+    config.policy = policy;
+    config
+}
+
+fn body(bytes: usize, seed: u8) -> Bytes {
+    (0..bytes)
+        .map(|n| (n as u8).wrapping_mul(31).wrapping_add((n >> 8) as u8) ^ seed)
+        .collect()
+}
+
+async fn put(session: &Session, body: &Bytes) -> ObjectName {
+    let name = name_of(ObjectKind::Pack, body);
+    let stored = session.put(name, PackContents::Data, body.clone());
+    in_time("a put", stored).await.unwrap();
+    name
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn require_storage_carries_every_body_through_the_pool() {
+    for devices in [1, 3] {
+        let files = Files::new(devices);
+        let world = world(&files).await;
+        let config = config(&world, &files, RoutePolicy::RequireStorage);
+        let session = Session::connect(config).await.unwrap();
+        assert_eq!(session.routes().storage, Ok(()));
+        let mut sum = 0;
+        for bytes in [0, 1, 100, 1_048_576, 1_048_577, 20_000_000] {
+            let body = body(bytes, 1);
+            let name = put(&session, &body).await;
+            let read = in_time("a get", session.get(name, None)).await.unwrap();
+            assert_eq!(read, body);
+            sum += bytes as u64;
+        }
+        let report = in_time("the close", session.close()).await.unwrap();
+        assert_eq!(report.network().objects, 0, "{report:?}");
+        assert_eq!(
+            (report.sent.storage.objects, report.sent.storage.bytes),
+            (6, sum)
+        );
+        assert_eq!(
+            (
+                report.received.storage.objects,
+                report.received.storage.bytes
+            ),
+            (6, sum)
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn prefer_storage_gives_the_network_small_bodies_within_their_share() {
+    let files = Files::new(1);
+    let world = world(&files).await;
+    let config = config(&world, &files, RoutePolicy::PreferStorage);
+    let session = Session::connect(config).await.unwrap();
+    assert_eq!(session.routes().storage, Ok(()));
+    // Small, and nothing was carried by storage yet.
+    put(&session, &body(100, 2)).await;
+    put(&session, &body(8_000_000, 2)).await;
+    put(&session, &body(1000, 2)).await;
+    let report = in_time("the close", session.close()).await.unwrap();
+    assert_eq!(report.sent.storage.bytes, 8_000_100);
+    assert_eq!(report.reasons[&Reason::Small].bytes, 1000);
+    assert!(report.network().bytes * 50 < report.storage().bytes);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_bodies_go_both_ways_at_once() {
+    let files = Files::new(2);
+    let world = world(&files).await;
+    let config = config(&world, &files, RoutePolicy::RequireStorage);
+    let session = Session::connect(config).await.unwrap();
+    let mut calls = tokio::task::JoinSet::new();
+    for n in 0..80_usize {
+        let session = session.clone();
+        calls.spawn(async move {
+            let body = body(n * 20_000, 3);
+            let name = put(&session, &body).await;
+            assert_eq!(session.get(name, None).await.unwrap(), body);
+        });
+    }
+    while let Some(done) = in_time("every call", calls.join_next()).await {
+        done.unwrap();
+    }
+    in_time("the close", session.close()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_share_a_pool_and_leave_it_as_they_found_it() {
+    let files = Files::new(1);
+    let world = world(&files).await;
+    // The rings of a session take a quarter of the pool: more rounds than fit prove that segments return.
+    for round in 0..5 {
+        let connect = || Session::connect(config(&world, &files, RoutePolicy::RequireStorage));
+        let (one, two) =
+            in_time("two sessions", async { tokio::join!(connect(), connect()) }).await;
+        let (one, two) = (one.unwrap(), two.unwrap());
+        let name = put(&one, &body(3_000_000, round)).await;
+        assert_eq!(two.get(name, None).await.unwrap().len(), 3_000_000);
+        let (one, two) = tokio::join!(one.close(), two.close());
+        one.unwrap();
+        two.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_pool_is_never_used() {
+    let (files, other) = (Files::new(1), Files::new(1));
+    let world = world(&files).await;
+    let mut config = config(&world, &files, RoutePolicy::PreferStorage);
+    config.pool = Some(other.client(&[1]));
+    config.storage_wait = Duration::from_secs(20);
+    let session = in_time("the session", Session::connect(config.clone()))
+        .await
+        .unwrap();
+    let down = session.routes().storage.unwrap_err();
+    // Nobody coordinates the other pool; had it a coordinator, the UUID would tell.
+    assert!(
+        matches!(down.reason, Reason::CoordinatorBusy | Reason::OtherPool),
+        "{down}"
+    );
+    // The reason of each body is the same.
+    put(&session, &body(100_000, 4)).await;
+    assert_eq!(session.report().reasons[&down.reason].objects, 1);
+    // Under require-storage it is the error.
+    config.policy = RoutePolicy::RequireStorage;
+    let refused = in_time("the refusal", Session::connect(config)).await;
+    assert!(
+        matches!(&refused, Err(Error::NoRoute { reason, .. }) if *reason == down.reason),
+        "{refused:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_of_another_host_is_refused() {
+    let files = Files::new(1);
+    let world = world(&files).await;
+    let mut config = config(&world, &files, RoutePolicy::RequireStorage);
+    config.pool = Some(files.client(&[9]));
+    let refused = in_time("the refusal", Session::connect(config))
+        .await
+        .unwrap_err();
+    let why = refused.to_string();
+    assert!(
+        matches!(
+            refused,
+            Error::NoRoute {
+                reason: Reason::SlotRefused,
+                ..
+            }
+        ),
+        "{why}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn missing_devices_are_named_and_the_network_serves() {
+    let files = Files::new(1);
+    let world = world(&files).await;
+    let mut config = config(&world, &files, RoutePolicy::PreferStorage);
+    let pool = config.pool.as_mut().unwrap();
+    pool.devices = vec!["/nonexistent/lun7".into()];
+    let session = in_time("the session", Session::connect(config))
+        .await
+        .unwrap();
+    let down = session.routes().storage.unwrap_err();
+    assert_eq!(down.reason, Reason::PoolNotFound);
+    assert!(down.detail.contains("/nonexistent/lun7"), "{down}");
+    let name = put(&session, &body(100_000, 5)).await;
+    session.get(name, None).await.unwrap();
+    let report = session.close().await.unwrap();
+    assert_eq!(report.reasons[&Reason::PoolNotFound].objects, 1);
+    assert_eq!(report.network().objects, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_put_dropped_midway_through_the_pool_leaves_nothing() {
+    let files = Files::new(1);
+    let world = world(&files).await;
+    let store = world.service.store("db1");
+    let config = config(&world, &files, RoutePolicy::RequireStorage);
+    let session = Session::connect(config).await.unwrap();
+    let all = store.gate.available_permits();
+    store.gate.forget_permits(all);
+    let large = body(60_000_000, 6);
+    let name = name_of(ObjectKind::Pack, &large);
+    let stored = tokio::spawn({
+        let (session, large) = (session.clone(), large.clone());
+        async move { session.put(name, PackContents::Data, large).await }
+    });
+    store.gate.add_permits(2);
+    until("two pieces taken", || store.gate.available_permits() == 0).await;
+    stored.abort();
+    store.gate.add_permits(1_000_000);
+    until("the sink dropped", || {
+        store.abandoned.load(Ordering::SeqCst) == 1
+    })
+    .await;
+    put(&session, &large).await;
+    in_time("the close", session.close()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_killed_under_a_body_is_noticed_at_once() {
+    let files = Files::new(1);
+    let world = world(&files).await;
+    let store = world.service.store("db1");
+    let config = config(&world, &files, RoutePolicy::RequireStorage);
+    let session = Session::connect(config).await.unwrap();
+    let all = store.gate.available_permits();
+    store.gate.forget_permits(all);
+    let large = body(60_000_000, 7);
+    let name = name_of(ObjectKind::Pack, &large);
+    let stored = tokio::spawn({
+        let session = session.clone();
+        async move { session.put(name, PackContents::Data, large).await }
+    });
+    until("a sink", || store.open_sinks.load(Ordering::SeqCst) == 1).await;
+    world.kill().await;
+    let lost = in_time("the put's end", stored).await.unwrap().unwrap_err();
+    assert!(
+        matches!(lost, Error::Lost { .. } | Error::RouteFailed { .. }),
+        "{lost:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_server_logs_the_end_of_storage_to_its_client() {
+    let files = Files::new(1);
+    let world = world(&files).await;
+    let config = config(&world, &files, RoutePolicy::PreferStorage);
+    let session = Session::connect(config).await.unwrap();
+    let mut events = session.events();
+    in_time("the stop", world.stop()).await;
+    let mut seen = Vec::new();
+    while let Some(event) = in_time("an event", events.next()).await {
+        seen.push(event);
+    }
+    // The session's end may be faster than its log; nothing else is ever said.
+    assert!(
+        seen.iter().all(|event| matches!(event, Event::Log { .. })),
+        "{seen:?}"
+    );
+}
