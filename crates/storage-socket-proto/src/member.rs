@@ -400,7 +400,8 @@ impl Member {
         let fence = self.config.geometry.timeouts().fence;
         let primary = self.devices.iter().find(|device| !device.is_lost());
         let poll = primary.is_some_and(|device| !device.is_reading_answer());
-        let retry = |device: &Device| device.retry_at(self.revision);
+        let writes = self.phase != Phase::Starting;
+        let retry = |device: &Device| device.retry_at(self.revision).filter(|_| writes);
         [
             Some(self.beat_at),
             (poll && self.phase != Phase::Starting).then(|| self.poll.at()),
