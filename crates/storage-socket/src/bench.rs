@@ -287,28 +287,46 @@ fn raw(paths: &[PathBuf], options: &BenchOptions) -> io::Result<f64> {
         .iter()
         .map(|path| Device::open(path, DeviceOptions::default()).map(Arc::new))
         .collect::<Result<Vec<_>, _>>()?;
-    let (start, bytes) = thread::scope(|scope| {
-        let start = Instant::now();
-        let halves = [Operation::Read, Operation::Write].map(|operation| {
-            scope.spawn({
-                let devices = devices.clone();
-                move || raw_half(devices, operation, options)
-            })
+    // Blocks that were never written are read from no medium: both halves are written once.
+    for half in [Half::Low, Half::High] {
+        raw_half(
+            devices.clone(),
+            Operation::Write,
+            half,
+            (options, Duration::ZERO),
+        )?;
+    }
+    let start = Instant::now();
+    let bytes = thread::scope(|scope| {
+        let both = [(Operation::Read, Half::Low), (Operation::Write, Half::High)];
+        let threads = both.map(|(operation, half)| {
+            let devices = devices.clone();
+            scope.spawn(move || raw_half(devices, operation, half, (options, options.duration)))
         });
         let mut sum = 0;
-        for half in halves {
-            sum += half.join().expect("the measuring thread does not panic")?;
+        for thread in threads {
+            sum += thread
+                .join()
+                .expect("the measuring thread does not panic")?;
         }
-        Ok::<_, Error>((start, sum))
+        Ok::<_, Error>(sum)
     })?;
     Ok(bytes as f64 / 2.0 / start.elapsed().as_secs_f64())
 }
 
-/// Keeps `depth` transfers in flight, round the same ring that a stream would use.
+/// Readers and writers keep to different halves of the devices, beyond the fixed areas.
+#[derive(Clone, Copy)]
+enum Half {
+    Low,
+    High,
+}
+
+/// Keeps `depth` transfers in flight, round a ring of the size that a stream would use, for a time and at least once.
 fn raw_half(
     devices: Vec<Arc<Device>>,
     operation: Operation,
-    options: &BenchOptions,
+    half: Half,
+    (options, duration): (&BenchOptions, Duration),
 ) -> Result<u64, Error> {
     let frame = options.frame_bytes as u64;
     let smallest = devices
@@ -318,10 +336,9 @@ fn raw_half(
         .unwrap_or(0);
     let count = devices.len() as u64;
     let slots = (options.window_bytes.min(smallest / 4) / frame).max(1);
-    // Readers and writers keep to halves of the devices, beyond the fixed areas.
-    let base = match operation {
-        Operation::Read => 2 << 20,
-        Operation::Write => (smallest / 2).next_multiple_of(frame),
+    let base = match half {
+        Half::Low => 2 << 20,
+        Half::High => (smallest / 2).next_multiple_of(frame),
     };
     let choice = EngineOptions {
         choice: options.engine,
@@ -331,10 +348,12 @@ fn raw_half(
     let pool = BufferPool::new(options.frame_bytes, options.depth);
     let (start, mut next, mut moved) = (Instant::now(), 0, 0);
     let mut done: Vec<Completion> = Vec::new();
-    while start.elapsed() < options.duration || engine.in_flight() > 0 {
-        while start.elapsed() < options.duration
-            && let Some(buf) = pool.take()?
-        {
+    loop {
+        let goes_on = start.elapsed() < duration || next < slots * count;
+        if !goes_on && engine.in_flight() == 0 {
+            return Ok(moved);
+        }
+        while goes_on && let Some(buf) = pool.take()? {
             engine.submit(Request {
                 operation,
                 device: usize::try_from(next % count).expect("devices are few"),
@@ -351,7 +370,6 @@ fn raw_half(
             moved += frame;
         }
     }
-    Ok(moved)
 }
 
 /// CPU time of this process, in user and system mode.

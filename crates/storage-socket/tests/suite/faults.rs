@@ -1,14 +1,21 @@
-//! Devices that go away under a running stream.
+//! Devices that go away, or hang, under a running stream.
 
 use crate::{
-    media::hasty,
-    work::{Ground, PATIENCE, pair, sealed},
+    media::{Loop, directory, hasty, options},
+    work::{Ground, PATIENCE, checked, pair, sealed},
 };
 use std::{
     fs::OpenOptions,
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
+    path::{Path, PathBuf},
+    process::Command,
+    time::Instant,
 };
-use storage_socket::{EngineChoice, Error, ResetReason};
+use storage_socket::{EngineChoice, Error, FormatOptions, ResetReason, StopReason, format};
+
+fn reason(error: &std::io::Error) -> &Error {
+    error.get_ref().unwrap().downcast_ref().unwrap()
+}
 
 #[test]
 fn device_that_shrinks_away_resets_the_stream_and_is_named() {
@@ -20,21 +27,98 @@ fn device_that_shrinks_away_resets_the_stream_and_is_named() {
         connected.write_all(b"before").unwrap();
         accepted.read_exact(&mut [0; 6]).unwrap();
         // Reads past the end of a file come back short, as those of a disk that was pulled.
-        let file = OpenOptions::new()
-            .write(true)
-            .open(&ground.devices[0])
-            .unwrap();
+        let device = &ground.devices[0];
+        let file = OpenOptions::new().write(true).open(device).unwrap();
         file.set_len(0).unwrap();
         accepted.set_read_timeout(Some(PATIENCE));
         let error = accepted.read(&mut [0; 1]).unwrap_err();
-        let found: &Error = error.get_ref().unwrap().downcast_ref().unwrap();
-        match found {
+        match reason(&error) {
             Error::Reset {
                 reason: ResetReason::DeviceLost,
                 ..
             }
-            | Error::Stopped { .. } => {}
+            | Error::Stopped {
+                why: StopReason::Devices(_),
+                ..
+            } => {}
             other => panic!("{other}"),
         }
+    }
+}
+
+/// A file system of its own that can be frozen: writes to it then hang until it is thawed.
+struct Freezer {
+    mount: PathBuf,
+    _device: Loop,
+}
+
+impl Freezer {
+    fn new(directory: &Path) -> Option<Self> {
+        let device = Loop::new(directory, "file-system", 200 << 20, 512)?;
+        let mount = directory.join("mount");
+        std::fs::create_dir(&mount).unwrap();
+        let ran = |command: &mut Command| command.status().is_ok_and(|status| status.success());
+        let made = ran(Command::new("mkfs.ext4").arg("-q").arg(&device.path))
+            && ran(Command::new("mount").arg(&device.path).arg(&mount));
+        if !made {
+            eprintln!("SKIPPED: no file system can be made and mounted");
+            return None;
+        }
+        Some(Self {
+            mount,
+            _device: device,
+        })
+    }
+
+    fn set(&self, how: &str) {
+        let done = Command::new("fsfreeze").arg(how).arg(&self.mount).status();
+        assert!(done.unwrap().success());
+    }
+}
+
+impl Drop for Freezer {
+    fn drop(&mut self) {
+        let _not_frozen = Command::new("fsfreeze")
+            .arg("--unfreeze")
+            .arg(&self.mount)
+            .status();
+        let done = Command::new("umount").arg(&self.mount).status();
+        assert!(done.unwrap().success());
+    }
+}
+
+#[test]
+fn device_that_hangs_hangs_no_one() {
+    let directory = directory();
+    let Some(freezer) = Freezer::new(directory.path()) else {
+        return;
+    };
+    for engine in [EngineChoice::Auto, EngineChoice::ThreadPool] {
+        let devices = vec![freezer.mount.join(format!("{engine:?}"))];
+        let how = FormatOptions {
+            timeouts: hasty(),
+            ..options(32 << 20)
+        };
+        format(&devices, &how).unwrap();
+        let ground = Ground::over(devices);
+        let server = ground.coordinator(engine);
+        let client = ground.member(engine);
+        let (mut accepted, mut connected) = pair(&server, &client, &checked());
+        connected.write_all(b"before").unwrap();
+        accepted.read_exact(&mut [0; 6]).unwrap();
+        freezer.set("--freeze");
+        let start = Instant::now();
+        let piece = vec![0; 1 << 20];
+        let error = loop {
+            if let Err(error) = connected.write_all(&piece) {
+                break error;
+            }
+        };
+        let kinds = [ErrorKind::ConnectionReset, ErrorKind::NotConnected];
+        assert!(kinds.contains(&error.kind()), "{error}");
+        // What waits for an answer is answered, and leaving does not wait for the device.
+        drop((accepted, connected, server, client));
+        assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
+        freezer.set("--unfreeze");
     }
 }

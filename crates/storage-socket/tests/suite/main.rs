@@ -6,4 +6,6 @@ mod faults;
 mod media;
 mod pools;
 mod processes;
+#[cfg(feature = "tokio")]
+mod tasks;
 mod work;

@@ -55,6 +55,15 @@ impl Ground {
         })
     }
 
+    /// A pool that stands on these devices already.
+    pub(crate) fn over(devices: Vec<PathBuf>) -> Self {
+        Self {
+            devices,
+            directory: directory(),
+            _loops: Vec::new(),
+        }
+    }
+
     pub(crate) fn locks(&self) -> PathBuf {
         self.directory.path().join("locks")
     }
