@@ -212,7 +212,8 @@ impl Session {
         let shared = &self.inner.shared;
         shared.send(CallId::SESSION, Request::Close);
         let mut over = shared.over.subscribe();
-        let waited = timeout(CLOSE_WAIT, over.wait_for(|over| *over)).await;
+        // What is waited for is let go of at once: its guard is of one thread, and this future may move.
+        let waited = timeout(CLOSE_WAIT, over.wait_for(|over| *over)).await.map(drop);
         if waited.is_err() {
             return Err(Error::Silent {
                 peer: shared.server.clone(),
