@@ -102,7 +102,14 @@ struct Incoming {
     expected: Expected,
     received: u64,
     route_seen: Option<Route>,
-    complete: bool,
+    end: Option<End>,
+}
+
+/// How a body came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Complete,
+    Aborted,
 }
 
 impl Calls {
@@ -136,7 +143,7 @@ impl Calls {
                 expected,
                 received: 0,
                 route_seen: None,
-                complete: false,
+                end: None,
             });
         }
     }
@@ -157,7 +164,9 @@ impl Calls {
             let want = bytes.min(incoming.expected.bytes_max);
             return Err(Violation::BodyTooLong { call, want });
         }
-        if (incoming.complete && incoming.received != bytes)
+        let complete = incoming.end == Some(End::Complete);
+        // A body that was given up says nothing of its length.
+        if (complete && incoming.received != bytes)
             || (incoming.expected.exact && incoming.expected.bytes_max != bytes)
         {
             let got = incoming.received;
@@ -169,7 +178,7 @@ impl Calls {
             bytes_max: bytes,
             exact: true,
         };
-        Ok(incoming.complete)
+        Ok(complete)
     }
 
     /// A chunk's header arrived by a route.
@@ -185,7 +194,7 @@ impl Calls {
         };
         let incoming = open
             .as_mut()
-            .filter(|incoming| !incoming.complete)
+            .filter(|incoming| incoming.end.is_none())
             .ok_or(Violation::UnexpectedBody { call })?;
         if let Some(want) = incoming
             .expected
@@ -205,7 +214,7 @@ impl Calls {
         match header.flag {
             ChunkFlag::More => Ok(Fate::Take),
             ChunkFlag::Abort => {
-                incoming.complete = true;
+                incoming.end = Some(End::Aborted);
                 Ok(Fate::Aborted)
             }
             ChunkFlag::Last if incoming.expected.exact && received != want => {
@@ -213,7 +222,7 @@ impl Calls {
                 Err(Violation::BodyTooShort { call, want, got })
             }
             ChunkFlag::Last => {
-                incoming.complete = true;
+                incoming.end = Some(End::Complete);
                 Ok(Fate::Complete)
             }
         }
@@ -317,6 +326,17 @@ mod tests {
                 assert_eq!(calls.announce(CALL, Route::Network, 10), Ok(true));
             }
         }
+    }
+
+    #[test]
+    fn a_body_given_up_before_its_header_came_is_no_breach() {
+        let mut calls = expecting(None, 100, false);
+        calls
+            .chunk(chunk(4, ChunkFlag::More), Route::Network)
+            .unwrap();
+        let aborted = calls.chunk(chunk(0, ChunkFlag::Abort), Route::Network);
+        assert_eq!(aborted, Ok(Fate::Aborted));
+        assert_eq!(calls.announce(CALL, Route::Network, 50), Ok(false));
     }
 
     #[test]

@@ -213,7 +213,9 @@ impl Session {
         shared.send(CallId::SESSION, Request::Close);
         let mut over = shared.over.subscribe();
         // What is waited for is let go of at once: its guard is of one thread, and this future may move.
-        let waited = timeout(CLOSE_WAIT, over.wait_for(|over| *over)).await.map(drop);
+        let waited = timeout(CLOSE_WAIT, over.wait_for(|over| *over))
+            .await
+            .map(drop);
         if waited.is_err() {
             return Err(Error::Silent {
                 peer: shared.server.clone(),

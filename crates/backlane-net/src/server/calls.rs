@@ -1,7 +1,7 @@
 //! Calls at the server: each is a task that asks the service and answers.
 //!
 //! Every call gets exactly one last answer, whatever happens: a body whole, a word of success, or a failure with its
-//! code. After a failed put the rest of its body is read and thrown away, so that the pair stays in step.
+//! code. What comes of a body after its put has failed is read and thrown away, so that the pair stays in step.
 
 use super::{
     Core,
@@ -183,6 +183,10 @@ impl Serving {
                 return Err(Failed::Length { said, gave });
             }
             let last = gave == said;
+            if last {
+                // Whoever reads the last chunk may begin another call.
+                self.session.end_call(self.call);
+            }
             let header = ChunkHeader {
                 call: self.call,
                 bytes: u32::try_from(payload.len()).unwrap_or(u32::MAX),
@@ -222,16 +226,13 @@ impl Serving {
         let pieces = self.session.expect(self.call, route, bytes);
         let mut pieces = pieces.map_err(|reason| Failed::Route(Refusal { policy, reason }))?;
         self.session.answer(self.call, Answer::Ready).await;
-        let mut body_over = false;
-        let stored = self.store(sink, &mut pieces, route, &mut body_over).await;
+        let stored = self.store(sink, &mut pieces, route).await;
         let answer = match stored {
             Ok(()) => Answer::Done,
             Err(failed) => Answer::Failed(failed.into()),
         };
+        // What still comes of the body after a failure finds the call ended, and is skipped.
         self.last(answer).await;
-        while !body_over {
-            body_over = !matches!(pieces.recv().await, Some(Piece::Data(_)));
-        }
         Ok(())
     }
 
@@ -240,24 +241,14 @@ impl Serving {
         mut sink: Box<dyn BodySink>,
         pieces: &mut mpsc::Receiver<Piece>,
         route: Route,
-        body_over: &mut bool,
     ) -> Result<(), Failed> {
         loop {
             match self.or_cancelled(pieces.recv()).await? {
                 Some(Piece::Data(piece)) => self.or_cancelled(sink.write(piece)).await??,
-                Some(Piece::Last) => {
-                    *body_over = true;
-                    // From here a cancellation comes too late: what is whole is made durable.
-                    return Ok(sink.commit().await?);
-                }
-                Some(Piece::Abort) => {
-                    *body_over = true;
-                    return Err(Failed::Cancelled);
-                }
-                None => {
-                    *body_over = true;
-                    return Err(Failed::RouteEnded(route));
-                }
+                // From here a cancellation comes too late: what is whole is made durable.
+                Some(Piece::Last) => return Ok(sink.commit().await?),
+                Some(Piece::Abort) => return Err(Failed::Cancelled),
+                None => return Err(Failed::RouteEnded(route)),
             }
         }
     }
@@ -270,8 +261,9 @@ impl Serving {
         }
     }
 
-    /// Gives the last answer.
+    /// Gives the last answer. The call ends before it, so that whoever reads the answer may begin another.
     async fn last(&mut self, answer: Answer) {
+        self.session.end_call(self.call);
         self.session.answer(self.call, answer).await;
         self.answered = true;
     }

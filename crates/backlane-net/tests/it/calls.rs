@@ -219,6 +219,12 @@ async fn a_get_that_is_dropped_midway_frees_the_way() {
         });
         store.gate.add_permits(2);
         until("two pieces read", || store.gate.available_permits() == 0).await;
+        if read.is_finished() {
+            panic!(
+                "read ended: {:?}",
+                read.await.map(|read| read.map(|body| body.len()))
+            );
+        }
         read.abort();
         store.gate.add_permits(1_000_000);
     }

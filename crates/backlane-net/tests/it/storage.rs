@@ -174,29 +174,57 @@ async fn sessions_share_a_pool_and_leave_it_as_they_found_it() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_pool_is_never_used() {
     let (files, other) = (Files::new(1), Files::new(1));
-    let world = world(&files).await;
-    let mut config = config(&world, &files, RoutePolicy::PreferStorage);
+    let server = world(&files).await;
+    // The other pool is alive, with a server of its own.
+    let _other_server = world(&other).await;
+    let mut config = config(&server, &files, RoutePolicy::PreferStorage);
     config.pool = Some(other.client(&[1]));
-    config.storage_wait = Duration::from_secs(20);
     let session = in_time("the session", Session::connect(config.clone()))
         .await
         .unwrap();
     let down = session.routes().storage.unwrap_err();
-    // Nobody coordinates the other pool; had it a coordinator, the UUID would tell.
-    assert!(
-        matches!(down.reason, Reason::CoordinatorBusy | Reason::OtherPool),
-        "{down}"
-    );
-    // The reason of each body is the same.
-    put(&session, &body(100_000, 4)).await;
-    assert_eq!(session.report().reasons[&down.reason].objects, 1);
+    assert_eq!(down.reason, Reason::OtherPool, "{down}");
+    assert!(down.detail.contains(&files.uuid.to_string()), "{down}");
+    assert!(down.detail.contains(&other.uuid.to_string()), "{down}");
+    // Each body carries the reason; the server only knows that storage never came.
+    let name = put(&session, &body(100_000, 4)).await;
+    session.get(name, None).await.unwrap();
+    assert_eq!(session.report().reasons[&Reason::OtherPool].objects, 1);
+    assert_eq!(session.report().reasons[&Reason::Pending].objects, 1);
     // Under require-storage it is the error.
     config.policy = RoutePolicy::RequireStorage;
-    let refused = in_time("the refusal", Session::connect(config)).await;
+    let refused = in_time("the refusal", Session::connect(config))
+        .await
+        .unwrap_err();
     assert!(
-        matches!(&refused, Err(Error::NoRoute { reason, .. }) if *reason == down.reason),
+        matches!(
+            refused,
+            Error::NoRoute {
+                reason: Reason::OtherPool,
+                ..
+            }
+        ),
         "{refused:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_does_not_wait_for_storage_longer_than_it_may() {
+    let (files, asleep) = (Files::new(1), Files::new(1));
+    let server = world(&files).await;
+    let mut config = config(&server, &files, RoutePolicy::PreferStorage);
+    // Nobody coordinates this pool.
+    config.pool = Some(asleep.client(&[1]));
+    config.storage_wait = Duration::from_millis(10);
+    let session = in_time("the session", Session::connect(config))
+        .await
+        .unwrap();
+    assert_eq!(
+        session.routes().storage.unwrap_err().reason,
+        Reason::Pending
+    );
+    put(&session, &body(100_000, 4)).await;
+    assert_eq!(session.report().reasons[&Reason::Pending].objects, 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
