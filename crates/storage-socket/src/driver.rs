@@ -63,8 +63,8 @@ pub(crate) struct Driver {
     hot: BTreeSet<ConnectionId>,
     /// Requests that wait for their grant.
     connecting: HashMap<ConnectionId, Connecting>,
-    /// Grants that no listener has taken, with what the member said since.
-    unaccepted: HashMap<ConnectionId, Unaccepted>,
+    /// Grants that no listener has taken, with their port.
+    unaccepted: HashMap<ConnectionId, Port>,
     listeners: HashMap<Port, Arc<Backlog>>,
     ready: Readiness,
     watches: Watches,
@@ -73,18 +73,14 @@ pub(crate) struct Driver {
     fence: Fence,
     ended: Option<StopReason>,
     stop: Option<Stop>,
+    /// Why the thread ends; nothing if a bug ends it.
+    why: Option<StopReason>,
 }
 
 struct Connecting {
     port: Port,
     options: Box<StreamOptions>,
     reply: Fulfil<Result<Arc<Flow>, Error>>,
-}
-
-struct Unaccepted {
-    port: Port,
-    /// Set when the member has gone in the meantime.
-    gone: Option<Option<ResetReason>>,
 }
 
 #[derive(Default)]
@@ -158,12 +154,13 @@ impl Driver {
             fence: Fence::Open,
             ended: None,
             stop: None,
+            why: None,
         }
     }
 
     /// The thread's life.
     pub(crate) fn run(mut self) {
-        let why = loop {
+        self.why = loop {
             let (commands, touched) = self.inbox.take();
             let now = tick();
             self.hot.extend(touched);
@@ -173,7 +170,7 @@ impl Driver {
             self.run_timers(now);
             self.pump(now);
             if let Some(why) = self.over(now) {
-                break why;
+                break Some(why);
             }
             match self.io.wait(self.timeout(now)) {
                 Ok(finished) => {
@@ -182,10 +179,9 @@ impl Driver {
                         self.complete(now, transfer);
                     }
                 }
-                Err(error) => break StopReason::Driver(error.to_string()),
+                Err(error) => break Some(StopReason::Driver(error.to_string())),
             }
         };
-        self.leave(&why);
     }
 
     fn run_timers(&mut self, now: Tick) {
@@ -382,12 +378,10 @@ impl Driver {
         if let Some(conn) = self.conns.get_mut(&id) {
             conn.machine.handle_peer_gone(now, reason);
             self.hot.insert(id);
-        } else if let Some(unaccepted) = self.unaccepted.get_mut(&id) {
-            unaccepted.gone = Some(reason);
-            if let Some(backlog) = self.listeners.get(&unaccepted.port) {
+        } else if let Some(port) = self.unaccepted.remove(&id) {
+            if let Some(backlog) = self.listeners.get(&port) {
                 backlog.forget(id);
             }
-            self.unaccepted.remove(&id);
             self.machine.close(now, id, reason);
         }
     }
@@ -438,14 +432,18 @@ impl Driver {
         }
         (now >= self.stop.as_ref()?.until).then_some(StopReason::Closed)
     }
+}
 
-    /// Tells everybody who still waits that it is over.
-    fn leave(mut self, why: &StopReason) {
-        self.inbox.close(why.clone());
+/// Tells everybody who still waits that it is over, whichever way the thread ends.
+impl Drop for Driver {
+    fn drop(&mut self) {
+        let bug = || StopReason::Driver("a bug ended its thread".to_owned());
+        let why = self.why.take().unwrap_or_else(bug);
         let error = || Error::Stopped {
             pool: self.inbox.pool,
             why: why.clone(),
         };
+        self.inbox.close(why.clone());
         for conn in self.conns.values() {
             conn.flow.end(&End::Stopped(why.clone()));
         }

@@ -1,9 +1,6 @@
 //! What users ask of the driver.
 
-use super::{
-    Conn, Connecting, Driver, Flow, Machine, Stop, Unaccepted, peer_page, public_keys,
-    stop_patience,
-};
+use super::{Conn, Connecting, Driver, Flow, Machine, Stop, peer_page, public_keys, stop_patience};
 use crate::{
     Error, StreamOptions,
     flow::StreamAddr,
@@ -152,13 +149,7 @@ impl Driver {
         if let Machine::Coordinator(_) = &self.machine {
             match self.listeners.get(&grant.port) {
                 Some(backlog) => {
-                    self.unaccepted.insert(
-                        id,
-                        Unaccepted {
-                            port: grant.port,
-                            gone: None,
-                        },
-                    );
+                    self.unaccepted.insert(id, grant.port);
                     backlog.push(grant);
                 }
                 None => self.machine.close(now, id, Some(ResetReason::PeerClosed)),

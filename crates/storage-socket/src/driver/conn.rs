@@ -84,6 +84,8 @@ impl Conn {
                 self.start(now, io, request);
                 is_quiet = false;
             }
+            // Before the news: whoever they wake finds them counted.
+            locked(&self.flow.receive).machine = self.machine.stats();
             while let Some(event) = self.machine.poll_event() {
                 self.apply(now, event);
                 is_quiet = false;
@@ -338,6 +340,5 @@ impl Conn {
                 self.flow.wake_writer(&mut send);
             }
         }
-        locked(&self.flow.receive).machine = self.machine.stats();
     }
 }

@@ -82,7 +82,11 @@ impl Drop for Freezer {
             .arg("--unfreeze")
             .arg(&self.mount)
             .status();
-        let done = Command::new("umount").arg(&self.mount).status();
+        // Transfers that hung hold their files open until the kernel has ended them: it goes when they do.
+        let done = Command::new("umount")
+            .arg("--lazy")
+            .arg(&self.mount)
+            .status();
         assert!(done.unwrap().success());
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     media::{hasty, patient},
-    work::{Ground, PATIENCE, checked, exchange, member, sealed},
+    work::{Ground, PATIENCE, checked, coordinator, exchange, member, sealed},
 };
 use std::{
     env,
@@ -10,9 +10,10 @@ use std::{
     path::PathBuf,
     process::{Child, Command, Stdio},
     thread,
+    time::Instant,
 };
 use storage_socket::{
-    EngineChoice, EngineKind, Error, ListenProtection, Listener, Port, ResetReason, Stream,
+    EngineChoice, EngineKind, Error, ListenProtection, Listener, Pool, Port, ResetReason, Stream,
     Timeouts,
 };
 
@@ -22,6 +23,37 @@ struct Errand<'a> {
     engine: &'a str,
     streams: usize,
     bytes: u64,
+}
+
+/// A child that is the coordinator, and waits to be killed.
+fn spawn_coordinator(ground: &Ground) -> Child {
+    let devices: Vec<_> = ground.devices.iter().collect();
+    assert_eq!(devices.len(), 1);
+    Command::new(env::current_exe().unwrap())
+        .args(["--exact", "processes::child_coordinator", "--nocapture"])
+        .env("STORAGE_SOCKET_COORDINATOR", devices[0])
+        .env("LOCKS", ground.locks())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+/// Not a test of its own: what a child process does that is the coordinator.
+#[test]
+fn child_coordinator() {
+    let Ok(device) = env::var("STORAGE_SOCKET_COORDINATOR") else {
+        return;
+    };
+    let locks = PathBuf::from(env::var("LOCKS").unwrap());
+    let pool = coordinator(&[device.into()], &locks, EngineChoice::Auto);
+    let listener = Listener::bind(&pool, Port(100), ListenProtection::Sealed).unwrap();
+    let mut streams = Vec::new();
+    while let Ok(incoming) = listener.accept_timeout(PATIENCE) {
+        let mut stream = incoming.accept(sealed()).unwrap();
+        stream.write_all(b"served").unwrap();
+        streams.push(stream);
+    }
 }
 
 fn spawn(ground: &Ground, errand: &Errand<'_>) -> Child {
@@ -211,5 +243,46 @@ fn killed_peer_resets_its_streams_and_its_place_is_used_again() {
             ),
             "{reason}"
         );
+    }
+}
+
+#[test]
+fn killed_coordinator_resets_streams_and_its_successor_serves_the_same_member() {
+    let ground = ground(1, None, 64, hasty()).unwrap();
+    let mut child = spawn_coordinator(&ground);
+    let client = ground.member(EngineChoice::Auto);
+    for _ in 0..2 {
+        let mut stream = connect(&client);
+        stream.read_exact(&mut [0; 6]).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        child = spawn_coordinator(&ground);
+        let error = stream.read(&mut [0; 1]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+        let reason: &Error = error.get_ref().unwrap().downcast_ref().unwrap();
+        assert!(
+            matches!(
+                reason,
+                Error::Reset {
+                    reason: ResetReason::CoordinatorGone,
+                    ..
+                }
+            ),
+            "{reason}"
+        );
+    }
+    connect(&client).read_exact(&mut [0; 6]).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+/// Connects, again and again while a coordinator comes up.
+fn connect(client: &Pool) -> Stream {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match Stream::connect(client, Port(100), sealed(), PATIENCE) {
+            Ok(stream) => return stream,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
     }
 }

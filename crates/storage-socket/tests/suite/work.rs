@@ -70,18 +70,22 @@ impl Ground {
 
     /// Joins as the coordinator and waits until it serves.
     pub(crate) fn coordinator(&self, engine: EngineChoice) -> Pool {
-        let slots = (0..8).map(SlotIndex).collect();
-        let mut options = PoolOptions::new(Role::Coordinator { slots }, "server", &self.locks());
-        options.engine = engine;
-        let pool = Pool::open(&self.devices, options).unwrap();
-        pool.wait_ready(PATIENCE).unwrap();
-        pool
+        coordinator(&self.devices, &self.locks(), engine)
     }
 
     /// Joins as a member and waits until it sees the coordinator.
     pub(crate) fn member(&self, engine: EngineChoice) -> Pool {
         member(&self.devices, &self.locks(), engine)
     }
+}
+
+pub(crate) fn coordinator(devices: &[PathBuf], locks: &Path, engine: EngineChoice) -> Pool {
+    let slots = (0..8).map(SlotIndex).collect();
+    let mut options = PoolOptions::new(Role::Coordinator { slots }, "server", locks);
+    options.engine = engine;
+    let pool = Pool::open(devices, options).unwrap();
+    pool.wait_ready(PATIENCE).unwrap();
+    pool
 }
 
 pub(crate) fn member(devices: &[PathBuf], locks: &Path, engine: EngineChoice) -> Pool {
