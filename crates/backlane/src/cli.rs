@@ -34,7 +34,7 @@ pub(crate) struct Common {
     /// Configuration file [default: /etc/backlane/client.toml, for a server /etc/backlane/server.toml].
     #[arg(long, global = true, env = "BACKLANE_CONFIG", value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) config: Option<PathBuf>,
-    /// Print errors and warnings only.
+    /// No progress bar and no notes: the result, warnings and errors only.
     #[arg(long, short, global = true)]
     pub(crate) quiet: bool,
     /// Log more to standard error; twice for everything. BACKLANE_LOG takes filters of the usual form.
@@ -419,18 +419,56 @@ pub(crate) struct PruneArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum BenchCommand {
-    /// Measure a storage socket's throughput, latency and CPU cost on a pool's devices.
+    /// Measure a storage socket's throughput, latency and CPU cost beside the raw limit of its devices.
     Socket(BenchSocketArgs),
+    /// The sending process of a bench.
+    #[command(hide = true)]
+    SocketChild(ChildArgs),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct BenchSocketArgs {
-    /// Every device of a pool that nothing else uses meanwhile.
+    /// Devices to format for it. What is on them is lost; afterwards they carry no pool.
     #[command(flatten)]
     pub(crate) devices: DevicesArgs,
-    /// How many bytes go through the socket.
-    #[arg(long, value_parser = parse_size, default_value = "1G")]
-    pub(crate) size: u64,
+    /// Make regular files of this size where there is no device yet, and remove them again.
+    #[arg(long, value_parser = parse_size)]
+    pub(crate) size: Option<u64>,
+    /// How long each part runs.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) seconds: u64,
+    /// Bytes of a frame.
+    #[arg(long, value_parser = parse_size, default_value = "1M")]
+    pub(crate) frame: u64,
+    /// Frames under way at once.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub(crate) depth: u8,
+    /// Checksums instead of sealing, to see what sealing costs.
+    #[arg(long)]
+    pub(crate) unsealed: bool,
+    /// What does the I/O.
+    #[arg(long, value_enum, default_value_t = EngineArg::Auto)]
+    pub(crate) engine: EngineArg,
+    /// Use devices that carry data. What was on them is lost.
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// What does the I/O.
+#[derive(Clone, Copy, Debug, ValueEnum, serde::Serialize, serde::Deserialize)]
+pub(crate) enum EngineArg {
+    /// io_uring, or threads where it is refused.
+    Auto,
+    /// io_uring.
+    IoUring,
+    /// A pool of threads.
+    Threads,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ChildArgs {
+    /// What to do, as the bench says it.
+    pub(crate) errand: String,
 }
 
 /// A snapshot, as the user names it, and a path in it.

@@ -36,17 +36,17 @@ impl Cancel {
         let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
         let seen = cancel.clone();
         runtime.spawn(async move {
-            loop {
+            let mut signal = async || {
                 tokio::select! {
                     _ = interrupt.recv() => {}
                     _ = terminate.recv() => {}
                 }
-                if seen.is_set() {
-                    std::process::exit(INTERRUPTED_TWICE);
-                }
-                tracing::info!("interrupted, ending in good order; once more ends at once");
-                seen.set();
-            }
+            };
+            signal().await;
+            tracing::info!("interrupted, ending in good order; once more ends at once");
+            seen.set();
+            signal().await;
+            std::process::exit(INTERRUPTED_TWICE);
         });
         Ok(cancel)
     }

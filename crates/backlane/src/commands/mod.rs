@@ -1,6 +1,7 @@
 //! One module for each command, or group of commands.
 
 mod backup;
+mod bench;
 pub(crate) mod documents;
 mod join;
 mod maintain;
@@ -35,6 +36,6 @@ pub(crate) fn run(command: &Command, context: &Context) -> Result<Outcome> {
         Command::Check(args) => query::check(args, context),
         Command::Forget(args) => maintain::forget(args, context),
         Command::Prune(args) => maintain::prune(args, context),
-        Command::Bench(_) => anyhow::bail!("this build measures nothing yet"),
+        Command::Bench(command) => bench::run(command, context),
     }
 }

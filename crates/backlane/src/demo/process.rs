@@ -144,6 +144,8 @@ impl Program {
             .arg("--json")
             .arg("--config")
             .arg(config)
+            // Ctrl-C at the terminal reaches the demo alone, which then ends the others in order.
+            .process_group(0)
             .kill_on_drop(true);
         command
     }
