@@ -33,6 +33,9 @@ const RETRY_AFTER: Duration = Duration::from_secs(15);
 /// Pause before challenges that were not seen are looked for again.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(20);
 
+/// How long a thread waits for a coordinator at a time.
+const READY_STEP_WAIT: Duration = Duration::from_millis(250);
+
 /// What brings the storage route up.
 pub(super) struct Starter {
     choice: Option<PoolChoice>,
@@ -248,6 +251,14 @@ impl Starter {
     }
 }
 
+impl Drop for Starter {
+    fn drop(&mut self) {
+        if let Some(joining) = &self.first {
+            joining.abort();
+        }
+    }
+}
+
 impl Hand {
     fn hold(&self, pool: &Pool, slot: SlotIndex) {
         let before = self.lock().replace((pool.clone(), slot));
@@ -309,18 +320,13 @@ async fn join(
             });
         };
         hand.hold(&pool, slot);
-        pool.wait_ready(STORAGE_STEP_WAIT)?;
         Ok((pool, slot, incarnation.0))
     });
     let opened = opening
         .await
         .map_err(|error| RouteDown::new(Reason::PoolNotFound, error))?;
-    let (pool, slot, incarnation) = opened.map_err(|error| match error {
-        error @ storage_socket::Error::TimedOut { .. } => {
-            RouteDown::new(Reason::CoordinatorBusy, error)
-        }
-        error => pool_failed(&error),
-    })?;
+    let (pool, slot, incarnation) = opened.map_err(|error| pool_failed(&error))?;
+    ready(&pool).await?;
     let designated = match designated(&pool).await {
         Ok(stream) => Some(stream),
         // Perhaps only not yet: the server learns of this host's slots when the session begins.
@@ -333,6 +339,24 @@ async fn join(
         incarnation,
         designated,
     })
+}
+
+/// Waits for a coordinator, in steps: a thread that waits must not hold up the end of the process for long.
+async fn ready(pool: &Pool) -> Result<(), RouteDown> {
+    let deadline = Instant::now() + STORAGE_STEP_WAIT;
+    loop {
+        let waiting = pool.clone();
+        let step = tokio::task::spawn_blocking(move || waiting.wait_ready(READY_STEP_WAIT)).await;
+        match step.map_err(|error| RouteDown::new(Reason::PoolNotFound, error))? {
+            Ok(()) => return Ok(()),
+            Err(error @ storage_socket::Error::TimedOut { .. }) => {
+                if Instant::now() >= deadline {
+                    return Err(RouteDown::new(Reason::CoordinatorBusy, error));
+                }
+            }
+            Err(error) => return Err(pool_failed(&error)),
+        }
+    }
 }
 
 async fn designated(pool: &Pool) -> Result<Stream, RouteDown> {

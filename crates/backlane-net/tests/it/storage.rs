@@ -192,6 +192,7 @@ async fn another_pool_is_never_used() {
     assert_eq!(session.report().reasons[&Reason::OtherPool].objects, 1);
     assert_eq!(session.report().reasons[&Reason::Pending].objects, 1);
     // Under require-storage it is the error.
+    config.pool = Some(other.client(&[2]));
     config.policy = RoutePolicy::RequireStorage;
     let refused = in_time("the refusal", Session::connect(config))
         .await
