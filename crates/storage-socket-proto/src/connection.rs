@@ -18,7 +18,7 @@ use crate::{
     seal::{FrameVerdict, StreamIdentity, frame_blocks},
     types::{BlockCount, Direction, KeyEpoch, PoolId, Sequence, Tick},
 };
-use control::{Control, ControlEnds, ControlProgress, REFRESH};
+use control::{Control, ControlEnds, ControlProgress};
 use recv::{Asked, RecvHalf, RecvProgress};
 use send::{SendHalf, SendProgress};
 use std::{collections::VecDeque, time::Duration};
@@ -214,8 +214,6 @@ enum Phase {
 const POLL_MIN: Duration = Duration::from_micros(200);
 /// The longest without a doorbell.
 const POLL_MAX: Duration = Duration::from_millis(50);
-/// The longest with one: what a lost ring costs.
-const POLL_MAX_RUNG: Duration = Duration::from_secs(1);
 /// How long a credit below an eighth of the ring may wait.
 const CREDIT_DELAY: Duration = Duration::from_millis(5);
 /// How long an announcement may wait while the peer has other frames to read.
@@ -530,7 +528,7 @@ impl Connection {
             let wish = if self.control.is_changed() || self.control.needs_rewrite() {
                 Some(ready)
             } else {
-                let refresh = (!self.control.is_heard()).then(|| self.control.written_at + REFRESH);
+                let refresh = (!self.control.is_heard()).then(|| self.refresh_at());
                 [self.lazy_due, self.echo_due, refresh]
                     .into_iter()
                     .flatten()
@@ -566,7 +564,7 @@ impl Connection {
         if is_due(self.lazy_due) {
             self.control.mark_changed();
         }
-        let unheard = !self.control.is_heard() && now >= self.control.written_at + REFRESH;
+        let unheard = !self.control.is_heard() && now >= self.refresh_at();
         self.control.is_changed()
             || self.control.needs_rewrite()
             || is_due(self.echo_due)
@@ -737,10 +735,17 @@ impl Connection {
     }
 
     fn poll_max(&self) -> Duration {
+        let heartbeat = self.config.timeouts.heartbeat;
         match self.config.doorbell {
-            Doorbell::Present => POLL_MAX_RUNG,
-            Doorbell::Absent => POLL_MAX,
+            // What a lost ring costs.
+            Doorbell::Present => heartbeat,
+            Doorbell::Absent => POLL_MAX.min(heartbeat),
         }
+    }
+
+    /// When a block that the peer hasn't heard is written again.
+    fn refresh_at(&self) -> Tick {
+        self.control.written_at + self.config.timeouts.heartbeat
     }
 
     /// Passes from phase to phase as what is known allows.

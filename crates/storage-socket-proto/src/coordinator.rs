@@ -146,6 +146,11 @@ pub enum CoordinatorEvent {
         /// How it failed last.
         failure: IoFailure,
     },
+    /// A lost device answers again: once both sides have proved it, new connections may use it.
+    DeviceFound {
+        /// The device.
+        device: DeviceIndex,
+    },
     /// A member's challenge on a device has changed.
     ChallengeSeen {
         /// The member's slot.
@@ -477,7 +482,8 @@ impl Coordinator {
                 (DeviceOutcome::Read(area, started), IoOutcome::Read(bytes)) => {
                     self.handle_read(now, at, area, started, bytes);
                 }
-                (DeviceOutcome::Lost(failure), _) => self.lose(at, failure),
+                (DeviceOutcome::Lost(failure), _) => self.lose(now, at, failure),
+                (DeviceOutcome::Found, _) => self.find(at),
                 (DeviceOutcome::Read(..) | DeviceOutcome::Again, _) => {}
             }
         } else {
@@ -622,7 +628,7 @@ impl Coordinator {
                 }
             }
             PairOutcome::ReadBack | PairOutcome::Failed(_) => {}
-            PairOutcome::Lost(failure) => self.lose(at, failure),
+            PairOutcome::Lost(failure) => self.lose(now, at, failure),
         }
     }
 
@@ -643,12 +649,12 @@ impl Coordinator {
         }
     }
 
-    fn lose(&mut self, at: usize, failure: IoFailure) {
+    fn lose(&mut self, now: Tick, at: usize, failure: IoFailure) {
         let device = &mut self.devices[at];
         if device.is_lost() {
             return;
         }
-        device.set_lost();
+        device.set_lost(now, &self.config.geometry.timeouts());
         let device = device.index();
         for slot in self.slots.values_mut() {
             slot.lose_device(device);
@@ -658,6 +664,23 @@ impl Coordinator {
         if self.devices.iter().all(Device::is_lost) {
             self.end(EndReason::NoDevice);
         }
+    }
+
+    /// A lost device answers again.
+    fn find(&mut self, at: usize) {
+        let slots = self.all_slots();
+        let device = &mut self.devices[at];
+        device.beat(if self.phase == Phase::Serving {
+            &slots
+        } else {
+            &[]
+        });
+        let device = device.index();
+        for slot in self.slots.values_mut() {
+            slot.find_device(device);
+        }
+        self.events
+            .push_back(CoordinatorEvent::DeviceFound { device });
     }
 
     fn end(&mut self, reason: EndReason) {

@@ -18,6 +18,7 @@ mod liveness;
 mod member;
 mod pair;
 mod poll;
+mod probe;
 mod reasons;
 mod seal;
 mod types;

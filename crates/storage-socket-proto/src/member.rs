@@ -124,6 +124,11 @@ pub enum MemberEvent {
         /// How it failed last.
         failure: IoFailure,
     },
+    /// A lost device answers again: once both sides have proved it, new connections may use it.
+    DeviceFound {
+        /// The device.
+        device: DeviceIndex,
+    },
     /// The coordinator's challenge on a device has changed.
     ChallengeSeen {
         /// The device.
@@ -362,6 +367,11 @@ impl Member {
             }
             DeviceOutcome::Again => {}
             DeviceOutcome::Lost(failure) => self.lose(now, at, failure),
+            DeviceOutcome::Found => {
+                let device = self.devices[at].index();
+                self.events.push_back(MemberEvent::DeviceFound { device });
+                self.changed(now);
+            }
         }
         self.advance(now);
     }
@@ -559,7 +569,7 @@ impl Member {
         if device.is_lost() {
             return;
         }
-        device.set_lost();
+        device.set_lost(now, &self.config.geometry.timeouts());
         let device = device.index();
         self.events
             .push_back(MemberEvent::DeviceLost { device, failure });

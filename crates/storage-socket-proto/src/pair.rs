@@ -85,6 +85,11 @@ impl PairWriter {
         matches!(self.state, State::Idle | State::Unproved)
     }
 
+    /// The device came back: what this writer's last write left is unknown still.
+    pub(crate) fn forgive(&mut self) {
+        self.failures = 0;
+    }
+
     pub(crate) fn owns(&self, id: IoId) -> bool {
         self.state == State::Writing(id) || self.state == State::ReadingBack(id)
     }

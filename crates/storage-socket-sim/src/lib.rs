@@ -29,14 +29,18 @@ pub fn run_scenario(seed: u64, scenario: Scenario) -> Result<Report, String> {
     let mut world = World::new(seed, scenario);
     match world.run() {
         Ok(()) => Ok(world.report),
-        Err(what) => {
-            let trace: Vec<&str> = world.trace.iter().map(String::as_str).collect();
-            Err(format!(
-                "seed {seed} at {}: {what}\n{}\n{:?}\nreplay: storage-socket-sim --seed {seed} --seeds 1",
-                world.now,
-                trace.join("\n"),
-                world.scenario
-            ))
-        }
+        Err(what) => Err(failure(seed, &world, &what)),
     }
+}
+
+/// What is printed of a run that failed: enough to run it again.
+#[must_use]
+pub fn failure(seed: u64, world: &World, what: &str) -> String {
+    let trace: Vec<&str> = world.trace.iter().map(String::as_str).collect();
+    format!(
+        "seed {seed} at {}: {what}\n{}\n{:?}\nreplay: storage-socket-sim --seed {seed} --seeds 1",
+        world.now,
+        trace.join("\n"),
+        world.scenario
+    )
 }

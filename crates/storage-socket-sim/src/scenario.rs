@@ -91,21 +91,21 @@ impl Scenario {
             u32::try_from(if on { rate } else { 0 }).unwrap_or(0)
         };
         let faults = Faults {
-            delayed: some(50_000),
+            delayed: some(100_000),
             delay_max: Duration::from_millis(20),
-            lost_writes: some(10_000),
-            torn_writes: some(60_000),
-            torn_reads: some(60_000),
-            errors: some(4_000),
-            hangs: some(2_000),
+            lost_writes: some(30_000),
+            torn_writes: some(200_000),
+            torn_reads: some(200_000),
+            errors: some(10_000),
+            hangs: some(5_000),
             ghost_max: Duration::from_millis(1500),
-            stale_reads: some(40_000),
+            stale_reads: some(150_000),
             stale_max: timeouts().stale,
-            rot: some(10_000),
+            rot: some(30_000),
             ..Faults::none()
         };
-        let (member_crashes, coordinator_crashes) = (some(3), some(2));
-        let (freezes, bells_lost) = (some(2), some(300_000));
+        let (member_crashes, coordinator_crashes) = (some(4), some(4));
+        let (freezes, bells_lost) = (some(4), some(500_000));
         let devices = u16::try_from(rng.between(1, 3)).unwrap_or(1);
         let slots = rng.between(3, 8);
         // Three and a half times round each ring at the least, with frames of two blocks as a rule.

@@ -1,7 +1,7 @@
 //! The control blocks of one connection: writing one's own pair, reading the peer's.
 //!
 //! Each side's block carries a revision, and the newest revision of the peer that it has read. So both learn whether
-//! what they said has arrived: if it hasn't after [`REFRESH`], it is written again. A mere acknowledgement of a revision
+//! what they said has arrived: if it hasn't after a heartbeat's time, it is written again. A mere acknowledgement of a revision
 //! is no new revision, so that two idle sides fall silent.
 
 use crate::{
@@ -11,10 +11,7 @@ use crate::{
     pair::{PairOutcome, PairWriter},
     types::{BLOCK_BYTES, BlockCount, Counter, DeviceIndex, Lba, Tick},
 };
-use std::time::Duration;
 
-/// After how long an unheard block is written again.
-pub(crate) const REFRESH: Duration = Duration::from_secs(1);
 /// Reads of the peer's blocks that may fail in a row before the device counts as lost.
 const READ_FAILURES_MAX: u32 = 3;
 

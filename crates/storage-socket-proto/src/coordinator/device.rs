@@ -1,9 +1,10 @@
 //! One device as a coordinator uses it: its block written there, its block and the members' pages read.
 
 use crate::{
-    geometry::Geometry,
+    geometry::{Geometry, Timeouts},
     io::{IoFailure, IoId, IoIds, IoOp, IoOutcome, IoRequest},
     pair::{PairOutcome, PairWriter},
+    probe::Probe,
     types::{Block, BlockCount, DeviceIndex, Lba, SlotIndex, Tick},
 };
 use std::collections::VecDeque;
@@ -33,6 +34,8 @@ pub(super) enum DeviceOutcome {
     /// The read failed and will be made again.
     Again,
     Lost(IoFailure),
+    /// A lost device answers again.
+    Found,
 }
 
 /// A run of slots: the first and how many.
@@ -42,7 +45,7 @@ pub(super) type SlotRun = (SlotIndex, u32);
 pub(super) struct Device {
     index: DeviceIndex,
     pair: PairWriter,
-    lost: bool,
+    lost: Option<Probe>,
     member_pages: Lba,
     answer_pages: Lba,
     block_wanted: bool,
@@ -64,7 +67,7 @@ impl Device {
         let mut device = Self {
             index,
             pair: PairWriter::new(index, [first, first + BlockCount(1)]),
-            lost: false,
+            lost: None,
             member_pages: geometry.member_page(SlotIndex(0)),
             answer_pages: geometry.answer_page(SlotIndex(0)),
             block_wanted: true,
@@ -87,25 +90,26 @@ impl Device {
     }
 
     pub(super) fn is_lost(&self) -> bool {
-        self.lost
+        self.lost.is_some()
     }
 
-    pub(super) fn set_lost(&mut self) {
-        self.lost = true;
+    pub(super) fn set_lost(&mut self, now: Tick, timeouts: &Timeouts) {
+        self.lost = Some(Probe::new(now, timeouts));
         self.runs.clear();
     }
 
     /// Whether what an earlier coordinator left was read, or never will be.
     pub(super) fn is_known(&self) -> bool {
-        self.lost || (self.block_known && self.runs.is_empty() && self.run_read.is_none())
+        self.lost.is_some() || (self.block_known && self.runs.is_empty() && self.run_read.is_none())
     }
 
     pub(super) fn is_quiet(&self) -> bool {
-        self.pair.is_quiet() && self.block_read.is_none() && self.run_read.is_none()
+        let probe = self.lost.as_ref().is_none_or(Probe::is_quiet);
+        probe && self.pair.is_quiet() && self.block_read.is_none() && self.run_read.is_none()
     }
 
     pub(super) fn has_written(&self, revision: u64) -> bool {
-        self.lost || self.written >= Some(revision)
+        self.lost.is_some() || self.written >= Some(revision)
     }
 
     /// The block that was written here last.
@@ -130,7 +134,7 @@ impl Device {
 
     /// The pages of `slots` are to be read; false if pages are being read already.
     pub(super) fn want_scan(&mut self, slots: &[SlotRun]) -> bool {
-        if self.is_scanning() || self.lost {
+        if self.is_scanning() || self.lost.is_some() {
             return false;
         }
         self.push_runs(slots, Area::Pages);
@@ -142,14 +146,16 @@ impl Device {
     }
 
     pub(super) fn owns(&self, id: IoId) -> bool {
-        self.pair.owns(id)
+        let probes = self.lost.as_ref().is_some_and(|probe| probe.owns(id));
+        probes
+            || self.pair.owns(id)
             || self.block_read.is_some_and(|(known, _)| known == id)
             || self.run_read.is_some_and(|(known, ..)| known == id)
     }
 
     pub(super) fn poll_read(&mut self, now: Tick, ids: &mut IoIds) -> Option<IoRequest> {
-        if self.lost {
-            return None;
+        if let Some(probe) = &mut self.lost {
+            return probe.poll(now, ids, self.index);
         }
         if let Some(request) = self.pair.poll_read_back(ids, now) {
             return Some(request);
@@ -176,15 +182,16 @@ impl Device {
     }
 
     pub(super) fn wants_write(&self, now: Tick, revision: u64) -> bool {
-        !self.lost && self.pair.is_ready(now) && self.has_to_write(revision)
+        self.lost.is_none() && self.pair.is_ready(now) && self.has_to_write(revision)
     }
 
     /// When a write that has to wait may begin.
     pub(super) fn retry_at(&self, revision: u64) -> Option<Tick> {
-        if self.lost || !self.has_to_write(revision) {
-            return None;
+        match &self.lost {
+            Some(probe) => probe.at(),
+            None if self.has_to_write(revision) => self.pair.ready_at(),
+            None => None,
         }
-        self.pair.ready_at()
     }
 
     pub(super) fn write(
@@ -212,6 +219,16 @@ impl Device {
         id: IoId,
         outcome: IoOutcome<'_>,
     ) -> DeviceOutcome {
+        if let Some(probe) = self.lost.as_mut().filter(|probe| probe.owns(id)) {
+            if !matches!(outcome, IoOutcome::Read(_)) {
+                probe.failed(now);
+                return DeviceOutcome::Again;
+            }
+            self.lost = None;
+            self.failures = 0;
+            self.pair.forgive();
+            return DeviceOutcome::Found;
+        }
         if self.pair.owns(id) {
             return DeviceOutcome::Pair(self.pair.handle(now, outcome));
         }

@@ -513,7 +513,7 @@ impl Coordinator {
                     .iter()
                     .position(|known| known.index() == device);
                 if let Some(at) = at {
-                    self.lose(at, failure);
+                    self.lose(now, at, failure);
                 }
             }
             Some((_, _, PairOutcome::ReadBack | PairOutcome::Failed(_))) | None => {}

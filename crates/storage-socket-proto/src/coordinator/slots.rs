@@ -96,6 +96,16 @@ impl Slot {
         }
     }
 
+    /// A lost device came back: what is known of the member there has to be proved again.
+    pub(super) fn find_device(&mut self, device: DeviceIndex) {
+        if let Some(device) = self.devices.get_mut(&device) {
+            device.lost = false;
+            device.pair.forgive();
+            device.stamp = Stamp::default();
+            device.written = 0;
+        }
+    }
+
     pub(super) fn changed(&mut self) {
         self.revision += 1;
     }

@@ -1,9 +1,10 @@
 //! One device as a member uses it: its own page written there, and three places read.
 
 use crate::{
-    geometry::Geometry,
+    geometry::{Geometry, Timeouts},
     io::{IoFailure, IoId, IoIds, IoOp, IoOutcome, IoRequest},
     pair::{PairOutcome, PairWriter},
+    probe::Probe,
     types::{Block, BlockCount, Challenge, DeviceIndex, Epoch, Lba, SlotIndex, Tick},
 };
 
@@ -27,13 +28,15 @@ pub(super) enum DeviceOutcome {
     /// The read failed and will be made again.
     Again,
     Lost(IoFailure),
+    /// A lost device answers again.
+    Found,
 }
 
 #[derive(Debug)]
 pub(super) struct Device {
     index: DeviceIndex,
     pair: PairWriter,
-    lost: bool,
+    lost: Option<Probe>,
     reads: [Reading; 3],
     failures: u32,
     /// A heartbeat is due.
@@ -68,7 +71,7 @@ impl Device {
         Self {
             index,
             pair: PairWriter::new(index, [page, page + BlockCount(1)]),
-            lost: false,
+            lost: None,
             reads: [
                 reading(Area::Own, page),
                 reading(Area::Coordinator, Geometry::COORDINATOR),
@@ -89,31 +92,34 @@ impl Device {
     }
 
     pub(super) fn is_lost(&self) -> bool {
-        self.lost
+        self.lost.is_some()
     }
 
-    pub(super) fn set_lost(&mut self) {
-        self.lost = true;
+    pub(super) fn set_lost(&mut self, now: Tick, timeouts: &Timeouts) {
+        self.lost = Some(Probe::new(now, timeouts));
         self.sees = None;
+        self.challenge_seen = None;
     }
 
     /// Whether each place was read once, or never will be.
     pub(super) fn is_known(&self) -> bool {
-        self.lost || self.reads.iter().all(|reading| reading.known)
+        self.lost.is_some() || self.reads.iter().all(|reading| reading.known)
     }
 
     pub(super) fn is_quiet(&self) -> bool {
-        self.pair.is_quiet() && self.reads.iter().all(|reading| reading.under_way.is_none())
+        let probe = self.lost.as_ref().is_none_or(Probe::is_quiet);
+        let reads = self.reads.iter().all(|reading| reading.under_way.is_none());
+        self.pair.is_quiet() && reads && probe
     }
 
     /// Whether the coordinator's block of `epoch` was read here, and the own page written.
     pub(super) fn sees(&self, epoch: Option<Epoch>) -> bool {
-        !self.lost && epoch.is_some() && self.sees == epoch
+        self.lost.is_none() && epoch.is_some() && self.sees == epoch
     }
 
     /// Whether this revision was written, or never will be.
     pub(super) fn has_written(&self, revision: u64) -> bool {
-        self.lost || self.written >= Some(revision)
+        self.lost.is_some() || self.written >= Some(revision)
     }
 
     /// The block that was written here last.
@@ -147,12 +153,13 @@ impl Device {
     }
 
     pub(super) fn owns(&self, id: IoId) -> bool {
-        self.pair.owns(id) || self.reads.iter().any(|reading| reading.is(id))
+        let probes = self.lost.as_ref().is_some_and(|probe| probe.owns(id));
+        probes || self.pair.owns(id) || self.reads.iter().any(|reading| reading.is(id))
     }
 
     pub(super) fn poll_read(&mut self, now: Tick, ids: &mut IoIds) -> Option<IoRequest> {
-        if self.lost {
-            return None;
+        if let Some(probe) = &mut self.lost {
+            return probe.poll(now, ids, self.index);
         }
         if let Some(request) = self.pair.poll_read_back(ids, now) {
             return Some(request);
@@ -173,7 +180,7 @@ impl Device {
     }
 
     pub(super) fn wants_write(&self, now: Tick, revision: u64) -> bool {
-        !self.lost && self.pair.is_ready(now) && self.has_to_write(revision)
+        self.lost.is_none() && self.pair.is_ready(now) && self.has_to_write(revision)
     }
 
     fn has_to_write(&self, revision: u64) -> bool {
@@ -182,10 +189,11 @@ impl Device {
 
     /// When a write that has to wait may begin.
     pub(super) fn retry_at(&self, revision: u64) -> Option<Tick> {
-        if self.lost || !self.has_to_write(revision) {
-            return None;
+        match &self.lost {
+            Some(probe) => probe.at(),
+            None if self.has_to_write(revision) => self.pair.ready_at(),
+            None => None,
         }
-        self.pair.ready_at()
     }
 
     pub(super) fn write(
@@ -214,6 +222,17 @@ impl Device {
         id: IoId,
         outcome: IoOutcome<'_>,
     ) -> DeviceOutcome {
+        if let Some(probe) = self.lost.as_mut().filter(|probe| probe.owns(id)) {
+            if !matches!(outcome, IoOutcome::Read(_)) {
+                probe.failed(now);
+                return DeviceOutcome::Again;
+            }
+            self.lost = None;
+            self.failures = 0;
+            self.pair.forgive();
+            self.beat();
+            return DeviceOutcome::Found;
+        }
         if self.pair.owns(id) {
             return DeviceOutcome::Pair(self.pair.handle(now, outcome));
         }

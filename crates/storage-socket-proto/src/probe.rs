@@ -1,0 +1,71 @@
+//! A lost device is looked at again, ever more rarely: what came back may be granted again.
+
+use crate::{
+    geometry::Timeouts,
+    io::{IoId, IoIds, IoOp, IoRequest},
+    types::{BlockCount, DeviceIndex, Lba, Tick},
+};
+use std::time::Duration;
+
+/// The probes of one device while it is lost.
+#[derive(Debug)]
+pub(crate) struct Probe {
+    at: Tick,
+    pause: Duration,
+    pause_max: Duration,
+    under_way: Option<IoId>,
+}
+
+impl Probe {
+    /// The device was lost at `now`: it is looked at after the time in which a route is left, and at least once in the
+    /// time in which a peer dies.
+    pub(crate) fn new(now: Tick, timeouts: &Timeouts) -> Self {
+        Self {
+            at: now + timeouts.route_leave,
+            pause: timeouts.route_leave,
+            pause_max: timeouts.dead.max(timeouts.route_leave),
+            under_way: None,
+        }
+    }
+
+    /// When the next probe is due.
+    pub(crate) fn at(&self) -> Option<Tick> {
+        self.under_way.is_none().then_some(self.at)
+    }
+
+    pub(crate) fn owns(&self, id: IoId) -> bool {
+        self.under_way == Some(id)
+    }
+
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.under_way.is_none()
+    }
+
+    /// A read of the coordinator's blocks, if a probe is due.
+    pub(crate) fn poll(
+        &mut self,
+        now: Tick,
+        ids: &mut IoIds,
+        device: DeviceIndex,
+    ) -> Option<IoRequest> {
+        if self.under_way.is_some() || now < self.at {
+            return None;
+        }
+        let id = ids.fresh();
+        self.under_way = Some(id);
+        Some(IoRequest {
+            id,
+            device,
+            lba: Lba(crate::geometry::Geometry::COORDINATOR.0),
+            blocks: BlockCount(2),
+            op: IoOp::Read,
+        })
+    }
+
+    /// The probe failed.
+    pub(crate) fn failed(&mut self, now: Tick) {
+        self.under_way = None;
+        self.pause = (self.pause * 2).min(self.pause_max);
+        self.at = now + self.pause;
+    }
+}
