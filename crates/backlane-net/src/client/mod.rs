@@ -281,3 +281,23 @@ impl fmt::Display for RouteDown {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Compiles only while every future of a session may move between threads.
+    #[test]
+    fn futures_of_a_session_run_on_any_thread() {
+        fn moves<T: Send>(_: fn(ClientConfig, Session, ObjectName) -> T) {}
+        moves(|config, _, _| Session::connect(config));
+        moves(|_, session, _| async move { session.list(ObjectKind::Pack).await });
+        moves(|_, session, name| async move { session.get(name, None).await });
+        moves(|_, session, name| async move {
+            session.put(name, PackContents::Data, Bytes::new()).await
+        });
+        moves(|_, session, name| async move { session.remove(name).await });
+        moves(|_, session, _| session.close());
+        moves(|_, session, _| async move { session.events().next().await });
+    }
+}
