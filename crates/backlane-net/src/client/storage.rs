@@ -127,6 +127,10 @@ impl Starter {
             let down = match attempt.await {
                 Ok(down) | Err(down) => down,
             };
+            if *shared.over.borrow() {
+                // The end of the session, which is not the route's failure.
+                return self.hand.leave();
+            }
             tracing::warn!(server = %shared.server, reason = down.reason.name(), %down, "storage is not used");
             shared.route_down(Route::Storage, &down);
             // Whoever waited may have gone on without storage.
