@@ -205,3 +205,58 @@ pub(crate) fn leave(pool: Pool) {
         tracing::warn!(%error, "no thread to leave the pool on");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+    use zeroize::Zeroizing;
+
+    const MEMBER: Member = Member {
+        pool: Uuid::from_u128(5),
+        slot: 3,
+        incarnation: 7,
+        epoch: 9,
+    };
+
+    #[test]
+    fn each_device_is_proved_by_its_own_challenges_alone() {
+        let key = Zeroizing::new([1; KEY_BYTES]);
+        let client = vec![Some([1; 32]), Some([2; 32]), None];
+        let server = vec![Some([4; 32]), Some([5; 32]), Some([6; 32])];
+        let proofs = prove(&key, Side::Client, MEMBER, &client, &server);
+        let holds = |key: &Key, side, client: &Challenges, server: &Challenges| {
+            proved(key, side, MEMBER, (client, server), &proofs)
+        };
+        assert_eq!(holds(&key, Side::Client, &client, &server), [0, 1]);
+        // One device shows something else to the other side.
+        let mut stale = client.clone();
+        stale[1] = Some([9; 32]);
+        assert_eq!(holds(&key, Side::Client, &stale, &server), [0]);
+        // Sent back to its maker, or under another key, nothing holds.
+        assert!(holds(&key, Side::Server, &client, &server).is_empty());
+        let other = Zeroizing::new([2; KEY_BYTES]);
+        assert!(holds(&other, Side::Client, &client, &server).is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_pair_of_another_session_is_not_greeted() {
+        let (near, far) = tokio::io::duplex(64);
+        let (mut near_from, mut near_to) = tokio::io::split(near);
+        let (mut far_from, mut far_to) = tokio::io::split(far);
+        let (one, other) = (SessionId([1; _]), SessionId([2; _]));
+        let (first, second) = tokio::join!(
+            async {
+                let greeted = greet(Turn::First, one, &mut near_from, &mut near_to).await;
+                drop((near_from, near_to));
+                greeted
+            },
+            async {
+                let greeted = greet(Turn::Second, other, &mut far_from, &mut far_to).await;
+                drop((far_from, far_to));
+                greeted
+            },
+        );
+        assert!(first.is_err() && second.is_err());
+    }
+}

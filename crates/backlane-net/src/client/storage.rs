@@ -128,8 +128,9 @@ impl Starter {
                 Ok(down) | Err(down) => down,
             };
             if *shared.over.borrow() {
-                // The end of the session, which is not the route's failure.
-                return self.hand.leave();
+                // The end of the session, which is not the route's failure. Whoever closes it leaves the pool, and
+                // waits for that: a process that ended meanwhile would leave the server waiting for its streams.
+                return;
             }
             tracing::warn!(server = %shared.server, reason = down.reason.name(), %down, "storage is not used");
             shared.route_down(Route::Storage, &down);

@@ -20,7 +20,7 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 /// A peer that speaks TLS well and writes what it likes.
-struct Peer(TlsStream<TcpStream>);
+pub(crate) struct Peer(pub(crate) TlsStream<TcpStream>);
 
 impl Peer {
     async fn dial(world: &World, host: Option<&str>, alpn: &[&[u8]]) -> std::io::Result<Self> {
@@ -52,7 +52,7 @@ impl Peer {
         Ok(Self(stream))
     }
 
-    async fn host(world: &World, host: &str) -> Self {
+    pub(crate) async fn host(world: &World, host: &str) -> Self {
         Self::dial(world, Some(host), &[b"backlane/1"])
             .await
             .unwrap()
@@ -79,18 +79,18 @@ impl Peer {
         Opened::decode(&raw).unwrap()
     }
 
-    async fn answer(&mut self) -> (CallId, Answer) {
+    pub(crate) async fn answer(&mut self) -> (CallId, Answer) {
         let raw = in_time("an answer", self.receive()).await.unwrap();
         let message = FromServer::decode(&raw).unwrap();
         (message.call, message.answer)
     }
 
-    async fn ask(&mut self, call: u64, request: Request) {
+    pub(crate) async fn ask(&mut self, call: u64, request: Request) {
         let call = CallId(call);
         self.send(&FromClient { call, request }.encode()).await;
     }
 
-    async fn welcomed(&mut self, policy: RoutePolicy) -> Welcome {
+    pub(crate) async fn welcomed(&mut self, policy: RoutePolicy) -> Welcome {
         self.send(&hello(VersionRange::SPOKEN, policy)).await;
         match self.opened().await {
             Opened::Welcome(welcome) => welcome,

@@ -9,6 +9,7 @@
 mod calls;
 mod enroll;
 mod hostile;
+mod proof;
 mod service;
 mod storage;
 mod world;

@@ -13,14 +13,14 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 /// A pool in files.
-struct Files {
-    dir: TempDir,
-    devices: Vec<PathBuf>,
-    uuid: Uuid,
+pub(crate) struct Files {
+    pub(crate) dir: TempDir,
+    pub(crate) devices: Vec<PathBuf>,
+    pub(crate) uuid: Uuid,
 }
 
 impl Files {
-    fn new(devices: usize) -> Self {
+    pub(crate) fn new(devices: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let devices: Vec<_> = (0..devices)
             .map(|n| dir.path().join(format!("device{n}")))
@@ -59,7 +59,7 @@ impl Files {
     }
 }
 
-async fn world(files: &Files) -> World {
+pub(crate) async fn world(files: &Files) -> World {
     World::with(|_, options| options.pool = Some(files.server())).await
 }
 

@@ -1,0 +1,194 @@
+//! The proofs over the pool, given by a member that a test plays by hand.
+
+use crate::{
+    hostile::Peer,
+    storage::{Files, world},
+    world::in_time,
+};
+use aws_lc_rs::hmac;
+use backlane_proto::{
+    Answer, Reason, Request, RoutePolicy,
+    proof::{Member, Proof, Seen, Side, transcript},
+};
+use storage_socket::{Identity, Pool, PoolOptions, Role, SlotIndex};
+use uuid::Uuid;
+
+const SLOT: SlotIndex = SlotIndex(1);
+
+/// A member with all that it takes to prove itself on device 0.
+struct Prover {
+    peer: Peer,
+    pool: Pool,
+    key: [u8; 32],
+    member: Member,
+    own: [u8; 32],
+    theirs: Vec<[u8; 32]>,
+    calls: u64,
+}
+
+impl Prover {
+    /// Joins the pool, begins a session, and meets the server.
+    async fn new(files: &Files, mut peer: Peer) -> Self {
+        let welcome = peer.welcomed(RoutePolicy::RequireStorage).await;
+        let mut key = [0; 32];
+        let tls = peer.0.get_ref().1;
+        let label = b"EXPORTER-backlane-pool-proof";
+        tls.export_keying_material(&mut key, label, Some(&welcome.session.0))
+            .unwrap();
+        let slots = vec![SLOT];
+        let options = PoolOptions::new(Role::Member { slots }, "db1", files.dir.path());
+        let pool = Pool::open(&files.devices, options).unwrap();
+        let Identity::Member(_, incarnation) = pool.identity() else {
+            panic!("no member");
+        };
+        let member = Member {
+            pool: files.uuid,
+            slot: SLOT.0,
+            incarnation: incarnation.0,
+            epoch: 0,
+        };
+        let mut prover = Self {
+            peer,
+            pool,
+            key,
+            member,
+            own: [0; 32],
+            theirs: Vec::new(),
+            calls: 0,
+        };
+        let other_pool = prover.meet(Uuid::from_u128(1), SLOT.0).await;
+        assert_eq!(reason(&other_pool), Some(Reason::OtherPool));
+        let other_slot = prover.meet(files.uuid, 9).await;
+        assert_eq!(reason(&other_slot), Some(Reason::SlotRefused));
+        let Answer::Met { epoch } = prover.meet(files.uuid, SLOT.0).await else {
+            panic!("not met");
+        };
+        prover.member.epoch = epoch;
+        prover.own = prover.pool.challenges_async(SLOT).await.unwrap()[0].unwrap();
+        prover.theirs = in_time("the server's challenges", prover.read_theirs()).await;
+        prover
+    }
+
+    async fn read_theirs(&self) -> Vec<[u8; 32]> {
+        loop {
+            let seen = self.pool.peer_challenges_async(SLOT).await.unwrap();
+            let all: Option<Vec<_>> = seen.challenges.into_iter().collect();
+            if let Some(all) = all.filter(|_| seen.writer == Some(self.member.epoch)) {
+                return all;
+            }
+        }
+    }
+
+    async fn ask(&mut self, request: Request) -> Answer {
+        self.calls += 1;
+        self.peer.ask(self.calls, request).await;
+        self.peer.answer().await.1
+    }
+
+    async fn meet(&mut self, pool: Uuid, slot: u32) -> Answer {
+        let incarnation = self.member.incarnation;
+        let meet = Request::Meet {
+            pool,
+            slot,
+            incarnation,
+        };
+        self.ask(meet).await
+    }
+
+    /// Proofs for both devices; with the challenge of device 0 for both, only the first can hold.
+    fn proofs(&self, key: [u8; 32], side: Side, own: [u8; 32]) -> Vec<Proof> {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &key);
+        let seen = self.theirs.iter().zip(0..).map(|(server, device)| Seen {
+            device,
+            client: own,
+            server: *server,
+        });
+        seen.map(|seen| {
+            let tag = hmac::sign(&key, &transcript(side, self.member, seen));
+            Proof {
+                device: seen.device,
+                mac: tag.as_ref().try_into().unwrap(),
+            }
+        })
+        .collect()
+    }
+
+    async fn prove(&mut self, member: Member, proofs: Vec<Proof>) -> Answer {
+        self.ask(Request::Prove { member, proofs }).await
+    }
+
+    async fn prove_until_seen(&mut self) -> (Vec<Proof>, u16) {
+        loop {
+            let proofs = self.proofs(self.key, Side::Client, self.own);
+            if let Answer::Proved { proofs, port } = self.prove(self.member, proofs).await {
+                return (proofs, port);
+            }
+        }
+    }
+}
+
+fn reason(answer: &Answer) -> Option<Reason> {
+    match answer {
+        Answer::Failed(failure) => failure.reason,
+        _ => None,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_the_member_that_proves_itself_gets_a_port() {
+    let files = Files::new(2);
+    let world = world(&files).await;
+    let mut prover = Prover::new(&files, Peer::host(&world, "db1").await).await;
+    let (member, key, own) = (prover.member, prover.key, prover.own);
+    let good = prover.proofs(key, Side::Client, own);
+    let attempts = [
+        (
+            member,
+            prover.proofs([0; 32], Side::Client, own),
+            Reason::ChallengeNotSeen,
+        ),
+        (
+            member,
+            prover.proofs(key, Side::Server, own),
+            Reason::ChallengeNotSeen,
+        ),
+        (
+            member,
+            prover.proofs(key, Side::Client, [0; 32]),
+            Reason::ChallengeNotSeen,
+        ),
+        (member, vec![], Reason::ChallengeNotSeen),
+        (
+            Member { slot: 2, ..member },
+            good.clone(),
+            Reason::SlotRefused,
+        ),
+        (
+            Member {
+                epoch: member.epoch ^ 1,
+                ..member
+            },
+            good,
+            Reason::SlotRefused,
+        ),
+    ];
+    for (member, proofs, want) in attempts {
+        let answer = prover.prove(member, proofs).await;
+        assert_eq!(reason(&answer), Some(want));
+    }
+    // What was written a moment ago may not be seen at once.
+    let (proofs, port) = in_time("the proof", prover.prove_until_seen()).await;
+    assert_eq!(
+        proofs.iter().map(|proof| proof.device).collect::<Vec<_>>(),
+        [0]
+    );
+    assert!(port >= 1024);
+    // Once is enough.
+    let again = prover.proofs(key, Side::Client, own);
+    let again = prover.prove(member, again).await;
+    assert_eq!(reason(&again), Some(Reason::SlotRefused));
+    let pool = prover.pool.clone();
+    tokio::task::spawn_blocking(move || pool.close())
+        .await
+        .unwrap();
+}
