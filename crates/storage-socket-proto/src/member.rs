@@ -279,6 +279,14 @@ impl Member {
             return Err(UsageError::Stopped);
         }
         let forgotten = self.followed.serving().is_none();
+        let there = self.devices.iter().filter(|device| !device.is_lost());
+        let there = there.fold(DeviceMask::NONE, |mask, device| {
+            mask.or(DeviceMask::only(device.index()))
+        });
+        let options = ConnectOptions {
+            devices: options.devices.and(there),
+            ..options
+        };
         let entry = entries::place(&mut self.entries, &options, forgotten)?;
         *entry = Entry::request(&options, now + options.patience);
         self.changed(now);
@@ -473,7 +481,7 @@ impl Member {
 
     /// The devices whose coordinator block of the present epoch was read and whose own page was written.
     fn seen_devices(&self) -> DeviceMask {
-        let epoch = self.followed.serving();
+        let epoch = self.followed.known();
         self.devices
             .iter()
             .filter(|device| device.sees(epoch))

@@ -140,6 +140,10 @@ impl Coordinator {
         }
         let is_news = is_first || stamp.counter > slot.stamp.counter;
         if !is_news {
+            // The same page on another device: one more that is proved.
+            if slot.is_alive() && stamp.writer == slot.stamp.writer {
+                self.take_entries(now, index);
+            }
             return;
         }
         let before = slot.incarnation();
@@ -272,11 +276,28 @@ impl Coordinator {
                 self.let_go(connection, Some(ResetReason::PeerClosed));
                 self.answer(now, index, at, None);
             }
-            if let MemberEntry::Request(request) = entry {
+            if let MemberEntry::Request(request) = entry
+                && self.is_ripe(now, index, at, request)
+            {
                 let answer = self.decide(index, at, request);
                 self.answer(now, index, at, Some(answer));
             }
         }
+    }
+
+    /// Whether a request is to be answered: not while devices that may be used are still to be proved, for a stream
+    /// uses the devices of its grant to its end.
+    fn is_ripe(&mut self, now: Tick, index: SlotIndex, at: usize, request: &Request) -> bool {
+        let there = self.devices.iter().filter(|device| !device.is_lost());
+        let wish = there.fold(DeviceMask::NONE, |mask, device| {
+            mask.or(request.devices.and(DeviceMask::only(device.index())))
+        });
+        let patience = self.config.geometry.timeouts().heartbeat * 2;
+        let Some(slot) = self.slots.get_mut(&index) else {
+            return false;
+        };
+        let since = slot.since(at, request.connection, now);
+        slot.proved().and(wish) == wish || now.since(since) >= patience
     }
 
     fn answer(&mut self, now: Tick, index: SlotIndex, at: usize, answer: Option<Answer>) {
@@ -466,6 +487,10 @@ impl Coordinator {
 
     pub(super) fn write_answer(&mut self, now: Tick) -> Option<IoRequest> {
         for (&index, slot) in &mut self.slots {
+            if self.rests.contains_key(&index) {
+                // The page is the only record of what rests, should this coordinator die as well.
+                continue;
+            }
             if let Some(request) = slot.poll_read_back(&mut self.ids, now) {
                 return Some(request);
             }
@@ -491,9 +516,9 @@ impl Coordinator {
     pub(super) fn answers_due(&self) -> impl Iterator<Item = Tick> {
         let writes = matches!(self.phase, Phase::Serving | Phase::Stopping);
         self.slots
-            .values()
-            .filter(move |_| writes)
-            .filter_map(Slot::answer_at)
+            .iter()
+            .filter(move |(index, _)| writes && !self.rests.contains_key(index))
+            .filter_map(|(_, slot)| slot.answer_at())
     }
 
     pub(super) fn handle_answer_written(&mut self, now: Tick, id: IoId, outcome: IoOutcome<'_>) {

@@ -8,8 +8,8 @@ use crate::{
     liveness::Silence,
     pair::{PairOutcome, PairWriter},
     types::{
-        BlockCount, Challenge, Counter, DeviceIndex, DeviceMask, ENTRIES, Incarnation, Name,
-        SlotIndex, Tick,
+        BlockCount, Challenge, ConnectionId, Counter, DeviceIndex, DeviceMask, ENTRIES,
+        Incarnation, Name, SlotIndex, Tick,
     },
 };
 use std::{collections::BTreeMap, time::Duration};
@@ -23,6 +23,8 @@ pub(super) struct Slot {
     alive: bool,
     devices: BTreeMap<DeviceIndex, SlotDevice>,
     pub(super) answers: [AnswerEntry; ENTRIES],
+    /// Requests that wait until more devices are proved, and since when.
+    waiting: [Option<(ConnectionId, Tick)>; ENTRIES],
     challenges: Vec<Challenge>,
     /// Advances with every change of the answers.
     revision: u64,
@@ -64,6 +66,7 @@ impl Slot {
             alive: false,
             devices: devices.iter().map(|index| (index, device(index))).collect(),
             answers: [None; ENTRIES],
+            waiting: [None; ENTRIES],
             challenges: Vec::new(),
             revision: 1,
         }
@@ -160,6 +163,17 @@ impl Slot {
     /// The devices that both sides have proved.
     pub(super) fn proved(&self) -> DeviceMask {
         self.visible().and(self.page.devices)
+    }
+
+    /// Since when a request is known.
+    pub(super) fn since(&mut self, at: usize, connection: ConnectionId, now: Tick) -> Tick {
+        match self.waiting[at] {
+            Some((known, since)) if known == connection => since,
+            _ => {
+                self.waiting[at] = Some((connection, now));
+                now
+            }
+        }
     }
 
     /// What is said was not taken notice of: it is written again.

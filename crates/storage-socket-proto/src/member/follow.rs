@@ -44,6 +44,11 @@ impl Followed {
         }
     }
 
+    /// The epoch of a coordinator that claims or serves and isn't lost.
+    pub(super) fn known(&self) -> Option<Epoch> {
+        self.epoch.filter(|_| !self.lost)
+    }
+
     /// The epoch of a coordinator that serves and isn't lost.
     pub(super) fn serving(&self) -> Option<Epoch> {
         let serves = self.state == CoordinatorState::Serving && !self.lost;
