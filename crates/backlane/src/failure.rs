@@ -4,6 +4,7 @@
 
 use crate::output::SCHEMA;
 use anyhow::Error;
+use backlane_repo::{RepoError, StoreError};
 use serde::Serialize;
 use std::{fmt, io};
 
@@ -100,6 +101,9 @@ fn advice(error: &Error) -> Option<String> {
     if let Some(hint) = error.downcast_ref::<Hint>() {
         return Some(hint.to_string());
     }
+    if let Some(hint) = error.chain().find_map(advice_about) {
+        return Some(hint.to_owned());
+    }
     let kind = error
         .chain()
         .filter_map(|cause| cause.downcast_ref::<io::Error>())
@@ -118,6 +122,55 @@ fn advice(error: &Error) -> Option<String> {
     Some(hint.to_owned())
 }
 
+/// Advice about errors of the libraries that mean the same whatever was typed.
+fn advice_about(cause: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
+    match cause.downcast_ref() {
+        Some(backlane_client::Error::Repository(error)) => return about_repository(error),
+        Some(backlane_client::Error::NotInSnapshot { .. }) => return Some(LOOK_INSIDE),
+        _ => {}
+    }
+    if let Some(error) = cause.downcast_ref() {
+        return about_repository(error);
+    }
+    cause.downcast_ref().and_then(about_session)
+}
+
+const LOOK_INSIDE: &str =
+    "`backlane ls SNAPSHOT` lists what is in it; paths are absolute, as they were backed up";
+
+fn about_repository(error: &RepoError) -> Option<&'static str> {
+    // These pass on the words of what is inside them, which thus stands in no chain.
+    let store = |error: &StoreError| match error {
+        StoreError::Failed(inner) => inner.downcast_ref().and_then(about_session),
+        _ => None,
+    };
+    match error {
+        RepoError::Store(error) => store(error),
+        RepoError::WriteFailed { cause } => store(cause),
+        RepoError::SnapshotNotFound { .. } | RepoError::SnapshotAmbiguous { .. } => {
+            Some("`backlane snapshots` lists what there is")
+        }
+        RepoError::PathNotFound { .. } => Some(LOOK_INSIDE),
+        _ => None,
+    }
+}
+
+fn about_session(error: &backlane_net::Error) -> Option<&'static str> {
+    use backlane_net::Error as Net;
+    match error {
+        Net::Connect { .. } => {
+            Some("is `backlane server run` running there, and is that its port?")
+        }
+        Net::Token { .. } => Some("`backlane server enroll HOST` on the server prints a new token"),
+        Net::Full { .. } => Some("make room on the server's disk and run it again"),
+        Net::Busy { .. } => Some("wait until the other job on this repository has ended"),
+        Net::NoRoute { .. } => {
+            Some("--route prefer-storage lets a job go by network where storage can't be used")
+        }
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,6 +186,19 @@ mod tests {
         assert_eq!(
             explain(&error),
             "error: cannot open the pool: cannot read /dev/x: disk on fire\nhint: call the fire brigade"
+        );
+    }
+
+    #[test]
+    fn advice_reaches_through_errors_that_pass_others_on() {
+        let net = backlane_net::Error::Full {
+            what: "no space left".to_owned(),
+        };
+        let repo = RepoError::from(StoreError::Failed(Box::new(net)));
+        let error = Error::new(backlane_client::Error::from(repo)).context("backup failed");
+        assert_eq!(
+            explain(&error),
+            "error: backup failed: no space left\nhint: make room on the server's disk and run it again"
         );
     }
 

@@ -92,10 +92,11 @@ fn report(error: &anyhow::Error, output: Output) -> ExitCode {
 
 /// Logs to standard error, so that standard output carries results alone.
 fn start_log(common: &Common) {
+    // The repository's engine logs each error that it hands to us, and we tell it in our own words.
     let level = match (common.quiet, common.verbose) {
-        (true, _) => "error",
-        (_, 0) => "warn",
-        (_, 1) => "info",
+        (true, _) => "error,rustic_core=off",
+        (_, 0) => "warn,rustic_core=off",
+        (_, 1) => "info,rustic_core=warn",
         (_, _) => "debug",
     };
     let filter = EnvFilter::try_from_env("BACKLANE_LOG").unwrap_or_else(|_| EnvFilter::new(level));
