@@ -183,6 +183,14 @@ pub enum Error {
         /// What was found.
         found: FormatError,
     },
+    /// The device has not the size or the blocks that a pool needs.
+    #[error("{}: {found}", path.display())]
+    Unfit {
+        /// The device.
+        path: PathBuf,
+        /// What is wrong with it.
+        found: GeometryError,
+    },
     /// The figures don't make a pool.
     #[error(transparent)]
     Geometry(#[from] GeometryError),

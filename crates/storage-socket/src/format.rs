@@ -104,6 +104,23 @@ pub fn format(devices: &[PathBuf], options: &FormatOptions) -> Result<PoolInfo, 
     done
 }
 
+/// Names the device that a figure is wrong of.
+fn named(error: GeometryError, paths: &[PathBuf]) -> Error {
+    let device = match &error {
+        GeometryError::TooSmall { device, .. }
+        | GeometryError::TooLarge { device, .. }
+        | GeometryError::LogicalBlock { device, .. } => usize::from(device.0),
+        _ => return Error::Geometry(error),
+    };
+    match paths.get(device) {
+        Some(path) => Error::Unfit {
+            path: path.clone(),
+            found: error,
+        },
+        None => Error::Geometry(error),
+    }
+}
+
 fn format_devices(
     paths: &[PathBuf],
     options: &FormatOptions,
@@ -123,7 +140,8 @@ fn format_devices(
         })
         .collect();
     let pool = PoolId(Uuid::new_v4());
-    let geometry = Geometry::new(pool, options.slots, &sizes, options.timeouts)?;
+    let geometry = Geometry::new(pool, options.slots, &sizes, options.timeouts)
+        .map_err(|error| named(error, paths))?;
     let name = Name::lossy(&options.name);
     for (index, device) in (0..).map(DeviceIndex).zip(&devices) {
         let superblock = Superblock::of(&geometry, name.clone(), index)
