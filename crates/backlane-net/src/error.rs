@@ -217,9 +217,36 @@ impl Error {
 
     /// An error of a TLS stream: TLS packs its own errors into those of I/O.
     pub(crate) fn tls(peer: impl Into<String>, error: &io::Error) -> Self {
+        let inner = error
+            .get_ref()
+            .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        let why = match inner {
+            Some(rustls::Error::AlertReceived(alert)) if refuses_certificate(*alert) => {
+                format!("it does not accept the certificate that was shown to it ({alert:?})")
+            }
+            _ => error.to_string(),
+        };
         Self::Tls {
             peer: peer.into(),
-            why: error.to_string(),
+            why,
         }
     }
+}
+
+/// Whether a peer ends a handshake in this way when a certificate does not satisfy it.
+fn refuses_certificate(alert: rustls::AlertDescription) -> bool {
+    use rustls::AlertDescription as Alert;
+    matches!(
+        alert,
+        Alert::BadCertificate
+            | Alert::UnsupportedCertificate
+            | Alert::CertificateRevoked
+            | Alert::CertificateExpired
+            | Alert::CertificateUnknown
+            | Alert::CertificateRequired
+            | Alert::UnknownCA
+            | Alert::AccessDenied
+            // Signed by a key that is not the one of the authority of that name.
+            | Alert::DecryptError
+    )
 }
