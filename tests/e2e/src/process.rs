@@ -103,7 +103,9 @@ impl Process {
             .stderr(create(&stderr)?)
             .spawn()
             .with_context(|| format!("starting {shown}"))?;
-        if let (Some(input), Some(mut stdin)) = (input, input.and(child.stdin.take())) {
+        if let Some(input) = input
+            && let Some(mut stdin) = child.stdin.take()
+        {
             // A program that doesn't read its input has no need of it.
             let _ = stdin.write_all(input.as_bytes());
         }
@@ -165,6 +167,12 @@ impl Process {
             peak_memory_bytes: self.peak_memory_bytes,
             shown: std::mem::take(&mut self.shown),
         })
+    }
+
+    /// What it has written to its standard output so far.
+    #[must_use]
+    pub fn stdout(&self) -> String {
+        read(&self.stdout)
     }
 
     /// What it wrote so far, for an error.

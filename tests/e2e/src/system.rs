@@ -66,6 +66,8 @@ pub struct Client {
     pub config: PathBuf,
     /// Its keys and certificates.
     pub state: PathBuf,
+    /// Its repository's key file, which holds the password that stock tools ask for.
+    pub key_file: PathBuf,
 }
 
 /// A job that ended, with what the kernel counted meanwhile.
@@ -167,22 +169,6 @@ impl System {
         }
     }
 
-    /// The client's repository key file, which holds the password that stock tools ask for.
-    ///
-    /// # Errors
-    /// When the client's configuration doesn't name it.
-    pub fn password_file(&self, client: &Client) -> Result<PathBuf> {
-        let config = std::fs::read_to_string(&client.config)
-            .with_context(|| format!("reading {}", client.config.display()))?;
-        let value = config.lines().find_map(|line| {
-            let (key, value) = line.split_once('=')?;
-            (key.trim() == "key_file").then(|| value.trim().trim_matches('"').to_owned())
-        });
-        value
-            .map(PathBuf::from)
-            .with_context(|| format!("no key_file in {config}"))
-    }
-
     /// The binary on one side, with its state and its log kept apart from the machine's own.
     #[must_use]
     pub fn command(&self, side: Side) -> Command {
@@ -207,7 +193,7 @@ impl System {
         command
     }
 
-    /// Starts the server and waits until it listens.
+    /// Starts the server and waits until it serves.
     ///
     /// # Errors
     /// When it ends before it does.
@@ -217,9 +203,9 @@ impl System {
         // Its standard input closes when this process dies, whatever the way.
         command.args(["--verbose", "server", "run", "--until-stdin-closes"]);
         let mut server = Process::start(&mut command, self.dir.path(), None)?;
-        until("the server listens", || {
+        until("the server serves", || {
             ensure!(server.is_running()?, "the server ended: {}", server.said());
-            Ok(listens(server.id()))
+            Ok(server.stdout().contains("serving"))
         })?;
         self.server = Some(server);
         Ok(())
@@ -278,6 +264,7 @@ impl System {
             host: host.to_owned(),
             config: home.join("client.toml"),
             state: home.join("state"),
+            key_file: home.join("state/repository.key"),
         };
         let mut join = self.client_command(&client);
         join.args(["join", "--token-file", "-", "--state"])
@@ -298,7 +285,12 @@ impl System {
         let token = self.token(host, &[])?;
         let device = self.device.at_client.clone();
         let (client, ended) = self.join(host, &token, Some(&device))?;
-        ended.success()?;
+        let document = ended.success()?.json()?;
+        let key_file = document["repository_key"].as_str().map(Path::new);
+        ensure!(
+            key_file == Some(&client.key_file),
+            "the key file of {document}"
+        );
         Ok(client)
     }
 
@@ -371,6 +363,21 @@ impl System {
         )
     }
 
+    /// Fails unless every byte of a client's repository is as it was written. Packs that an interrupted job left, which
+    /// no index names, are no damage.
+    ///
+    /// # Errors
+    /// With what the check found.
+    pub fn check(&self, client: &Client) -> Result<()> {
+        let ended = self.run(client, ["check", "--read-data"])?.ended;
+        let document = ended.json()?;
+        ensure!(
+            matches!(ended.code(), 0 | 3) && document["clean"] == true,
+            "{ended}"
+        );
+        Ok(())
+    }
+
     /// The members of the pool, as the server's administrator sees them.
     ///
     /// # Errors
@@ -404,20 +411,6 @@ impl Job {
             .as_u64()
             .with_context(|| format!("no number {name} in {document}"))
     }
-}
-
-/// Whether a process listens on the server's port, by the kernel's table of its namespace.
-fn listens(process: u32) -> bool {
-    const LISTEN: &str = "0A";
-    let port = format!(":{PORT:04X}");
-    ["tcp", "tcp6"].iter().any(|table| {
-        let text = std::fs::read_to_string(format!("/proc/{process}/net/{table}"));
-        text.unwrap_or_default().lines().any(|line| {
-            let mut words = line.split_whitespace().skip(1);
-            let local = words.next().is_some_and(|local| local.ends_with(&port));
-            local && words.nth(1) == Some(LISTEN)
-        })
-    })
 }
 
 /// Every file of this name below `dir`.

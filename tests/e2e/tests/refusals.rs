@@ -1,0 +1,237 @@
+//! What must not work doesn't, says why, and leaves the next job in peace.
+
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result};
+use backlane_e2e::{
+    Client, Ended, Sector, Setup, SharedDevice, Side, System, output, plant, ready, same, until,
+};
+
+const MIB: u64 = 1 << 20;
+
+/// Expects a failure whose words, in lower case, have every one of `words`.
+fn refused(ended: &Ended, words: &[&str]) {
+    assert_eq!(ended.code(), 1, "{ended}");
+    let text = ended.text();
+    for word in words {
+        assert!(
+            text.contains(&word.to_lowercase()),
+            "no `{word}` in {ended}"
+        );
+    }
+}
+
+/// Expects that a whole job works.
+fn works(system: &System, client: &Client, seed: u64) -> Result<()> {
+    let [source, target] =
+        ["works-source", "works-target"].map(|name| system.path(format!("{name}-{seed}")));
+    plant(&source, MIB, seed)?;
+    system
+        .backup(client, &source, &["--route", "require-storage"])?
+        .success()?;
+    system.restore(client, &source, &target, &[])?.success()?;
+    same(&source, &target)
+}
+
+#[test]
+fn wrong_password_is_refused_by_name() -> Result<()> {
+    if !ready() {
+        return Ok(());
+    }
+    let system = System::new(&Setup::default())?;
+    let (alpha, beta) = (system.client("alpha")?, system.client("beta")?);
+    works(&system, &alpha, 1)?;
+    let (own, foreign) = (&alpha.key_file, &beta.key_file);
+    let kept = std::fs::read(own)?;
+    std::fs::copy(foreign, own)?;
+    let source = system.path("works-source-1");
+    refused(
+        &system.backup(&alpha, &source, &[])?.ended,
+        &["key", &own.display().to_string()],
+    );
+    refused(&system.run(&alpha, ["snapshots"])?.ended, &["key"]);
+    std::fs::write(own, kept)?;
+    works(&system, &alpha, 2)
+}
+
+#[test]
+fn token_works_once() -> Result<()> {
+    if !ready() {
+        return Ok(());
+    }
+    let system = System::new(&Setup::default())?;
+    let token = system.token("alpha", &[])?;
+    let device = system.device.at_client.clone();
+    let (alpha, first) = system.join("alpha", &token, Some(&device))?;
+    first.success()?;
+    let (_, second) = system.join("second", &token, Some(&device))?;
+    refused(&second, &["token", "used"]);
+    works(&system, &alpha, 1)
+}
+
+#[test]
+fn token_works_until_it_expires() -> Result<()> {
+    if !ready() {
+        return Ok(());
+    }
+    let system = System::new(&Setup::default())?;
+    let device = system.device.at_client.clone();
+    let token = system.token("alpha", &["--expires", "1s"])?;
+    let expired = SystemTime::now() + Duration::from_secs(2);
+    until("the token expires", || Ok(SystemTime::now() > expired))?;
+    let (_, late) = system.join("alpha", &token, Some(&device))?;
+    refused(&late, &["token", "expired"]);
+    works(&system, &system.client("alpha")?, 1)
+}
+
+#[test]
+fn mistyped_token_is_told_from_a_refused_one() -> Result<()> {
+    if !ready() {
+        return Ok(());
+    }
+    let system = System::new(&Setup::default())?;
+    let token = system.token("alpha", &[])?;
+    let (_, cut) = system.join("alpha", &token[..token.len() - 3], None)?;
+    refused(&cut, &["token"]);
+    let (_, empty) = system.join("alpha", "", None)?;
+    refused(&empty, &["token"]);
+    let (_, joined) = system.join("alpha", &token, None)?;
+    joined.success()?;
+    Ok(())
+}
+
+#[test]
+fn certificate_of_another_authority_is_refused() -> Result<()> {
+    if !ready() {
+        return Ok(());
+    }
+    let (system, other) = (
+        System::new(&Setup::default())?,
+        System::new(&Setup::default())?,
+    );
+    let (own, foreign) = (system.client("alpha")?, other.client("alpha")?);
+    works(&system, &own, 1)?;
+    // Both servers are at one address, each on a wire of its own: here is a client that trusts the other.
+    let before = system.lane.bytes()?;
+    let ended = system.start(&foreign, ["snapshots"])?.wait()?;
+    refused(&ended, &["certificate", "10.77.0.1"]);
+    assert!(system.lane.bytes()? - before < 64 << 10);
+    // And one that trusts this server, but was enrolled by the other.
+    for file in ["host.pem", "host.key"] {
+        std::fs::copy(foreign.state.join(file), own.state.join(file))?;
+    }
+    let ended = system.start(&own, ["snapshots"])?.wait()?;
+    refused(&ended, &["certificate", "10.77.0.1"]);
+    works(&system, &system.client("beta")?, 2)
+}
+
+#[test]
+fn device_of_another_pool_is_refused_by_name() -> Result<()> {
+    if !ready() {
+        return Ok(());
+    }
+    let system = System::new(&Setup::default())?;
+    let other = SharedDevice::new(&system.path(""), 64 * MIB, Sector::B4096)?;
+    let mut create = system.command(Side::Server);
+    output(
+        create
+            .args(["pool", "create", "--name", "other"])
+            .arg(&other.at_server),
+    )?;
+    let client = system.client("alpha")?;
+    works(&system, &client, 1)?;
+    let config = std::fs::read_to_string(&client.config)?;
+    let [right, wrong] =
+        [&system.device.at_client, &other.at_client].map(|path| path.display().to_string());
+    assert!(config.contains(&right), "{config}");
+    std::fs::write(&client.config, config.replace(&right, &wrong))?;
+    let source = system.path("works-source-1");
+    let required = system.backup(&client, &source, &["--route", "require-storage"])?;
+    refused(&required.ended, &["pool", &wrong]);
+    let preferred = system
+        .backup(&client, &source, &["--route", "prefer-storage"])?
+        .success()?;
+    assert_eq!(preferred.number("bytes_storage")?, 0);
+    std::fs::write(&client.config, config)?;
+    works(&system, &client, 2)
+}
+
+#[test]
+fn pool_without_a_slot_left_refuses_the_host() -> Result<()> {
+    if !ready() {
+        return Ok(());
+    }
+    let setup = Setup {
+        max_members: Some(8),
+        ..Setup::default()
+    };
+    let system = System::new(&setup)?;
+    let first = system.client("alpha")?;
+    let mut hosts = 1;
+    // Each host takes four slots, of eight less the server's own.
+    let full = loop {
+        let host = format!("host-{hosts}");
+        let mut enroll = system.server_command();
+        enroll.args(["--json", "server", "enroll", &host]);
+        let enrolled =
+            backlane_e2e::Process::start(&mut enroll, &system.path(""), Some(""))?.wait()?;
+        if enrolled.code() != 0 {
+            break enrolled;
+        }
+        let token = enrolled.json()?["token"]
+            .as_str()
+            .context("a token")?
+            .to_owned();
+        let (_, joined) = system.join(&host, &token, Some(&system.device.at_client))?;
+        if joined.code() != 0 {
+            break joined;
+        }
+        hosts += 1;
+        assert!(hosts < 8, "more hosts than slots");
+    };
+    refused(&full, &["slot"]);
+    works(&system, &first, 1)
+}
+
+#[test]
+fn disk_too_small_for_a_pool_is_refused() -> Result<()> {
+    if !ready() {
+        return Ok(());
+    }
+    let system = System::without_server(&Setup::default())?;
+    let small = SharedDevice::new(&system.path(""), MIB, Sector::B4096)?;
+    let mut create = system.command(Side::Server);
+    create
+        .args(["pool", "create", "--name", "small"])
+        .arg(&small.at_server);
+    let ended = backlane_e2e::Process::start(&mut create, &system.path(""), Some(""))?.wait()?;
+    refused(&ended, &[&small.at_server.display().to_string(), "needed"]);
+    Ok(())
+}
+
+#[test]
+fn full_server_disk_fails_the_job_and_room_heals_it() -> Result<()> {
+    if !ready() {
+        return Ok(());
+    }
+    let setup = Setup {
+        objects_bytes: Some(48 * MIB),
+        ..Setup::default()
+    };
+    let system = System::new(&setup)?;
+    let client = system.client("alpha")?;
+    works(&system, &client, 1)?;
+    let (source, target) = (system.path("source"), system.path("target"));
+    plant(&source, 96 * MIB, 2)?;
+    let full = system.backup(&client, &source, &[])?;
+    refused(&full.ended, &["space"]);
+    system
+        .objects
+        .as_ref()
+        .context("a file system of its own")?
+        .resize(512 * MIB)?;
+    system.backup(&client, &source, &[])?.success()?;
+    system.restore(&client, &source, &target, &[])?.success()?;
+    same(&source, &target)?;
+    system.check(&client)
+}
