@@ -1,17 +1,20 @@
 //! Devices that go away, or hang, under a running stream.
 
 use crate::{
-    media::{Loop, directory, hasty, options},
-    work::{Ground, PATIENCE, checked, pair, sealed},
+    media::{Loop, directory, hasty, options, patient},
+    work::{Ground, PATIENCE, Pattern, checked, pair, sealed},
 };
 use std::{
     fs::OpenOptions,
     io::{ErrorKind, Read, Write},
     path::{Path, PathBuf},
     process::Command,
+    thread,
     time::Instant,
 };
-use storage_socket::{EngineChoice, Error, FormatOptions, ResetReason, StopReason, format};
+use storage_socket::{
+    EngineChoice, Error, FormatOptions, ResetReason, StopReason, StreamOptions, format,
+};
 
 fn reason(error: &std::io::Error) -> &Error {
     error.get_ref().unwrap().downcast_ref().unwrap()
@@ -125,4 +128,50 @@ fn device_that_hangs_hangs_no_one() {
         assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
         freezer.set("--unfreeze");
     }
+}
+
+#[test]
+fn frames_that_rot_on_the_device_are_sent_again() {
+    let ground = Ground::new(1, None, 32 << 20, patient()).unwrap();
+    let server = ground.coordinator(EngineChoice::Auto);
+    let client = ground.member(EngineChoice::Auto);
+    for how in [sealed(), checked()] {
+        // One frame is read ahead, so that the others wait on the device.
+        let how = StreamOptions { depth: 1, ..how };
+        let (mut accepted, mut connected) = pair(&server, &client, &how);
+        let mut sent = vec![0; connected.payload_bytes_max() * 3 / 8 * 8];
+        Pattern::new(b"rot").fill(&mut sent);
+        connected.write_all(&sent).unwrap();
+        connected.flush().unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        while connected.stats().frames_sent < 3 {
+            assert!(Instant::now() < deadline, "{:?}", connected.stats());
+            thread::yield_now();
+        }
+        let hit = damage_frames(&ground.devices[0]);
+        assert!(hit >= 3, "{hit} frames found");
+        let mut heard = vec![0; sent.len()];
+        accepted.read_exact(&mut heard).unwrap();
+        assert!(heard == sent);
+        let (theirs, ours) = (connected.stats(), accepted.stats());
+        assert!(theirs.frames_resent > 0, "{theirs:?}");
+        assert!(ours.damaged_reads > 0, "{ours:?}");
+    }
+}
+
+/// Changes a byte in every frame that stands on the device, and tells how many there were.
+fn damage_frames(path: &Path) -> usize {
+    let how = direct_io::DeviceOptions::default();
+    let device = direct_io::Device::open(path, how).unwrap();
+    let mut block = direct_io::AlignedBuf::new(4096).unwrap();
+    let mut hit = 0;
+    for lba in 0..device.bytes() / 4096 {
+        device.read_exact_at(&mut block, lba * 4096).unwrap();
+        if block.starts_with(b"BLfr") {
+            block[4000] ^= 1;
+            device.write_all_at(&mut block, lba * 4096).unwrap();
+            hit += 1;
+        }
+    }
+    hit
 }
