@@ -379,3 +379,55 @@ impl RouteState {
 
 /// Memory taken at once for a body that the server announced; what is longer grows as it comes.
 const RESERVE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use backlane_proto::{ObjectId, ObjectKind, ObjectName, PackContents};
+
+    #[tokio::test]
+    async fn a_route_that_fails_is_told_to_the_calls_that_count_on_it_alone() {
+        let (control, _requests) = mpsc::unbounded_channel();
+        let starter = Starter::begin(None, "db1");
+        let policy = RoutePolicy::PreferStorage;
+        let shared = Shared::new("s:1".into(), "db1".into(), policy, 8, control, &starter);
+        let name = ObjectName {
+            kind: ObjectKind::Pack,
+            id: ObjectId::NONE,
+        };
+        let put = |route| {
+            let contents = PackContents::Data;
+            let bytes = 5;
+            let put = Request::Put {
+                name,
+                contents,
+                bytes,
+                route,
+            };
+            shared.begin(put, None).unwrap()
+        };
+        let (mut storage, mut network) = (put(Route::Storage), put(Route::Network));
+        let expected = Expected {
+            route: None,
+            bytes_max: 10,
+            exact: false,
+        };
+        let get = Request::Get { name, range: None };
+        let mut get = shared.begin(get, Some(expected)).unwrap();
+        let (bytes, decision) = (10, Decision::Storage);
+        let header = Answer::Body { bytes, decision };
+        shared.answered(get.id, header).unwrap();
+        let down = RouteDown::new(Reason::DeviceError, "lun7");
+        shared.route_down(Route::Storage, &down);
+        assert!(matches!(get.news.try_recv(), Ok(News::Answer(_))));
+        for told in [&mut storage, &mut get] {
+            let news = told.news.try_recv();
+            assert!(
+                matches!(news, Ok(News::RouteFailed(Route::Storage, _))),
+                "{news:?}"
+            );
+        }
+        assert!(network.news.try_recv().is_err());
+        assert_eq!(shared.routes().storage, Err(down));
+    }
+}

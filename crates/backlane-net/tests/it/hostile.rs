@@ -7,7 +7,8 @@ use crate::{
 use backlane_net::{Session, identity::SERVER_NAME};
 use backlane_proto::{
     Answer, CallId, ChunkFlag, ChunkHeader, ErrorCode, Features, FromClient, FromServer,
-    ObjectKind, Opened, Opening, PackContents, Request, Route, RoutePolicy, Version, VersionRange,
+    ObjectKind, Opened, Opening, PackContents, Reason, Request, Route, RoutePolicy, Version,
+    VersionRange,
     codec::MESSAGE_BYTES_MAX,
     message::{Attach, Hello, Purpose, SessionSecret, Welcome},
 };
@@ -389,11 +390,21 @@ async fn require_storage_takes_no_body_from_the_network() {
         )
         .await;
     control.ask(2, Request::Get { name, range: None }).await;
+    let mut reasons = Vec::new();
     for _ in 0..2 {
-        let (_, answer) = control.answer().await;
-        let by_route = matches!(&answer, Answer::Failed(f) if f.code == ErrorCode::Route);
-        assert!(by_route, "{answer:?}");
+        match control.answer().await {
+            (call, Answer::Failed(failed)) if failed.code == ErrorCode::Route => {
+                reasons.push((call.0, failed.reason));
+            }
+            other => panic!("{other:?}"),
+        }
     }
+    reasons.sort_unstable();
+    let want = [
+        (1, Some(Reason::Policy)),
+        (2, Some(Reason::ServerHasNoPool)),
+    ];
+    assert_eq!(reasons, want);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
