@@ -343,7 +343,7 @@ impl fmt::Display for Reason {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::collections::HashSet;
+    use std::collections::BTreeSet;
 
     fn any_reason() -> impl Strategy<Value = Reason> {
         proptest::sample::select(Reason::all().collect::<Vec<_>>())
@@ -425,7 +425,7 @@ mod tests {
     #[test]
     fn reasons_keep_distinct_numbers_names_and_sentences() {
         let rows = Reason::all().count();
-        let distinct = |f: fn(Reason) -> String| Reason::all().map(f).collect::<HashSet<_>>().len();
+        let distinct = |f: fn(Reason) -> String| Reason::all().map(f).collect::<BTreeSet<_>>().len();
         assert_eq!(distinct(|r| r.code().to_string()), rows);
         assert_eq!(distinct(|r| r.name().to_owned()), rows);
         assert_eq!(distinct(|r| r.to_string()), rows);
