@@ -24,7 +24,7 @@ fn a_calm_run_delivers_everything_without_a_resend() {
 #[test]
 fn seeds_keep_every_promise() {
     let first = number("SIM_SEED", 0);
-    for seed in first..first + number("SIM_SEEDS", 200) {
+    for seed in first..first + number("SIM_SEEDS", 120) {
         if let Err(what) = run(seed) {
             panic!("{what}");
         }

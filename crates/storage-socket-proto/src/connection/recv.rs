@@ -259,7 +259,8 @@ impl RecvHalf {
             return None;
         }
         let announced = self.next_read < self.announced;
-        let probe = self.probe && self.fin.is_none() && self.next_read == self.announced;
+        let is_next = self.next_read == self.announced.max(self.consumed);
+        let probe = self.probe && self.fin.is_none() && is_next;
         if !announced && !probe {
             return None;
         }
