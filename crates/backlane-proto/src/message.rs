@@ -3,14 +3,20 @@
 //! `decode` tells three cases apart: a message; one of a later version that this one doesn't know, which gets an answer
 //! that says so; and bytes that are no message, which end the connection.
 
+mod codes;
+mod show;
+
 use crate::{
     ByteRange, CallId, CodecError, Decision, Features, ObjectId, ObjectInfo, ObjectKind,
     ObjectName, PackContents, Reason, Route, RoutePolicy, Version, VersionRange,
     proof::{self, Member, Proof},
     wire,
 };
+use codes::{
+    cut, fixed, kind_code, kind_from, name_code, name_from, policy_code, policy_from, pool_code,
+    pool_from, port, route_code, route_from,
+};
 use prost::Message as _;
-use std::fmt;
 use uuid::Uuid;
 
 /// Entries in one page of a listing; the page stays below the largest message.
@@ -749,140 +755,6 @@ impl ErrorCode {
         let row = Self::TABLE.iter().find(|row| row.1 == code);
         row.map_or(Self::Failed, |row| row.0)
     }
-}
-
-impl fmt::Debug for SessionSecret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("SessionSecret")
-    }
-}
-
-impl fmt::Debug for Attach {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Attach({self})")
-    }
-}
-
-impl fmt::Display for Attach {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} of {}", self.purpose, self.session)
-    }
-}
-
-impl fmt::Debug for Enroll {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Enroll")
-    }
-}
-
-impl fmt::Debug for Welcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Welcome")
-            .field("version", &self.version)
-            .field("session", &self.session)
-            .field("data_port", &self.data_port)
-            .field("pool", &self.pool)
-            .finish_non_exhaustive()
-    }
-}
-
-impl fmt::Display for SessionId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-/// Cuts text to what a message may carry, at a character's end.
-fn cut(text: &str) -> String {
-    let mut end = text.len().min(TEXT_BYTES_MAX);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text[..end].to_owned()
-}
-
-fn fixed<const N: usize>(bytes: Vec<u8>, field: &'static str) -> Result<[u8; N], CodecError> {
-    bytes.try_into().map_err(|_| CodecError::BadField { field })
-}
-
-fn port(port: u32) -> Result<u16, CodecError> {
-    u16::try_from(port).map_err(|_| CodecError::BadField { field: "port" })
-}
-
-fn pool_code(pool: Option<Uuid>) -> Vec<u8> {
-    pool.map_or_else(Vec::new, |pool| pool.as_bytes().to_vec())
-}
-
-fn pool_from(raw: Vec<u8>) -> Result<Option<Uuid>, CodecError> {
-    if raw.is_empty() {
-        return Ok(None);
-    }
-    Ok(Some(Uuid::from_bytes(fixed(raw, "pool")?)))
-}
-
-fn policy_code(policy: RoutePolicy) -> u32 {
-    match policy {
-        RoutePolicy::PreferStorage => 1,
-        RoutePolicy::RequireStorage => 2,
-        RoutePolicy::Network => 3,
-    }
-}
-
-fn policy_from(code: u32) -> Result<RoutePolicy, CodecError> {
-    match code {
-        1 => Ok(RoutePolicy::PreferStorage),
-        2 => Ok(RoutePolicy::RequireStorage),
-        3 => Ok(RoutePolicy::Network),
-        _ => Err(CodecError::BadField { field: "policy" }),
-    }
-}
-
-fn route_code(route: Route) -> u32 {
-    match route {
-        Route::Network => 1,
-        Route::Storage => 2,
-    }
-}
-
-fn route_from(code: u32) -> Result<Route, CodecError> {
-    match code {
-        1 => Ok(Route::Network),
-        2 => Ok(Route::Storage),
-        _ => Err(CodecError::BadField { field: "route" }),
-    }
-}
-
-fn kind_code(kind: ObjectKind) -> u32 {
-    match kind {
-        ObjectKind::Config => 1,
-        ObjectKind::Key => 2,
-        ObjectKind::Index => 3,
-        ObjectKind::Snapshot => 4,
-        ObjectKind::Pack => 5,
-    }
-}
-
-fn kind_from(code: u32) -> Option<ObjectKind> {
-    ObjectKind::ALL
-        .into_iter()
-        .find(|kind| kind_code(*kind) == code)
-}
-
-fn name_code(name: ObjectName) -> wire::Name {
-    wire::Name {
-        kind: kind_code(name.kind),
-        id: name.id.0.to_vec(),
-    }
-}
-
-fn name_from(name: Option<wire::Name>) -> Result<ObjectName, CodecError> {
-    let name = name.ok_or(CodecError::BadField { field: "name" })?;
-    let kind = kind_from(name.kind).ok_or(CodecError::BadField { field: "kind" })?;
-    let id = ObjectId(fixed(name.id, "id")?);
-    if kind == ObjectKind::Config && id != ObjectId::NONE {
-        return Err(CodecError::BadField { field: "id" });
-    }
-    Ok(ObjectName { kind, id })
 }
 
 #[cfg(test)]

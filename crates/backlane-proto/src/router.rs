@@ -425,7 +425,8 @@ mod tests {
     #[test]
     fn reasons_keep_distinct_numbers_names_and_sentences() {
         let rows = Reason::all().count();
-        let distinct = |f: fn(Reason) -> String| Reason::all().map(f).collect::<BTreeSet<_>>().len();
+        let distinct =
+            |f: fn(Reason) -> String| Reason::all().map(f).collect::<BTreeSet<_>>().len();
         assert_eq!(distinct(|r| r.code().to_string()), rows);
         assert_eq!(distinct(|r| r.name().to_owned()), rows);
         assert_eq!(distinct(|r| r.to_string()), rows);

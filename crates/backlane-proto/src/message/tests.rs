@@ -1,3 +1,5 @@
+//! Every message survives its bytes; what is no message is told from what is a later one.
+
 use super::*;
 use proptest::prelude::*;
 
