@@ -290,7 +290,7 @@ impl FrameOpener {
             None => checksum(header, payload) == header[TAG_AT..],
             Some(key) => {
                 let (aad, tag) = header.split_at(TAG_AT);
-                key.open_in_place_separate_tag(nonce(sequence), Aad::from(&*aad), tag, payload)
+                key.open_in_place_separate_tag(nonce(sequence), Aad::from(aad), tag, payload)
                     .is_ok()
             }
         };

@@ -1,5 +1,11 @@
 //! The codec: what is written is read back, what is damaged is refused, and no input makes a parser panic.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests, where a panic is the finding"
+)]
+#![expect(clippy::disallowed_methods, reason = "images are files")]
+
 use proptest::prelude::*;
 use std::time::Duration;
 use storage_socket_proto::{
@@ -465,7 +471,8 @@ proptest! {
             // Behind the control unit, inside the segment.
             prop_assert!(place.lba.0 >= segment.first.lba().0 + 16);
             prop_assert!(end <= segment.end() * 16);
-            prop_assert!((place.lba.0 - segment.first.lba().0 - 16) % u64::from(ring.frame_blocks().0) == 0);
+            let within = place.lba.0 - segment.first.lba().0 - 16;
+            prop_assert!(within.is_multiple_of(u64::from(ring.frame_blocks().0)));
             prop_assert!(places.insert((place.device, place.lba)));
             prop_assert_eq!(place, ring.place(Sequence(sequence + ring.frames())));
         }

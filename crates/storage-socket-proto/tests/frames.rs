@@ -1,5 +1,11 @@
 //! Frames: sealing, opening, keys, and everything that has to fail.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests, where a panic is the finding"
+)]
+#![expect(clippy::disallowed_methods, reason = "images are files")]
+
 use proptest::prelude::*;
 use storage_socket_proto::{
     BLOCK_BYTES, BlockCount, Cipher, ConnectionId, Direction, FRAME_HEADER_BYTES, FormatError,

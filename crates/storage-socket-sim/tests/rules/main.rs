@@ -1,5 +1,10 @@
 //! Each rule of the design's section on the medium, in virtual time, on machines that a test drives by hand.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests, where a panic is the finding"
+)]
+
 mod bench;
 mod claim;
 mod connection;
