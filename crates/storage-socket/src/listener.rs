@@ -243,7 +243,8 @@ impl Incoming {
         reply
     }
 
-    /// Refuses the connection: its stream at the member is reset, as dropping does.
+    /// Does not accept the connection, as dropping does: at the member its connect is refused, or its stream reset if
+    /// it saw the grant before.
     pub fn refuse(self) {}
 }
 

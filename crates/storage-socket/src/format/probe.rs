@@ -6,7 +6,7 @@
 use crate::Error;
 use direct_io::{AlignedBuf, Device};
 use rustix::fs::{major, minor, stat};
-use std::{fs, path::Path, process::Command};
+use std::{env, fs, path::Path, process::Command};
 
 /// Bytes at each end that have to be zero.
 const ENDS_BYTES: u64 = 1 << 20;
@@ -42,7 +42,10 @@ pub(super) fn check_signatures(path: &Path) -> Result<(), Error> {
         action: "run it to look for signatures",
         source,
     };
+    // Where it stands on most systems is not in everybody's path.
+    let path_list = env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
     let output = Command::new("wipefs")
+        .env("PATH", path_list)
         .args(["--no-act", "--parsable"])
         .arg(path)
         .env("LC_ALL", "C")

@@ -152,7 +152,10 @@ fn devices_that_do_not_fit_together_are_refused() {
     assert!(!missing.exists());
 
     let refusal = format(std::slice::from_ref(&missing), &options(MIB)).unwrap_err();
-    assert!(matches!(refusal, Error::Geometry(_)), "{refusal}");
+    assert!(
+        matches!(&refusal, Error::Unfit { path, .. } if *path == missing),
+        "{refusal}"
+    );
     assert!(!missing.exists(), "a file that was made for nothing stays");
 
     let loops =
