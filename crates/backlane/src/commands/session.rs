@@ -18,13 +18,17 @@ use crate::{
 use anyhow::{Context as _, Result, bail};
 use backlane_net::{Blocking, RouteDown, Session};
 use backlane_proto::RoutePolicy;
-use backlane_repo::{InitOptions, ObjectStore, RepoError, Repository};
+use backlane_repo::{InitOptions, ObjectStore, RepoError, Repository, StoreError};
 use std::{sync::Arc, time::Duration};
 use zeroize::Zeroizing;
 
 /// How long an interrupted job gets to end by itself, with the index of what it stored, before its session is closed
 /// under it.
 const JOB_GRACE: Duration = Duration::from_secs(15);
+
+/// How often, and with what pause, a job looks whether the repository is there that another job is making.
+const FOUNDING_LOOKS: u32 = 40;
+const FOUNDING_PAUSE: Duration = Duration::from_millis(250);
 
 /// An open session, and the repository behind it.
 pub(crate) struct Client {
@@ -66,8 +70,22 @@ impl Client {
             host: Some(self.host().to_owned()),
             ..InitOptions::default()
         };
-        Repository::init(store, &self.password, &options)
-            .context("cannot make this host's repository")
+        match Repository::init(store, &self.password, &options) {
+            Err(error) if is_made_by_another(&error) => self.repository_of_another(error),
+            made => made.context("cannot make this host's repository"),
+        }
+    }
+
+    /// Waits for the repository that another job of this host is making.
+    fn repository_of_another(&self, refused: RepoError) -> Result<Repository> {
+        for _ in 0..FOUNDING_LOOKS {
+            let opened = Repository::open(Arc::clone(&self.store), &self.password);
+            if !matches!(opened, Err(RepoError::NotARepository { .. })) {
+                return self.opened(opened);
+            }
+            std::thread::sleep(FOUNDING_PAUSE);
+        }
+        Err(refused).context("cannot make this host's repository")
     }
 
     fn opened(&self, opened: Result<Repository, RepoError>) -> Result<Repository> {
@@ -111,6 +129,17 @@ impl Client {
             }
         }
     }
+}
+
+/// Whether the server refused a new repository because it has one, or is getting one from another job.
+fn is_made_by_another(error: &RepoError) -> bool {
+    let cause = match error {
+        RepoError::AlreadyExists => return true,
+        RepoError::Store(cause) => cause,
+        RepoError::WriteFailed { cause } => cause,
+        _ => return false,
+    };
+    matches!(cause, StoreError::Denied { .. })
 }
 
 fn describe(down: &RouteDown) -> String {
