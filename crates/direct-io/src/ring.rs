@@ -15,10 +15,10 @@ use crate::{
     error::Error,
 };
 use io_uring::{
-    IoUring, opcode,
-    squeue::Entry,
+    IoUring, opcode, squeue,
     types::{CancelBuilder, Fd, Fixed, SubmitArgs, Timespec},
 };
+use rustix::process::{Resource, getrlimit};
 use std::{
     collections::{HashMap, VecDeque},
     io,
@@ -29,6 +29,9 @@ use std::{
 
 /// `user_data` of the poll for wakes; transfers have their index in `slots`.
 const WAKE: u64 = u64::MAX;
+
+/// Transfers in flight at least.
+const DEPTH_MIN: u32 = 8;
 
 /// Regions that can be registered at once.
 const REGISTERED_REGIONS_MAX: u32 = 1024;
@@ -47,20 +50,23 @@ pub(crate) struct Ring {
 }
 
 /// The table of registered regions, by their process-wide ids.
-#[derive(Default)]
 struct Registered {
-    entries: HashMap<u64, (u16, Weak<Region>)>,
+    entries: HashMap<u64, Entry>,
+    /// Bytes that may be registered still.
+    budget: u64,
     refused: bool,
+}
+
+/// A region in the kernel's table.
+struct Entry {
+    index: u16,
+    bytes: u64,
+    region: Weak<Region>,
 }
 
 impl Ring {
     pub(crate) fn new(devices: Vec<Arc<Device>>, depth: u32, waker: Waker) -> io::Result<Self> {
-        let depth = depth.clamp(8, 4096);
-        let ring = IoUring::builder()
-            .setup_coop_taskrun()
-            .setup_submit_all()
-            .build(depth)
-            .or_else(|_older_kernel| IoUring::new(depth))?;
+        let (ring, depth) = set_up(depth.clamp(DEPTH_MIN, 4096))?;
         if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
             return Err(io::Error::new(
                 io::ErrorKind::Unsupported,
@@ -80,7 +86,11 @@ impl Ring {
             ring,
             devices,
             files_registered,
-            registered: table.is_ok().then(Registered::default),
+            registered: table.is_ok().then(|| Registered {
+                entries: HashMap::new(),
+                budget: lockable_bytes(),
+                refused: false,
+            }),
             slots: (0..depth).map(|_| None).collect(),
             vacant: (0..depth).rev().collect(),
             backlog: VecDeque::new(),
@@ -199,7 +209,7 @@ impl Ring {
     }
 
     /// Puts an entry into the submission queue, making room once if it is full.
-    fn push(&mut self, entry: &Entry) -> bool {
+    fn push(&mut self, entry: &squeue::Entry) -> bool {
         for _ in 0..2 {
             // SAFETY: whatever address the entry holds belongs to a request in `slots`, which keeps the buffer until
             // the completion was reaped; the poll holds none.
@@ -282,13 +292,18 @@ impl Drop for Ring {
 impl Registered {
     /// The index of a region in the kernel's table, registering it when it is new.
     fn index_of(&mut self, ring: &IoUring, region: &Arc<Region>) -> Option<u16> {
-        if let Some((index, _)) = self.entries.get(&region.id) {
-            return Some(*index);
+        if let Some(entry) = self.entries.get(&region.id) {
+            return Some(entry.index);
         }
+        let bytes = region.bytes() as u64;
         if self.refused {
             return None;
         }
-        let index = self.vacant(ring)?;
+        self.strike_off(ring);
+        if bytes > self.budget {
+            return None;
+        }
+        let index = self.vacant()?;
         let iovec = libc::iovec {
             iov_base: region.address().cast(),
             iov_len: region.bytes(),
@@ -304,21 +319,27 @@ impl Registered {
             self.refused = true;
             return None;
         }
-        self.entries
-            .insert(region.id, (index, Arc::downgrade(region)));
+        self.budget -= bytes;
+        let entry = Entry {
+            index,
+            bytes,
+            region: Arc::downgrade(region),
+        };
+        self.entries.insert(region.id, entry);
         Some(index)
     }
 
-    /// A free index, after regions that are gone were struck off the kernel's table.
-    fn vacant(&mut self, ring: &IoUring) -> Option<u16> {
+    /// Strikes regions that are gone off the kernel's table.
+    fn strike_off(&mut self, ring: &IoUring) {
         let gone: Vec<u64> = self
             .entries
             .iter()
-            .filter(|(_, (_, region))| region.strong_count() == 0)
+            .filter(|(_, entry)| entry.region.strong_count() == 0)
             .map(|(id, _)| *id)
             .collect();
         for id in gone {
-            let (index, _) = self.entries.remove(&id).expect("it was listed just now");
+            let gone = self.entries.remove(&id).expect("it was listed just now");
+            self.budget += gone.bytes;
             let nothing = libc::iovec {
                 iov_base: std::ptr::null_mut(),
                 iov_len: 0,
@@ -326,16 +347,56 @@ impl Registered {
             // SAFETY: an empty entry refers to no memory.
             let struck = unsafe {
                 ring.submitter()
-                    .register_buffers_update(u32::from(index), &[nothing], None)
+                    .register_buffers_update(u32::from(gone.index), &[nothing], None)
             };
             if let Err(error) = struck {
                 tracing::debug!(%error, "a dead region stays registered");
                 self.refused = true;
             }
         }
-        let most = u16::try_from(REGISTERED_REGIONS_MAX).expect("1024 fits");
-        (0..most).find(|index| self.entries.values().all(|(taken, _)| taken != index))
     }
+
+    /// A free index of the kernel's table.
+    fn vacant(&self) -> Option<u16> {
+        let most = u16::try_from(REGISTERED_REGIONS_MAX).expect("1024 fits");
+        (0..most).find(|index| self.entries.values().all(|entry| entry.index != *index))
+    }
+}
+
+/// Sets a ring up. Its own memory counts against the memory-lock limit as well, so that a low limit makes it shallow
+/// before it makes it impossible.
+fn set_up(mut depth: u32) -> io::Result<(IoUring, u32)> {
+    loop {
+        let ring = IoUring::builder()
+            .setup_coop_taskrun()
+            .setup_submit_all()
+            .build(depth)
+            .or_else(|_older_kernel| IoUring::new(depth));
+        match ring {
+            Err(error) if depth > DEPTH_MIN && error.kind() == io::ErrorKind::OutOfMemory => {
+                depth = (depth / 2).max(DEPTH_MIN);
+            }
+            other => return other.map(|ring| (ring, depth)),
+        }
+    }
+}
+
+/// Bytes that may be registered. The limit is one for all processes of a user, whose rings count against it too:
+/// taking it whole would keep the next process from having a ring at all.
+fn lockable_bytes() -> u64 {
+    const CAP_IPC_LOCK: u64 = 1 << 14;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let capabilities = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|text| u64::from_str_radix(text.trim(), 16).ok())
+        .unwrap_or(0);
+    if capabilities & CAP_IPC_LOCK != 0 {
+        return u64::MAX;
+    }
+    getrlimit(Resource::Memlock)
+        .current
+        .map_or(u64::MAX, |limit| limit / 4)
 }
 
 /// Errors that mean "again", not "broken".
