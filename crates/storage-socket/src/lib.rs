@@ -1,6 +1,6 @@
 //! Reliable, ordered, two-way byte streams through a block device that two hosts share.
 //!
-//! A pool is a set of devices that were [`format`]ted together. One process is its coordinator and listens; members
+//! A pool is a set of devices that were formatted together (see [`format()`]). One process is its coordinator and listens; members
 //! connect. What comes out are [`Stream`]s that read and write like TCP's. The protocol itself, and the layout of the
 //! devices, are in `storage-socket-proto`; this crate gives it devices, a clock, randomness and threads.
 //!
