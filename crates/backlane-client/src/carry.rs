@@ -15,6 +15,9 @@ const CARRIER_HOLES: &[u8] = b"backlane.holes";
 /// Carries a modification time outside [`SECONDS_MIN`] to [`SECONDS_MAX`].
 const CARRIER_MODIFIED: &[u8] = b"backlane.mtime";
 
+/// Says that nobody looked into a directory: what belongs there is not known.
+const CARRIER_UNLISTED: &[u8] = b"backlane.unlisted";
+
 /// Followed by the name in hexadecimal, carries an attribute whose name is not UTF-8.
 const CARRIER_XATTR: &[u8] = b"backlane.xattr.";
 
@@ -56,10 +59,28 @@ pub(crate) fn pack(metadata: &mut Metadata, holes: Option<&[Extent]>) {
     metadata.xattrs.sort_by(|a, b| a.name.cmp(&b.name));
 }
 
-/// Takes carriers out of the attributes again, and gives the extents that hold data of a file with holes. A carrier
-/// that can't be understood is nothing. `bytes` is the file's size.
-pub(crate) fn unpack(metadata: &mut Metadata, bytes: u64) -> Option<Vec<Extent>> {
-    let mut holes = None;
+/// What carriers said beside metadata.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Carried {
+    /// The extents that hold data, of a file with holes.
+    pub(crate) holes: Option<Vec<Extent>>,
+    /// Whether nobody looked into the directory.
+    pub(crate) unlisted: bool,
+}
+
+/// Marks a directory into which the backup could not or should not look.
+pub(crate) fn mark_unlisted(metadata: &mut Metadata) {
+    metadata.xattrs.push(Xattr {
+        name: CARRIER_UNLISTED.to_vec(),
+        value: Vec::new(),
+    });
+    metadata.xattrs.sort_by(|a, b| a.name.cmp(&b.name));
+}
+
+/// Takes carriers out of the attributes again, and gives what else they say. A carrier that can't be understood is
+/// nothing. `bytes` is the file's size.
+pub(crate) fn unpack(metadata: &mut Metadata, bytes: u64) -> Carried {
+    let mut carried = Carried::default();
     let mut modified = metadata.modified;
     metadata.xattrs.retain_mut(|attribute| {
         if let Some(hex) = attribute.name.strip_prefix(CARRIER_XATTR) {
@@ -69,7 +90,9 @@ pub(crate) fn unpack(metadata: &mut Metadata, bytes: u64) -> Option<Vec<Extent>>
             return understood;
         }
         if attribute.name == CARRIER_HOLES {
-            holes = extents::decode(&attribute.value, bytes);
+            carried.holes = extents::decode(&attribute.value, bytes);
+        } else if attribute.name == CARRIER_UNLISTED {
+            carried.unlisted = true;
         } else if attribute.name == CARRIER_MODIFIED {
             modified = parse_time(&attribute.value).or(modified);
         }
@@ -77,7 +100,7 @@ pub(crate) fn unpack(metadata: &mut Metadata, bytes: u64) -> Option<Vec<Extent>>
     });
     metadata.modified = modified;
     metadata.xattrs.sort_by(|a, b| a.name.cmp(&b.name));
-    holes
+    carried
 }
 
 fn clamped(time: Time) -> Time {
@@ -143,7 +166,12 @@ mod tests {
         pack(&mut packed, Some(&extents));
         assert_eq!(packed.modified.unwrap().seconds, SECONDS_MIN);
         assert!(packed.xattrs.iter().all(|x| x.name.is_ascii()));
-        assert_eq!(unpack(&mut packed, 1 << 20), Some(extents.to_vec()));
+        mark_unlisted(&mut packed);
+        let carried = Carried {
+            holes: Some(extents.to_vec()),
+            unlisted: true,
+        };
+        assert_eq!(unpack(&mut packed, 1 << 20), carried);
         assert_eq!(packed, metadata);
     }
 
@@ -165,7 +193,7 @@ mod tests {
                 .to_vec(),
             ..Metadata::default()
         };
-        assert_eq!(unpack(&mut metadata, 10), None);
+        assert_eq!(unpack(&mut metadata, 10), Carried::default());
         assert_eq!(metadata.xattrs, []);
         assert_eq!(metadata.modified, Some(Time::default()));
     }

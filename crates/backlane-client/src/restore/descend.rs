@@ -40,7 +40,13 @@ pub(crate) enum Reach {
     /// Above it; this is its path in the snapshot. There is more on disk than the snapshot knows.
     Above(PathBuf),
     /// In it: the snapshot knows all that belongs there.
-    Inside,
+    Inside {
+        /// The device that the first directory of it is on; `None` until that was looked at. What is on another one is
+        /// mounted there, and the snapshot may know nothing of it.
+        device: Option<u64>,
+    },
+    /// In it, where the backup could not or should not look: what belongs there, nobody knows.
+    Unlisted,
 }
 
 /// The way through the trees.
@@ -100,11 +106,13 @@ impl<'a> Descender<'a> {
         place: Option<PlaceId>,
         reach: Reach,
     ) -> Result<(), Error> {
+        let mut reach = self.reach_of(reach);
         let meta = meta.map(|mut meta| {
-            carry::unpack(&mut meta, 0);
+            if carry::unpack(&mut meta, 0).unlisted {
+                reach = Reach::Unlisted;
+            }
             meta
         });
-        let reach = self.reach_of(reach);
         self.enter(tree, meta, place, Found::Existing, reach)?;
         while let Some(frame) = self.frames.last_mut() {
             self.job.check_cancelled()?;
@@ -130,7 +138,7 @@ impl<'a> Descender<'a> {
         meta: Option<Metadata>,
         place: Option<PlaceId>,
         found: Found,
-        reach: Reach,
+        mut reach: Reach,
     ) -> Result<(), Error> {
         let shown = place.unwrap_or(PlaceId::TARGET);
         let mut names = HashSet::new();
@@ -147,7 +155,7 @@ impl<'a> Descender<'a> {
             false
         });
         if let Some(place) = place.filter(|_| found == Found::Existing) {
-            self.tidy(place, &names, &reach)?;
+            self.tidy(place, &names, &mut reach)?;
         }
         self.frames.push(Frame {
             place,
@@ -160,7 +168,12 @@ impl<'a> Descender<'a> {
     }
 
     /// Removes what an interrupted run left in a directory and, if asked, all that the snapshot doesn't have.
-    fn tidy(&self, place: PlaceId, names: &HashSet<Vec<u8>>, reach: &Reach) -> Result<(), Error> {
+    fn tidy(
+        &self,
+        place: PlaceId,
+        names: &HashSet<Vec<u8>>,
+        reach: &mut Reach,
+    ) -> Result<(), Error> {
         let job = self.job;
         let path = |name: &OsStr| job.path(place, name);
         // A handle of its own: a listing moves its position.
@@ -173,7 +186,14 @@ impl<'a> Descender<'a> {
             Ok(listed) => listed,
             Err(error) => return job.fail(path(OsStr::new("")), "it can't be listed", error),
         };
-        let deletes = job.options.delete && matches!(reach, Reach::Inside);
+        let (deletes, is_mounted) = match reach {
+            Reach::Inside { device: first } => {
+                let is_mounted = *first.get_or_insert(device) != device;
+                (job.options.delete && !is_mounted, is_mounted)
+            }
+            Reach::Above(_) | Reach::Unlisted => (false, false),
+        };
+        let mut spared = 0;
         for name in present {
             job.check_cancelled()?;
             if names.contains(name.as_bytes()) {
@@ -182,9 +202,17 @@ impl<'a> Descender<'a> {
             let left_over = TemporaryNames::is_one(&name);
             if (!left_over && !deletes) || job.options.dry_run {
                 add(&job.counts.deleted, u64::from(deletes));
+                spared += u64::from(!left_over);
                 continue;
             }
             self.remove(&dir, &name, device, place);
+        }
+        if job.options.delete && is_mounted && spared > 0 {
+            let what = format!(
+                "it is on another file system than what is restored: {spared} in it, which the snapshot doesn't have, stay"
+            );
+            let path = path(OsStr::new(""));
+            job.reporter.warn(WarningKind::NotDeleted, &path, what);
         }
         Ok(())
     }
@@ -337,7 +365,7 @@ impl<'a> Descender<'a> {
         }
         let size = pieces.iter().map(|piece| piece.length).sum();
         let mut meta = node.meta;
-        let extents = carry::unpack(&mut meta, size);
+        let extents = carry::unpack(&mut meta, size).holes;
         let Some(arrival) = arrival else {
             // A dry run, in a directory that doesn't exist.
             add(&job.counts.files_restored, 1);
@@ -414,9 +442,10 @@ impl<'a> Descender<'a> {
             None => job.path(PlaceId::TARGET, name),
         };
         let above = self.frames.last().map(|frame| frame.reach.clone());
-        let reach = match above {
+        let mut reach = match above {
             Some(Reach::Above(path)) => self.reach_of(Reach::Above(path.join(name))),
-            _ => Reach::Inside,
+            Some(reach) => reach,
+            None => Reach::Unlisted,
         };
         let (place, mut found) = match &arrival {
             None => (None, Found::New),
@@ -448,14 +477,16 @@ impl<'a> Descender<'a> {
             }
         };
         let mut meta = node.meta;
-        carry::unpack(&mut meta, 0);
+        if carry::unpack(&mut meta, 0).unlisted {
+            reach = Reach::Unlisted;
+        }
         self.enter(tree, Some(meta), place, found, reach)
     }
 
     fn reach_of(&self, reach: Reach) -> Reach {
         match &reach {
             Reach::Above(path) if self.roots.iter().any(|root| Path::new(root) == lossy(path)) => {
-                Reach::Inside
+                Reach::Inside { device: None }
             }
             _ => reach,
         }

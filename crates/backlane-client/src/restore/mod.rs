@@ -206,7 +206,7 @@ fn start(reader: &Reader, snapshot: &SnapshotInfo, path: Option<&Path>) -> Resul
         }
     }
     let reach = if is_root(&at) {
-        Reach::Inside
+        Reach::Inside { device: None }
     } else {
         Reach::Above(at)
     };

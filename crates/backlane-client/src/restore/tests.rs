@@ -63,7 +63,12 @@ fn restore_tree(nodes: Vec<Node>, target: &Path) -> Warnings {
         counts: Counts::default(),
     };
     Descender::new(&job, &[])
-        .run(Tree { nodes }, None, Some(PlaceId::TARGET), Reach::Inside)
+        .run(
+            Tree { nodes },
+            None,
+            Some(PlaceId::TARGET),
+            Reach::Inside { device: None },
+        )
         .unwrap();
     reporter.warnings()
 }

@@ -95,11 +95,11 @@ impl Walk {
         self.above = Some(parent.to_owned());
         let facts = Facts::of(&dir, name)?;
         self.device = facts.identity.device;
-        let entry = self.entry(&dir, name, root, &facts)?;
-        self.queue.push_back(Ok(entry));
-        if facts.file_type == FileType::Directory {
-            self.enter(&dir, name, facts.identity);
+        let mut entry = self.entry(&dir, name, root, &facts)?;
+        if facts.file_type == FileType::Directory && !self.enter(&dir, name, facts.identity) {
+            carry::mark_unlisted(&mut entry.meta);
         }
+        self.queue.push_back(Ok(entry));
         Ok(())
     }
 
@@ -114,22 +114,28 @@ impl Walk {
         if self.shared.excluder.excludes(&path, is_dir) {
             return;
         }
-        match self.entry(dir, name, &path, &facts) {
-            Ok(entry) => self.queue.push_back(Ok(entry)),
+        let mut entry = match self.entry(dir, name, &path, &facts) {
+            Ok(entry) => entry,
             Err(error) => return self.leave_out(&path, "it can't be examined", &error),
-        }
+        };
         let foreign = facts.identity.device != self.device;
-        if is_dir && !(foreign && self.shared.file_systems == FileSystems::One) {
-            self.enter(dir, name, facts.identity);
+        let stays_out = foreign && self.shared.file_systems == FileSystems::One;
+        if is_dir && (stays_out || !self.enter(dir, name, facts.identity)) {
+            // Its emptiness in the snapshot says nothing of what belongs there.
+            carry::mark_unlisted(&mut entry.meta);
         }
+        self.queue.push_back(Ok(entry));
     }
 
-    /// Makes `name` the current directory. One that can't be listed stays in the backup, empty, with a warning.
-    fn enter(&mut self, dir: &Arc<OwnedFd>, name: &OsStr, identity: Identity) {
+    /// Makes `name` the current directory. One that can't be listed stays in the backup, empty, with a warning. Whether
+    /// it was listed.
+    fn enter(&mut self, dir: &Arc<OwnedFd>, name: &OsStr, identity: Identity) -> bool {
         self.path.push(name);
-        if !self.descend(dir, name, identity) {
+        let listed = self.descend(dir, name, identity);
+        if !listed {
             self.path.pop();
         }
+        listed
     }
 
     fn descend(&mut self, dir: &OwnedFd, name: &OsStr, identity: Identity) -> bool {

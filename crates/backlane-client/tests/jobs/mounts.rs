@@ -93,13 +93,55 @@ fn one_file_system_keeps_the_mount_point_and_delete_spares_what_is_mounted() {
     // In the target something foreign is mounted, in a directory that the snapshot doesn't have.
     let foreign = Mounted::at(&world.target.join("extra/deep"), "1m").unwrap();
     fs::write(foreign.0.join("precious"), "2").unwrap();
-    let delete = RestoreOptions {
-        delete: true,
-        ..RestoreOptions::default()
-    };
-    let restored = world.restore_with(&delete).unwrap();
+    let restored = world.restore_with(&delete()).unwrap();
     assert_eq!(restored.warnings.count(WarningKind::NotDeleted), 1);
     assert_eq!(fs::read_to_string(foreign.0.join("precious")).unwrap(), "2");
+}
+
+fn delete() -> RestoreOptions {
+    RestoreOptions {
+        delete: true,
+        ..RestoreOptions::default()
+    }
+}
+
+#[test]
+fn delete_spares_what_is_mounted_on_a_directory_that_the_snapshot_has_empty() {
+    let world = World::new();
+    fs::create_dir_all(world.source.join("inner/mnt/sub")).unwrap();
+    world.back_up();
+    let Some(mounted) = Mounted::at(&world.target.join("inner/mnt"), "1m") else {
+        return;
+    };
+    fs::write(mounted.0.join("precious"), "1").unwrap();
+    fs::create_dir(mounted.0.join("sub")).unwrap();
+    fs::write(mounted.0.join("sub/precious"), "2").unwrap();
+    fs::write(world.target.join("inner/extra"), "goes").unwrap();
+    let restored = world.restore_with(&delete()).unwrap();
+    assert_eq!(restored.deleted, 1);
+    // Both directories in which something stays are named.
+    assert_eq!(restored.warnings.count(WarningKind::NotDeleted), 2);
+    assert_eq!(fs::read_to_string(mounted.0.join("precious")).unwrap(), "1");
+    assert!(mounted.0.join("sub/precious").exists());
+    assert!(!world.target.join("inner/extra").exists());
+}
+
+#[test]
+fn delete_spares_what_lies_where_the_backup_did_not_look() {
+    let world = World::new();
+    let mount_point = world.source.join("inner/mnt");
+    let Some(mounted) = Mounted::at(&mount_point, "1m") else {
+        return;
+    };
+    let mut options = world.options();
+    options.source.file_systems = FileSystems::One;
+    assert_eq!(world.back_up_with(&options).unwrap().warnings.total(), 0);
+    drop(mounted);
+    world.restore();
+    fs::write(world.target.join("inner/mnt/precious"), "1").unwrap();
+    let restored = world.restore_with(&delete()).unwrap();
+    assert_eq!(restored.warnings.total(), 0, "{:?}", restored.warnings);
+    assert!(world.target.join("inner/mnt/precious").exists());
 }
 
 #[test]
