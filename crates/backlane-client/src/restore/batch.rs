@@ -21,7 +21,10 @@ use std::{
     ffi::{OsStr, OsString},
     io,
     ops::Range,
-    sync::{Mutex, atomic::Ordering},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 /// How many files are planned before they are restored.
@@ -56,12 +59,31 @@ pub(crate) struct LinkTarget {
     pub(crate) fingerprint: u64,
     /// How many more names are expected.
     pub(crate) left: u64,
+    pub(crate) whole: Whole,
+}
+
+/// Whether what stands under the first name of a file with several is what the snapshot has: it was restored, or found
+/// right. All who have to do with the file share it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Whole(Arc<AtomicBool>);
+
+impl Whole {
+    /// It is.
+    pub(crate) fn set(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    fn is_set(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
 }
 
 /// A further name of a file.
 pub(crate) struct PlannedLink {
     pub(crate) first_place: PlaceId,
     pub(crate) first_name: OsString,
+    /// Whether there is what to link to.
+    pub(crate) first_whole: Whole,
     pub(crate) place: PlaceId,
     pub(crate) name: OsString,
 }
@@ -162,6 +184,7 @@ impl Batch {
                 return Ok(());
             };
             file.state().stage = Stage::Kept;
+            file.whole.set();
             add(&job.counts.files_kept, 1);
             add(&job.counts.bytes_kept, file.size);
             job.reporter.progress.advanced(1, file.size);
@@ -283,6 +306,7 @@ impl Batch {
             job.fail(file.path(job.places), "it can't be written", error)?;
         }
         if file.state().stage == Stage::Done {
+            file.whole.set();
             add(&job.counts.files_restored, 1);
             add(&job.counts.bytes_restored, file.size);
         }
@@ -332,9 +356,13 @@ impl Batch {
     fn make_links(&self, job: &Job<'_>) -> Result<(), Error> {
         for link in &self.links {
             job.check_cancelled()?;
-            if let Err(error) = link.make(job) {
-                let path = job.path(link.place, &link.name);
-                let first = job.path(link.first_place, &link.first_name);
+            let path = || job.path(link.place, &link.name);
+            let first = || job.path(link.first_place, &link.first_name);
+            if !link.first_whole.is_set() {
+                let what = format!("it is another name of {}, which", first().display());
+                job.warn(&path(), format!("{what} could not be restored"));
+            } else if let Err(error) = link.make(job) {
+                let (path, first) = (path(), first());
                 let what = format!("it can't be linked to {}", first.display());
                 job.fail(path, &what, error)?;
             }

@@ -4,7 +4,7 @@
 //! is deleted outside of what was backed up. Memory is bounded by the batch, apart from the directories on the way.
 
 use super::{
-    batch::{Batch, LinkTarget, PlannedLink},
+    batch::{Batch, LinkTarget, PlannedLink, Whole},
     content::Piece,
     files::{PlannedFile, TemporaryNames},
     job::{Job, add},
@@ -269,12 +269,13 @@ impl<'a> Descender<'a> {
         {
             return Ok(());
         }
-        if self.is_later_link(&node, arrival.as_ref()) {
+        let whole = Whole::default();
+        if self.is_later_link(&node, arrival.as_ref(), &whole) {
             return Ok(());
         }
         match node.kind {
-            FileKind::File => self.file(node, arrival),
-            _ => self.other(node, arrival),
+            FileKind::File => self.file(node, arrival, whole),
+            _ => self.other(node, arrival, &whole),
         }
     }
 
@@ -301,7 +302,8 @@ impl<'a> Descender<'a> {
     }
 
     /// Whether the node is a further name of a file that has been planned or made, which is then planned as a link.
-    fn is_later_link(&mut self, node: &Node, arrival: Option<&Arrival<'_>>) -> bool {
+    /// Otherwise it may be the first of several, and `whole` is what the others will ask.
+    fn is_later_link(&mut self, node: &Node, arrival: Option<&Arrival<'_>>, whole: &Whole) -> bool {
         if node.meta.links < 2 || node.meta.inode == 0 {
             return false;
         }
@@ -322,6 +324,7 @@ impl<'a> Descender<'a> {
                 self.batch.links.push(PlannedLink {
                     first_place: first.place,
                     first_name: first.name.clone(),
+                    first_whole: first.whole.clone(),
                     place: arrival.place,
                     name: arrival.name.to_owned(),
                 });
@@ -340,6 +343,7 @@ impl<'a> Descender<'a> {
             name: OsString::from_vec(node.name.clone()),
             fingerprint,
             left: node.meta.links - 1,
+            whole: whole.clone(),
         };
         if let Some(old) = self.links.insert(key, target) {
             places.release(old.place);
@@ -347,7 +351,12 @@ impl<'a> Descender<'a> {
         false
     }
 
-    fn file(&mut self, node: Node, arrival: Option<Arrival<'_>>) -> Result<(), Error> {
+    fn file(
+        &mut self,
+        node: Node,
+        arrival: Option<Arrival<'_>>,
+        whole: Whole,
+    ) -> Result<(), Error> {
         let job = self.job;
         let mut pieces = Vec::with_capacity(node.content.len());
         for id in &node.content {
@@ -388,6 +397,7 @@ impl<'a> Descender<'a> {
                 size,
                 extents,
                 state: std::sync::Mutex::default(),
+                whole,
                 meta,
             },
             may_be_there,
@@ -396,7 +406,12 @@ impl<'a> Descender<'a> {
     }
 
     /// Links, devices, fifos and sockets.
-    fn other(&mut self, node: Node, arrival: Option<Arrival<'_>>) -> Result<(), Error> {
+    fn other(
+        &mut self,
+        node: Node,
+        arrival: Option<Arrival<'_>>,
+        whole: &Whole,
+    ) -> Result<(), Error> {
         let job = self.job;
         add(&job.counts.others, 1);
         job.reporter.progress.advanced(1, 0);
@@ -417,6 +432,7 @@ impl<'a> Descender<'a> {
         let keeps = |before: &Facts| before.links <= meta.links.max(1);
         if arrival.before.as_ref().is_some_and(keeps) && arrival.is_already(&node.kind) {
             apply(arrival.name);
+            whole.set();
             return Ok(());
         }
         let temporary = job.names.next();
@@ -429,7 +445,10 @@ impl<'a> Descender<'a> {
             })
         });
         match made {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                whole.set();
+                Ok(())
+            }
             Err(error) => job.fail(arrival.path, "it can't be made", error),
         }
     }

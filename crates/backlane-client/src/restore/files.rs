@@ -5,7 +5,7 @@
 //! before is never written into, so that its other hard links, and programs that have it open, are not touched. At
 //! most [`HANDLES_MAX`] are open.
 
-use super::{content::Piece, metadata::Subject, places::Places};
+use super::{batch::Whole, content::Piece, metadata::Subject, places::Places};
 use crate::{
     fs::{self, extents::Extent},
     progress::Reporter,
@@ -56,6 +56,8 @@ pub(crate) struct PlannedFile {
     /// Pieces that are not written yet.
     pub(crate) remaining: AtomicUsize,
     pub(crate) state: Mutex<FileState>,
+    /// Is set when it stands under its name, whole.
+    pub(crate) whole: Whole,
 }
 
 /// How far a file is.

@@ -163,26 +163,7 @@ fn a_dry_run_changes_nothing_and_counts_everything() {
 #[test]
 fn a_damaged_pack_loses_only_the_files_in_it_and_names_them() {
     let world = world();
-    for info in world.store.list(ObjectKind::Pack).unwrap() {
-        let path = world.store.path(backlane_proto::ObjectName {
-            kind: ObjectKind::Pack,
-            id: info.id,
-        });
-        let mut bytes = fs::read(&path).unwrap();
-        // The data pack begins with a blob of a file, the pack of trees is smaller.
-        if !bytes.is_empty() {
-            bytes[20] ^= 1;
-        }
-        let is_trees = world
-            .repository
-            .index()
-            .unwrap()
-            .blobs()
-            .any(|blob| blob.pack == info.id && blob.kind == backlane_repo::BlobKind::Tree);
-        if !is_trees {
-            fs::write(&path, bytes).unwrap();
-        }
-    }
+    spoil_data(&world, |bytes| bytes[20] ^= 1);
     let restored = world.restore();
     assert!(restored.failed >= 1, "{:?}", restored.warnings);
     assert!(
@@ -202,6 +183,51 @@ fn a_damaged_pack_loses_only_the_files_in_it_and_names_them() {
         "{left:?}"
     );
     assert!(world.target.join("link").is_symlink());
+}
+
+/// Changes every pack of data.
+fn spoil_data(world: &World, change: impl Fn(&mut Vec<u8>)) {
+    let index = world.repository.index().unwrap();
+    for info in world.store.list(ObjectKind::Pack).unwrap() {
+        let holds_data = index
+            .blobs()
+            .any(|blob| blob.pack == info.id && blob.kind == backlane_repo::BlobKind::Data);
+        if holds_data {
+            let path = world.store.path(backlane_proto::ObjectName {
+                kind: ObjectKind::Pack,
+                id: info.id,
+            });
+            let mut bytes = fs::read(&path).unwrap();
+            change(&mut bytes);
+            fs::write(&path, bytes).unwrap();
+        }
+    }
+}
+
+#[test]
+fn no_link_is_made_to_what_could_not_be_restored() {
+    let world = World::new();
+    fs::write(world.source.join("a"), "right").unwrap();
+    fs::hard_link(world.source.join("a"), world.source.join("b")).unwrap();
+    world.back_up();
+    spoil_data(&world, |bytes| bytes[20] ^= 1);
+    fs::create_dir(&world.target).unwrap();
+    for name in ["a", "b"] {
+        fs::write(world.target.join(name), format!("old {name}")).unwrap();
+    }
+    let restored = world.restore();
+    assert_eq!(restored.failed, 2, "{:?}", restored.warnings);
+    assert!(
+        restored
+            .warnings
+            .first
+            .iter()
+            .any(|w| w.path.ends_with("b"))
+    );
+    for name in ["a", "b"] {
+        let content = fs::read_to_string(world.target.join(name)).unwrap();
+        assert_eq!(content, format!("old {name}"));
+    }
 }
 
 /// Gives one entry with a name of choice.
