@@ -200,3 +200,25 @@ fn two_clients_work_at_once_each_in_its_own_repository() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn first_jobs_at_once_make_one_repository() -> Result<()> {
+    if !ready() {
+        return Ok(());
+    }
+    let system = System::new(&Setup::default())?;
+    let client = system.client("alpha")?;
+    let source = system.path("source");
+    plant(&source, 4 * MIB, 1)?;
+    let mut running = Vec::new();
+    for _ in 0..3 {
+        running.push(system.start(&client, ["backup".as_ref(), source.as_os_str()])?);
+    }
+    for job in running {
+        job.wait()?.success()?;
+    }
+    // A second key would be one of another repository: stock tools try one and give up.
+    let keys = std::fs::read_dir(system.repository(&client)?.join("keys"))?;
+    assert_eq!(keys.count(), 1);
+    next_one_works(&system, &client, &source)
+}

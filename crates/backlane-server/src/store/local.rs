@@ -17,6 +17,7 @@ use std::{
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 use uuid::Uuid;
 
@@ -43,6 +44,8 @@ pub struct LocalStore {
     hold: Hold,
     /// Keeps the lock; it is released when the file is closed.
     _lock: File,
+    /// Keeps the lock of the one session that may make this repository, once it began to.
+    founding: Mutex<Option<File>>,
 }
 
 impl LocalStore {
@@ -86,7 +89,42 @@ impl LocalStore {
             root: root.to_owned(),
             hold,
             _lock: lock,
+            founding: Mutex::new(None),
         })
+    }
+
+    /// Lets this session put a key, which it may only while it makes the repository.
+    ///
+    /// A key that doesn't fit the config would be taken by stock tools, which try one key, and keep them out. So one
+    /// session at a time makes a repository, it begins without the keys that an earlier one left before it wrote a
+    /// config, and nobody adds keys afterwards.
+    fn found(&self, key: &Path) -> Result<(), ServerError> {
+        let mut founding = self.founding.lock().unwrap_or_else(PoisonError::into_inner);
+        if founding.is_some() || key.exists() {
+            return Ok(());
+        }
+        let keys = self.root.join("keys");
+        let lock = File::open(&keys).map_err(io_error("open", &keys))?;
+        if !try_lock(&lock, &keys, FlockOperation::NonBlockingLockExclusive)? {
+            return Err(ServerError::Denied(
+                "another job of this host is making the repository just now",
+            ));
+        }
+        if !self.list(ObjectKind::Config)?.is_empty() {
+            return Err(ServerError::Denied(
+                "the repository is made, only an administrator may add keys to it",
+            ));
+        }
+        for stale in self.list(ObjectKind::Key)? {
+            let path = self.path(ObjectName {
+                kind: ObjectKind::Key,
+                id: stale.id,
+            });
+            fs::remove_file(&path).map_err(io_error("remove", &path))?;
+            sync_parent(&path)?;
+        }
+        *founding = Some(lock);
+        Ok(())
     }
 
     fn path(&self, name: ObjectName) -> PathBuf {
@@ -169,6 +207,9 @@ impl ByteStore for LocalStore {
     }
 
     fn create(&self, name: ObjectName, bytes: u64) -> Result<Box<dyn ByteSink>, ServerError> {
+        if name.kind == ObjectKind::Key && self.hold == Hold::Shared {
+            self.found(&self.path(name))?;
+        }
         let (temporary, file) = self.temporary()?;
         let sink = LocalSink {
             file,
@@ -484,6 +525,43 @@ mod tests {
         drop(sink);
         assert_eq!(store.list(ObjectKind::Pack).unwrap(), []);
         assert_eq!(fs::read_dir(root.path().join("tmp")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn one_session_at_a_time_makes_a_repository_and_nobody_adds_keys_to_it() {
+        let root = tempfile::tempdir().unwrap();
+        let key = |byte| ObjectName {
+            kind: ObjectKind::Key,
+            ..pack(byte)
+        };
+        let config = ObjectName {
+            kind: ObjectKind::Config,
+            id: ObjectId::NONE,
+        };
+        let first = store(root.path());
+        put(&first, key(1), b"first");
+        let second = store(root.path());
+        assert!(matches!(
+            second.create(key(2), 3),
+            Err(ServerError::Denied(_))
+        ));
+        // The first ends before it wrote a config: its key fits nothing.
+        drop(first);
+        put(&second, key(2), b"second");
+        put(&second, key(3), b"third");
+        put(&second, config, b"config");
+        drop(second);
+        let third = store(root.path());
+        assert!(matches!(
+            third.create(key(4), 3),
+            Err(ServerError::Denied(_))
+        ));
+        assert_eq!(put(&third, key(2), b"second"), Placed::Existed);
+        let keys: Vec<_> = third.list(ObjectKind::Key).unwrap();
+        assert_eq!(
+            keys.iter().map(|k| k.id).collect::<Vec<_>>(),
+            [key(2).id, key(3).id]
+        );
     }
 
     #[test]
