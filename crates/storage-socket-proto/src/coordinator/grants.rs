@@ -208,15 +208,15 @@ impl Coordinator {
         }
         let is_theirs =
             |held: &&Held| held.grant.slot == index && held.grant.incarnation == incarnation;
-        let theirs: Vec<ConnectionId> = self
+        let theirs: Vec<(usize, ConnectionId)> = self
             .held
             .values()
             .filter(is_theirs)
-            .map(|held| held.grant.connection)
+            .map(|held| (held.entry, held.grant.connection))
             .collect();
-        for connection in theirs {
+        for (at, connection) in theirs {
             self.answer_closed(connection, Some(reason));
-            self.let_go(connection, Some(reason));
+            self.let_go(index, at, connection, Some(reason));
         }
         if let Some(slot) = self.slots.get_mut(&index)
             && slot.incarnation() != incarnation
@@ -266,14 +266,14 @@ impl Coordinator {
             let said = answer.map(|answer| answer.connection());
             if said.is_some() && said == entry.connection() {
                 if let MemberEntry::Closed { connection, reason } = *entry {
-                    self.let_go(connection, reason);
+                    self.let_go(index, at, connection, reason);
                     self.answer(now, index, at, None);
                 }
                 continue;
             }
             if let Some(connection) = said {
                 // The member has moved on without a word.
-                self.let_go(connection, Some(ResetReason::PeerClosed));
+                self.let_go(index, at, connection, Some(ResetReason::PeerClosed));
                 self.answer(now, index, at, None);
             }
             if let MemberEntry::Request(request) = entry
@@ -416,9 +416,17 @@ impl Coordinator {
         }
     }
 
-    /// The member uses the connection no more.
-    fn let_go(&mut self, connection: ConnectionId, reason: Option<ResetReason>) {
-        let Some(held) = self.held.get_mut(&connection) else {
+    /// The member of a slot uses the connection in entry `at` no more. What it says of a connection that wasn't granted
+    /// to this very entry is without effect: it may be another member's.
+    fn let_go(
+        &mut self,
+        index: SlotIndex,
+        at: usize,
+        connection: ConnectionId,
+        reason: Option<ResetReason>,
+    ) {
+        let is_its_own = |held: &&mut Held| held.grant.slot == index && held.entry == at;
+        let Some(held) = self.held.get_mut(&connection).filter(is_its_own) else {
             return;
         };
         held.let_go = true;

@@ -10,3 +10,4 @@ mod claim;
 mod connection;
 mod grants;
 mod slots;
+mod trust;

@@ -1,0 +1,130 @@
+//! Rules of trust: nobody acts on another's connection, and a proof is as old as what it proves.
+
+use crate::bench::{
+    Bench, Machine, PORT, SLOT, always, coordinator_events, member_events, millis, options,
+};
+use std::time::Duration;
+use storage_socket_proto::{
+    Challenge, Cipher, Claim, Coordinator, CoordinatorEvent, Counter, DeviceIndex, DeviceMask,
+    Epoch, Grant, Member, MemberConfig, MemberEvent, Name, Place, RefusalReason, SlotIndex, Stamp,
+    TagKey, UnitCount,
+    block::{MemberEntry, MemberPage, MemberState, Request},
+};
+
+const OTHER: SlotIndex = SlotIndex(2);
+const SECOND: Duration = Duration::from_secs(1);
+
+fn member_of(bench: &Bench, slot: SlotIndex, incarnation: u64) -> Member {
+    let config = bench.member_config(incarnation);
+    Member::new(bench.now, MemberConfig { slot, ..config })
+}
+
+fn start() -> (Bench, Coordinator, Member) {
+    let mut bench = Bench::new(1);
+    let mut coordinator = bench.coordinator(1, Claim::SameHost);
+    let mut member = bench.member(5);
+    let both: &mut [&mut dyn Machine] = &mut [&mut coordinator, &mut member];
+    bench.run(2 * SECOND, both, &mut always);
+    let _ = coordinator_events(&mut coordinator);
+    let _ = member_events(&mut member);
+    (bench, coordinator, member)
+}
+
+fn granted(events: &[MemberEvent]) -> Option<Grant> {
+    events.iter().find_map(|event| match event {
+        MemberEvent::Connected(grant) => Some(*grant),
+        _ => None,
+    })
+}
+
+fn connect(bench: &mut Bench, coordinator: &mut Coordinator, member: &mut Member) -> Grant {
+    member.connect(bench.now, options(1)).unwrap();
+    let both: &mut [&mut dyn Machine] = &mut [&mut *coordinator, &mut *member];
+    bench.run(millis(300), both, &mut always);
+    let grant = granted(&member_events(member)).unwrap();
+    coordinator.accepted(bench.now, grant.connection);
+    let _ = coordinator_events(coordinator);
+    grant
+}
+
+fn place(bench: &Bench, slot: SlotIndex) -> Place {
+    Place {
+        pool: bench.geometry.pool(),
+        device: DeviceIndex(0),
+        slot,
+    }
+}
+
+fn closed(events: &[CoordinatorEvent]) -> bool {
+    let closed = |event: &CoordinatorEvent| matches!(event, CoordinatorEvent::Closed { .. });
+    events.iter().any(closed)
+}
+
+#[test]
+fn a_member_that_names_anothers_connection_closes_nothing_of_it() {
+    let (mut bench, mut coordinator, mut member) = start();
+    let slots = [(SLOT, TagKey::public()), (OTHER, TagKey::public())];
+    coordinator.set_slots(bench.now, slots.into());
+    let free = coordinator.free_units(DeviceMask(1));
+    let grant = connect(&mut bench, &mut coordinator, &mut member);
+    // Another member asks under the same id, is refused, and forgets it.
+    let mut thief = member_of(&bench, OTHER, 6);
+    thief.connect(bench.now, options(1)).unwrap();
+    bench.run(
+        3 * SECOND,
+        &mut [&mut coordinator, &mut member, &mut thief],
+        &mut always,
+    );
+    let connection = grant.connection;
+    let reason = RefusalReason::Malformed;
+    let refused = MemberEvent::Refused { connection, reason };
+    assert!(member_events(&mut thief).contains(&refused));
+    assert!(!closed(&coordinator_events(&mut coordinator)));
+    // And its page says that it has closed it, as it says that of one of its own.
+    let request = Request {
+        connection,
+        port: PORT,
+        cipher: Cipher::Checksum,
+        frame_units: UnitCount(1),
+        window_to_coordinator: UnitCount(5),
+        window_to_member: UnitCount(5),
+        devices: DeviceMask(1),
+    };
+    let reason = None;
+    let said = [
+        MemberEntry::Request(request),
+        MemberEntry::Closed { connection, reason },
+    ];
+    for (entry, counter) in said.into_iter().zip(1 << 50..) {
+        let mut entries = [MemberEntry::Empty; 32];
+        entries[3] = entry;
+        put_page(&mut bench, OTHER, counter, entries);
+        bench.run(SECOND, &mut [&mut coordinator, &mut member], &mut always);
+    }
+    assert!(!closed(&coordinator_events(&mut coordinator)));
+    coordinator.close(bench.now, connection, None);
+    assert_eq!(
+        coordinator.free_units(DeviceMask(1)),
+        free - 10,
+        "its member still writes there"
+    );
+}
+
+/// Writes a member page by hand.
+fn put_page(bench: &mut Bench, slot: SlotIndex, counter: u64, entries: [MemberEntry; 32]) {
+    let page = MemberPage {
+        state: MemberState::Running,
+        devices: DeviceMask(1),
+        confirmed: Epoch(1),
+        challenge: Challenge::default(),
+        host: Name::lossy("thief"),
+        entries,
+    };
+    let stamp = Stamp {
+        counter: Counter(counter),
+        writer: 7,
+    };
+    let block = page.encode(&place(bench, slot), stamp, &TagKey::public());
+    let lba = bench.geometry.member_page(slot);
+    bench.devices[0].put(lba.0, &block.0);
+}
