@@ -10,8 +10,8 @@ use crate::{
     block::TagKey,
     error::{FormatError, UsageError},
     types::{
-        BLOCK_BYTES, BlockCount, ConnectionId, Direction, Generation, KeyEpoch, KeyId, PoolId,
-        Sequence,
+        BLOCK_BYTES, BlockCount, ConnectionId, Direction, Epoch, Generation, Incarnation, KeyEpoch,
+        KeyId, PoolId, Sequence,
     },
 };
 use aws_lc_rs::{
@@ -133,6 +133,10 @@ pub struct StreamIdentity {
     pub connection: ConnectionId,
     /// The grant.
     pub generation: Generation,
+    /// The coordinator that granted it: generations begin anew in each epoch.
+    pub epoch: Epoch,
+    /// The member that it was granted to.
+    pub incarnation: Incarnation,
     /// Blocks of a frame slot.
     pub frame_blocks: BlockCount,
 }
@@ -157,6 +161,8 @@ impl StreamIdentity {
         info.extend_from_slice(purpose);
         info.extend_from_slice(&self.connection.0);
         info.extend_from_slice(&self.generation.0.to_le_bytes());
+        info.extend_from_slice(&self.epoch.0.to_le_bytes());
+        info.extend_from_slice(&self.incarnation.0.to_le_bytes());
         info.push(cipher.code());
         info.push(direction as u8);
         info

@@ -8,9 +8,9 @@
 
 use proptest::prelude::*;
 use storage_socket_proto::{
-    BLOCK_BYTES, BlockCount, Cipher, ConnectionId, Direction, FRAME_HEADER_BYTES, FormatError,
-    FrameOpener, FrameSealer, FrameVerdict, Generation, KEY_BYTES_MAX, PoolId, Protection,
-    Sequence, StreamIdentity, StreamSecret, UsageError, frame_blocks,
+    BLOCK_BYTES, BlockCount, Cipher, ConnectionId, Direction, Epoch, FRAME_HEADER_BYTES,
+    FormatError, FrameOpener, FrameSealer, FrameVerdict, Generation, Incarnation, KEY_BYTES_MAX,
+    PoolId, Protection, Sequence, StreamIdentity, StreamSecret, UsageError, frame_blocks,
 };
 
 const FRAME_BLOCKS: BlockCount = BlockCount(16);
@@ -20,6 +20,8 @@ fn identity() -> StreamIdentity {
         pool: PoolId(uuid::Uuid::from_bytes(*b"a pool for tests")),
         connection: ConnectionId(*b"one connection !"),
         generation: Generation(3),
+        epoch: Epoch(0x0e0e_0e0e),
+        incarnation: Incarnation(0x1c1c_1c1c),
         frame_blocks: FRAME_BLOCKS,
     }
 }
@@ -124,6 +126,19 @@ fn sealed_payload_is_not_in_the_frame_and_no_old_memory_is_behind_it() {
     }
 }
 
+/// A control block with fixed content, tagged with `key`.
+fn control_block(key: &storage_socket_proto::TagKey) -> Vec<u8> {
+    use storage_socket_proto::{DeviceIndex, Place, SlotIndex, Stamp, block::ControlBlock};
+    let me = identity();
+    let place = Place {
+        pool: me.pool,
+        device: DeviceIndex(0),
+        slot: SlotIndex(0),
+    };
+    let block = ControlBlock::new(me.connection, me.generation, Direction::ToMember);
+    block.encode(&place, Stamp::default(), key).0.to_vec()
+}
+
 #[test]
 fn any_flipped_bit_of_header_or_payload_is_noticed() {
     for protection in protections() {
@@ -181,7 +196,7 @@ fn the_first_block_of_a_longer_frame_tells_its_length() {
 }
 
 #[test]
-fn frames_of_another_stream_direction_generation_or_secret_do_not_open() {
+fn frames_of_another_stream_direction_grant_or_secret_do_not_open() {
     let mine = &protections()[1];
     let frame = sealed(mine, 5, 100);
     let try_with = |identity: StreamIdentity, direction, protection: &Protection| {
@@ -209,6 +224,28 @@ fn frames_of_another_stream_direction_generation_or_secret_do_not_open() {
         try_with(me, Direction::ToCoordinator, mine),
         FrameVerdict::NotYet(FormatError::OtherDirection { .. })
     ));
+    // Generations begin anew in each epoch, and the secret and the connection's identity may have been given twice.
+    let later = StreamIdentity {
+        epoch: Epoch(5),
+        ..me
+    };
+    let successor = StreamIdentity {
+        incarnation: Incarnation(5),
+        ..me
+    };
+    for other in [later, successor] {
+        assert_eq!(
+            try_with(other, Direction::ToMember, mine),
+            FrameVerdict::Damaged(FormatError::BadTag)
+        );
+        for direction in [Direction::ToCoordinator, Direction::ToMember] {
+            let tag = |identity: &StreamIdentity| {
+                let key = mine.control_key(identity, direction);
+                control_block(&key)
+            };
+            assert!(tag(&me) != tag(&other));
+        }
+    }
     let stranger = Protection::Aes256Gcm(StreamSecret::new([43; 32]));
     assert_eq!(
         try_with(me, Direction::ToMember, &stranger),

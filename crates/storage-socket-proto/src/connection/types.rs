@@ -62,6 +62,8 @@ impl ConnectionConfig {
             pool,
             connection: grant.connection,
             generation: grant.group.generation,
+            epoch: grant.epoch,
+            incarnation: grant.incarnation,
             frame_blocks: BlockCount(
                 grant
                     .group
