@@ -175,8 +175,12 @@ impl Connection {
             });
         }
         let blocks = frame_blocks(payload_bytes);
+        let was_idle = self.send.outstanding() == 0;
         let sequence = self.send.reserve(blocks)?;
-        self.poll.hasten(now);
+        // In the midst of bulk, credits are looked for in a hurry only when the ring fills: each look costs the device.
+        if was_idle || self.send.outstanding() * 2 >= self.send.ring().frames() {
+            self.poll.hasten(now);
+        }
         Ok(FrameTicket {
             sequence,
             key_epoch: self.identity.key_epoch(sequence),
@@ -313,8 +317,10 @@ impl Connection {
             RecvProgress::Whole => {
                 // More may be there already, announced or not.
                 self.recv.probe();
-                self.poll.hasten(now);
                 self.deliver(now);
+                if !self.recv.is_behind() {
+                    self.poll.hasten(now);
+                }
             }
             RecvProgress::Early => self.stats.early_reads += 1,
             RecvProgress::Damaged(asked) => {

@@ -670,11 +670,12 @@ impl Coordinator {
     fn find(&mut self, at: usize) {
         let slots = self.all_slots();
         let device = &mut self.devices[at];
-        device.beat(if self.phase == Phase::Serving {
-            &slots
+        if self.phase == Phase::Claiming {
+            device.beat(&[]);
+            device.want_old_answers(self.config.geometry.slots());
         } else {
-            &[]
-        });
+            device.beat(&slots);
+        }
         let device = device.index();
         for slot in self.slots.values_mut() {
             slot.find_device(device);
@@ -707,6 +708,8 @@ impl Coordinator {
 
     /// Claimed: grants from now on.
     fn serve(&mut self, now: Tick) {
+        let allocator = &mut self.allocator;
+        self.rests.retain(|_, rest| rest.hold(allocator));
         self.phase = Phase::Serving;
         self.state = CoordinatorState::Serving;
         self.claiming.set(ClaimState::Done);

@@ -5,7 +5,9 @@
 //! `docs/design/storage-socket.md`, whose sections the code cites (§3.2).
 //!
 //! Each machine is driven the same way: things arrive by `handle_*`; then `poll_io`, `poll_event`, `poll_doorbell` are
-//! called until they have nothing more, and `poll_timeout` tells when to call `handle_timeout`.
+//! called until they have nothing more, and `poll_timeout` tells when to call `handle_timeout`. A driver that wakes up
+//! serves its member or coordinator first, timeouts included, and connections after that: a fence that came down while
+//! the machine slept has to be known to them before they write.
 
 mod allocator;
 pub mod block;

@@ -204,6 +204,11 @@ impl RecvHalf {
             .collect()
     }
 
+    /// Whether there are announced frames that were not delivered.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.consumed < self.announced
+    }
+
     /// A read ahead of the announcement may be made once.
     pub(crate) fn probe(&mut self) {
         self.probe = true;

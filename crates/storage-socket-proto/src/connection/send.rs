@@ -114,6 +114,11 @@ impl SendHalf {
         }
     }
 
+    /// Frames that were reserved and not acknowledged.
+    pub(crate) fn outstanding(&self) -> u64 {
+        self.frames.len() as u64
+    }
+
     pub(crate) fn room(&self) -> u64 {
         if self.fin.is_some() {
             return 0;

@@ -2,7 +2,7 @@
 
 use crate::{
     block::{AnswerPage, CoordinatorBlock, CoordinatorState, Place, Unchecked},
-    coordinator::{Claim, Coordinator, EndReason, Phase, slots::Rest},
+    coordinator::{Claim, Coordinator, EndReason, Phase, device::Device, slots::Rest},
     error::FormatError,
     geometry::Timeouts,
     liveness::Silence,
@@ -191,13 +191,17 @@ impl Coordinator {
             ClaimState::Waiting(until) if now >= until => {
                 self.claiming.state = ClaimState::Rereading(now);
                 self.claiming.reread = 0;
+                let slots = self.config.geometry.slots();
                 for device in &mut self.devices {
                     device.want_block();
+                    // What was granted until everybody could see the claim rests as well.
+                    device.want_old_answers(slots);
                 }
             }
             ClaimState::Rereading(_) => {
                 let there = self.devices.iter().filter(|device| !device.is_lost());
-                if self.claiming.reread >= there.count() {
+                let is_known = self.devices.iter().all(Device::is_known);
+                if self.claiming.reread >= there.count() && is_known {
                     self.serve(now);
                 }
             }
@@ -211,8 +215,6 @@ impl Coordinator {
     fn begin_claim(&mut self, now: Tick) {
         self.inherited = self.counter.succession();
         self.counter = self.inherited;
-        let allocator = &mut self.allocator;
-        self.rests.retain(|_, rest| rest.hold(allocator));
         if self.config.claim == Claim::SameHost {
             self.serve(now);
         } else {

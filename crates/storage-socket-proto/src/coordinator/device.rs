@@ -81,8 +81,15 @@ impl Device {
             writing: 0,
             written: None,
         };
-        device.push_runs(&[(SlotIndex(0), geometry.slots())], Area::OldAnswers);
+        device.want_old_answers(geometry.slots());
         device
+    }
+
+    /// All answer pages are to be read, whoever wrote them.
+    pub(super) fn want_old_answers(&mut self, slots: u32) {
+        if self.lost.is_none() {
+            self.push_runs(&[(SlotIndex(0), slots)], Area::OldAnswers);
+        }
     }
 
     pub(super) fn index(&self) -> DeviceIndex {

@@ -129,6 +129,40 @@ fn a_slot_is_not_written_while_a_write_of_its_old_frame_is_under_way() {
 }
 
 #[test]
+fn only_the_contiguous_prefix_of_written_frames_is_announced() {
+    let (mut bench, mut a, _) = ends(1, 9, Doorbell::Absent);
+    send(&mut a, bench.now, 0..5);
+    let mut hold = |_: usize, request: &storage_socket_proto::IoRequest, _: &[_]| {
+        if writes_frame(request, 1) {
+            Fate::Hold
+        } else {
+            Fate::Do
+        }
+    };
+    bench.run(millis(100), &mut [&mut a], &mut hold);
+    let grant = *a.connection.grant();
+    let place = Place {
+        pool: bench.geometry.pool(),
+        device: storage_socket_proto::DeviceIndex(0),
+        slot: grant.slot,
+    };
+    let want = (
+        grant.connection,
+        grant.group.generation,
+        Direction::ToCoordinator,
+    );
+    let lba = grant.group.to_coordinator.control_block().0;
+    let announced = [lba, lba + 8].map(|lba| {
+        let bytes = bench.devices[0].bytes(lba, 1);
+        let block = storage_socket_proto::Unchecked::new(&bytes).unwrap();
+        let found = ControlBlock::parse(block, &place, &TagKey::public(), want);
+        found.map_or(Sequence(0), |(_, block)| block.announced)
+    });
+    assert_eq!(announced.into_iter().max(), Some(Sequence(1)));
+    assert_eq!(a.connection.stats().frames_sent, 4);
+}
+
+#[test]
 fn a_frame_that_never_landed_is_asked_for_again_and_sent_with_the_same_bytes() {
     let (mut bench, mut a, mut b) = ends(1, 9, Doorbell::Absent);
     send(&mut a, bench.now, 0..6);

@@ -1,13 +1,13 @@
 //! Rules of trust: nobody acts on another's connection, and a proof is as old as what it proves.
 
 use crate::bench::{
-    Bench, Machine, PORT, SLOT, always, coordinator_events, member_events, millis, options,
+    Bench, Fate, Machine, PORT, SLOT, always, coordinator_events, member_events, millis, options,
 };
 use std::time::Duration;
 use storage_socket_proto::{
     Challenge, Cipher, Claim, Coordinator, CoordinatorEvent, Counter, DeviceIndex, DeviceMask,
-    Epoch, Grant, Member, MemberConfig, MemberEvent, Name, Place, RefusalReason, SlotIndex, Stamp,
-    TagKey, UnitCount,
+    Epoch, Grant, IoOp, IoRequest, Lba, Member, MemberConfig, MemberEvent, Name, Place,
+    RefusalReason, SlotIndex, Stamp, TagKey, Timeouts, UnitCount,
     block::{MemberEntry, MemberPage, MemberState, Request},
 };
 
@@ -127,4 +127,38 @@ fn put_page(bench: &mut Bench, slot: SlotIndex, counter: u64, entries: [MemberEn
     let block = page.encode(&place(bench, slot), stamp, &TagKey::public());
     let lba = bench.geometry.member_page(slot);
     bench.devices[0].put(lba.0, &block.0);
+}
+
+#[test]
+fn a_grant_that_lands_while_a_successor_waits_rests_under_it() {
+    let (mut bench, mut one, mut member) = start();
+    let answers = bench.geometry.answer_page(SLOT);
+    // The grant's write hangs, its coordinator dies, and long after the write lands.
+    let mut ghost = None;
+    let mut hang = |who: usize, request: &IoRequest, _: &[_]| match &request.op {
+        IoOp::Write(block) if who == 0 && meets(request, answers) => {
+            ghost = Some((request.lba, block.clone()));
+            Fate::Hold
+        }
+        _ => Fate::Do,
+    };
+    member.connect(bench.now, options(1)).unwrap();
+    bench.run(SECOND, &mut [&mut one, &mut member], &mut hang);
+    let (lba, block) = ghost.unwrap();
+    let mut two = bench.coordinator(2, Claim::Wait);
+    let timeouts = Timeouts::default();
+    bench.run(timeouts.dead + 3 * SECOND, &mut [&mut two], &mut always);
+    let said = coordinator_events(&mut two);
+    assert!(said.is_empty(), "it waits: {said:?}");
+    let free = two.free_units(DeviceMask(1));
+    bench.devices[0].put(lba.0, &block.0);
+    bench.run(timeouts.claim, &mut [&mut two], &mut always);
+    let said = coordinator_events(&mut two);
+    assert_eq!(said, [CoordinatorEvent::Serving]);
+    assert_eq!(two.free_units(DeviceMask(1)), free - 10);
+}
+
+/// Whether a request meets the pair of blocks that begins at `first`.
+fn meets(request: &IoRequest, first: Lba) -> bool {
+    request.lba == first || request.lba.0 == first.0 + 1
 }
