@@ -12,7 +12,7 @@ mod watch;
 use crate::{
     Error, StreamOptions,
     error::StopReason,
-    flow::{End, Flow},
+    flow::{End, OwnedFlow},
     inbox::Inbox,
     listener::Backlog,
     pool::{Identity, RingDoorbell, Role},
@@ -80,7 +80,7 @@ pub(crate) struct Driver {
 struct Connecting {
     port: Port,
     options: Box<StreamOptions>,
-    reply: Fulfil<Result<Arc<Flow>, Error>>,
+    reply: Fulfil<Result<OwnedFlow, Error>>,
 }
 
 #[derive(Default)]

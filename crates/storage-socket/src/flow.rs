@@ -8,6 +8,7 @@ use crate::{Error, error::StopReason, inbox::Inbox, promise::locked};
 use direct_io::{AlignedBuf, BufferPool};
 use std::{
     collections::VecDeque,
+    ops::Deref,
     path::PathBuf,
     sync::{
         Arc, Condvar, Mutex, TryLockError,
@@ -456,6 +457,30 @@ impl Flow {
         if let Some(waker) = receive.waker.take() {
             waker.wake();
         }
+    }
+}
+
+/// A stream on its way to its user, and then in his hands: whoever drops it closes the stream. A reply that nobody
+/// waits for any more thus ends what it brings.
+pub(crate) struct OwnedFlow(Arc<Flow>);
+
+impl OwnedFlow {
+    pub(crate) fn new(flow: Arc<Flow>) -> Self {
+        Self(flow)
+    }
+}
+
+impl Deref for OwnedFlow {
+    type Target = Flow;
+
+    fn deref(&self) -> &Flow {
+        &self.0
+    }
+}
+
+impl Drop for OwnedFlow {
+    fn drop(&mut self) {
+        self.0.close();
     }
 }
 

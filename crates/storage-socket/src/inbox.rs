@@ -5,8 +5,8 @@
 use crate::{
     Error,
     error::StopReason,
-    flow::Flow,
-    listener::Backlog,
+    flow::OwnedFlow,
+    listener::{Backlog, Bound},
     promise::{Fulfil, locked},
     stream::StreamOptions,
 };
@@ -29,19 +29,19 @@ pub(crate) enum Command {
         port: Port,
         options: Box<StreamOptions>,
         patience: Duration,
-        reply: Fulfil<Result<Arc<Flow>, Error>>,
+        reply: Fulfil<Result<OwnedFlow, Error>>,
     },
     Bind {
         port: Port,
         options: ListenOptions,
         backlog: Arc<Backlog>,
-        reply: Fulfil<Result<Port, Error>>,
+        reply: Fulfil<Result<Bound, Error>>,
     },
     Unbind(Port),
     Accept {
         grant: Box<Grant>,
         options: Box<StreamOptions>,
-        reply: Fulfil<Result<Arc<Flow>, Error>>,
+        reply: Fulfil<Result<OwnedFlow, Error>>,
     },
     Refuse(ConnectionId),
     Allow(BTreeSet<SlotIndex>),
@@ -79,6 +79,12 @@ pub(crate) struct Inbox {
     content: Mutex<Content>,
     is_woken: AtomicBool,
     waker: Waker,
+}
+
+impl std::fmt::Debug for Inbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Inbox({})", self.pool)
+    }
 }
 
 #[derive(Default)]

@@ -2,9 +2,10 @@
 
 use crate::{
     Error, Pool, Stream, StreamOptions,
-    inbox::Command,
+    flow::OwnedFlow,
+    inbox::{Command, Inbox},
     pool::PoolHandle,
-    promise::{locked, promise},
+    promise::{Promise, locked, promise},
 };
 use std::{
     collections::VecDeque,
@@ -26,7 +27,8 @@ const DRIVER_GRACE: Duration = Duration::from_secs(5);
 /// Takes connections on a storage port.
 #[derive(Debug)]
 pub struct Listener {
-    port: Port,
+    /// Before the pool: given back while the driver still lives.
+    bound: Bound,
     backlog: Arc<Backlog>,
     pool: Arc<PoolHandle>,
 }
@@ -67,7 +69,7 @@ impl Listener {
         pool: &Pool,
         port: Port,
         protection: ListenProtection,
-    ) -> (Arc<Backlog>, crate::promise::Promise<Result<Port, Error>>) {
+    ) -> (Arc<Backlog>, Promise<Result<Bound, Error>>) {
         let (fulfil, reply) = promise();
         let backlog = Arc::new(Backlog::default());
         pool.handle.inbox.send(Command::Bind {
@@ -85,11 +87,11 @@ impl Listener {
     fn bound(
         pool: &Pool,
         backlog: Arc<Backlog>,
-        bound: Option<Result<Port, Error>>,
+        bound: Option<Result<Bound, Error>>,
     ) -> io::Result<Self> {
-        let port = bound.ok_or_else(|| pool.handle.inbox.stopped())??;
+        let bound = bound.ok_or_else(|| pool.handle.inbox.stopped())??;
         Ok(Self {
-            port,
+            bound,
             backlog,
             pool: pool.handle.clone(),
         })
@@ -98,7 +100,7 @@ impl Listener {
     /// The port, also if a dynamic one was asked for.
     #[must_use]
     pub fn port(&self) -> Port {
-        self.port
+        self.bound.port
     }
 
     /// Waits for the next connection.
@@ -173,15 +175,6 @@ impl Listener {
     }
 }
 
-impl Drop for Listener {
-    fn drop(&mut self) {
-        self.pool.inbox.send(Command::Unbind(self.port));
-        for grant in std::mem::take(&mut locked(&self.backlog.state).grants) {
-            self.pool.inbox.send(Command::Refuse(grant.connection));
-        }
-    }
-}
-
 impl Incoming {
     /// The slot of the member that asks.
     #[must_use]
@@ -229,10 +222,7 @@ impl Incoming {
         Ok(Stream::new(flow, pool))
     }
 
-    fn answer(
-        mut self,
-        options: StreamOptions,
-    ) -> crate::promise::Promise<Result<Arc<crate::flow::Flow>, Error>> {
+    fn answer(mut self, options: StreamOptions) -> Promise<Result<OwnedFlow, Error>> {
         let (fulfil, reply) = promise();
         self.is_answered = true;
         self.pool.inbox.send(Command::Accept {
@@ -253,6 +243,25 @@ impl Drop for Incoming {
         if !self.is_answered {
             self.pool.inbox.send(Command::Refuse(self.grant.connection));
         }
+    }
+}
+
+/// A port that a listener holds: whoever drops it gives it back, and the driver refuses what waits there.
+#[derive(Debug)]
+pub(crate) struct Bound {
+    port: Port,
+    inbox: Arc<Inbox>,
+}
+
+impl Bound {
+    pub(crate) fn new(port: Port, inbox: Arc<Inbox>) -> Self {
+        Self { port, inbox }
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        self.inbox.send(Command::Unbind(self.port));
     }
 }
 
@@ -278,6 +287,16 @@ impl Backlog {
     /// Forgets a connection that ended before it was accepted.
     pub(crate) fn forget(&self, connection: ConnectionId) {
         self.change(|state| state.grants.retain(|grant| grant.connection != connection));
+    }
+
+    /// Takes every connection that waits.
+    pub(crate) fn take_all(&self) -> Vec<ConnectionId> {
+        let mut state = locked(&self.state);
+        state
+            .grants
+            .drain(..)
+            .map(|grant| grant.connection)
+            .collect()
     }
 
     pub(crate) fn close(&self) {

@@ -12,7 +12,7 @@ pub use options::StreamOptions;
 
 use crate::{
     Error, Pool,
-    flow::{Flow, StreamAddr},
+    flow::{OwnedFlow, StreamAddr},
     inbox::Command,
     pool::PoolHandle,
     promise::{locked, promise},
@@ -34,9 +34,10 @@ pub struct Stream {
     handle: Arc<Handle>,
 }
 
-/// Closes the stream when the last user has dropped it, and keeps the pool's driver alive until then.
+/// Closes the stream when the last user has dropped it (by its flow), and keeps the pool's driver alive until then.
 pub(crate) struct Handle {
-    pub(crate) flow: Arc<Flow>,
+    /// Before the pool: closed while the driver still lives.
+    pub(crate) flow: OwnedFlow,
     timeouts: Mutex<UserTimeouts>,
     _pool: Arc<PoolHandle>,
 }
@@ -101,7 +102,7 @@ impl Stream {
         Self::connected(pool, flow)
     }
 
-    fn connected(pool: &Pool, flow: Option<Result<Arc<Flow>, Error>>) -> io::Result<Self> {
+    fn connected(pool: &Pool, flow: Option<Result<OwnedFlow, Error>>) -> io::Result<Self> {
         match flow {
             Some(flow) => Ok(Self::new(flow?, pool.handle.clone())),
             None if pool.handle.inbox.is_stopped() => Err(pool.handle.inbox.stopped().into()),
@@ -109,7 +110,7 @@ impl Stream {
         }
     }
 
-    pub(crate) fn new(flow: Arc<Flow>, pool: Arc<PoolHandle>) -> Self {
+    pub(crate) fn new(flow: OwnedFlow, pool: Arc<PoolHandle>) -> Self {
         Self {
             handle: Arc::new(Handle {
                 flow,
@@ -261,12 +262,6 @@ fn sleep<'a, T>(
         .wait_timeout(guard, left)
         .unwrap_or_else(PoisonError::into_inner);
     Ok(guard)
-}
-
-impl Drop for Handle {
-    fn drop(&mut self) {
-        self.flow.close();
-    }
 }
 
 impl std::fmt::Debug for Stream {

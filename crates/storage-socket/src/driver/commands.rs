@@ -1,11 +1,11 @@
 //! What users ask of the driver.
 
-use super::{Conn, Connecting, Driver, Flow, Machine, Stop, peer_page, public_keys, stop_patience};
+use super::{Conn, Connecting, Driver, Machine, Stop, peer_page, public_keys, stop_patience};
 use crate::{
     Error, StreamOptions,
-    flow::StreamAddr,
+    flow::{Flow, OwnedFlow, StreamAddr},
     inbox::{Command, PeerChallenges},
-    listener::Backlog,
+    listener::{Backlog, Bound},
     pool::random_bytes,
     promise::Fulfil,
 };
@@ -35,12 +35,7 @@ impl Driver {
                 backlog,
                 reply,
             } => reply.fulfil(self.bind(now, port, options, backlog)),
-            Command::Unbind(port) => {
-                self.listeners.remove(&port);
-                if let Machine::Coordinator(coordinator) = &mut self.machine {
-                    coordinator.unbind(now, port);
-                }
-            }
+            Command::Unbind(port) => self.unbind(now, port),
             Command::Accept {
                 grant,
                 options,
@@ -88,7 +83,7 @@ impl Driver {
         port: Port,
         options: Box<StreamOptions>,
         patience: Duration,
-        reply: Fulfil<Result<Arc<Flow>, Error>>,
+        reply: Fulfil<Result<OwnedFlow, Error>>,
     ) {
         match self.request(now, port, &options, patience) {
             Ok(id) => {
@@ -170,7 +165,7 @@ impl Driver {
         port: Port,
         options: ListenOptions,
         backlog: Arc<Backlog>,
-    ) -> Result<Port, Error> {
+    ) -> Result<Bound, Error> {
         let Machine::Coordinator(coordinator) = &mut self.machine else {
             return Err(Error::WrongRole {
                 role: "member",
@@ -184,7 +179,20 @@ impl Driver {
             port
         };
         self.listeners.insert(port, backlog);
-        Ok(port)
+        Ok(Bound::new(port, self.inbox.clone()))
+    }
+
+    fn unbind(&mut self, now: Tick, port: Port) {
+        if let Machine::Coordinator(coordinator) = &mut self.machine {
+            coordinator.unbind(now, port);
+        }
+        let Some(backlog) = self.listeners.remove(&port) else {
+            return;
+        };
+        // What came in until now has nobody left who could accept it.
+        for id in backlog.take_all() {
+            self.refuse(now, id);
+        }
     }
 
     fn accept(
@@ -192,7 +200,7 @@ impl Driver {
         now: Tick,
         grant: &Grant,
         options: &StreamOptions,
-    ) -> Result<Arc<Flow>, Error> {
+    ) -> Result<OwnedFlow, Error> {
         let id = grant.connection;
         if self.unaccepted.remove(&id).is_none() {
             return Err(Error::Reset {
@@ -227,7 +235,7 @@ impl Driver {
         now: Tick,
         grant: &Grant,
         options: &StreamOptions,
-    ) -> Result<Arc<Flow>, Error> {
+    ) -> Result<OwnedFlow, Error> {
         let made = self.try_make(now, grant, options);
         if made.is_err() {
             self.machine
@@ -241,7 +249,7 @@ impl Driver {
         now: Tick,
         grant: &Grant,
         options: &StreamOptions,
-    ) -> Result<Arc<Flow>, Error> {
+    ) -> Result<OwnedFlow, Error> {
         let pool = self.geometry.pool();
         let sends = match &self.machine {
             Machine::Member(_) => Direction::ToCoordinator,
@@ -293,7 +301,7 @@ impl Driver {
         );
         self.conns.insert(grant.connection, conn);
         self.hot.insert(grant.connection);
-        Ok(flow)
+        Ok(OwnedFlow::new(flow))
     }
 
     fn doorbell(&self, slot: SlotIndex) -> Doorbell {

@@ -5,10 +5,13 @@ use crate::{
     work::{Ground, PATIENCE, checked, exchange, pair, sealed},
 };
 use std::{
+    future::Future,
     io::{ErrorKind, Read, Write},
     net::Shutdown,
+    pin::pin,
+    task::{Context, Waker},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use storage_socket::{
     EngineChoice, Error, ListenProtection, Listener, Port, RefusalReason, ResetReason, Stream,
@@ -126,6 +129,69 @@ fn connection_that_is_not_accepted_fails_at_its_member() {
         ErrorKind::ConnectionReset,
         ErrorKind::ConnectionAborted,
     ];
+    assert!(kinds.contains(&error.kind()), "{error}");
+}
+
+/// Begins to wait, and gives up at once.
+fn cancelled(waiting: impl Future) {
+    let mut context = Context::from_waker(Waker::noop());
+    // Whether it was ready already makes no difference: nobody takes the outcome.
+    let _outcome = pin!(waiting).poll(&mut context);
+}
+
+#[test]
+fn cancelled_connects_and_accepts_return_their_segments() {
+    let ground = ground();
+    let server = ground.coordinator(EngineChoice::Auto);
+    let client = ground.member(EngineChoice::Auto);
+    let listener = Listener::bind(&server, Port(0), ListenProtection::Sealed).unwrap();
+    let port = listener.port();
+    // Each connection takes an eighth of the pool.
+    for _ in 0..10 {
+        cancelled(Stream::connect_async(&client, port, sealed(), PATIENCE));
+        let incoming = listener.accept_timeout(PATIENCE).unwrap();
+        let mut accepted = incoming.accept(sealed()).unwrap();
+        accepted.set_read_timeout(Some(PATIENCE));
+        let end = accepted.read(&mut [0; 1]);
+        assert!(matches!(end, Ok(0)), "{end:?}");
+    }
+    for _ in 0..10 {
+        let pool = client.clone();
+        let connecting =
+            thread::spawn(move || Stream::connect(&pool, port, sealed(), PATIENCE).unwrap());
+        let incoming = listener.accept_timeout(PATIENCE).unwrap();
+        cancelled(incoming.accept_async(sealed()));
+        let mut connected = connecting.join().unwrap();
+        connected.set_read_timeout(Some(PATIENCE));
+        let end = connected.read(&mut [0; 1]);
+        assert!(matches!(end, Ok(0)), "{end:?}");
+    }
+}
+
+#[test]
+fn cancelled_bind_gives_its_port_back() {
+    let ground = ground();
+    let server = ground.coordinator(EngineChoice::Auto);
+    let protection = ListenProtection::Sealed;
+    cancelled(Listener::bind_async(&server, Port(5), protection));
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) = Listener::bind(&server, Port(5), protection) {
+        assert_eq!(error.kind(), ErrorKind::AddrInUse);
+        assert!(Instant::now() < deadline, "the port is still taken");
+    }
+}
+
+#[test]
+fn dropped_listener_refuses_what_waits_for_it() {
+    let ground = ground();
+    let server = ground.coordinator(EngineChoice::Auto);
+    let client = ground.member(EngineChoice::Auto);
+    let listener = Listener::bind(&server, Port(0), ListenProtection::Sealed).unwrap();
+    let mut connected = Stream::connect(&client, listener.port(), sealed(), PATIENCE).unwrap();
+    drop(listener);
+    connected.set_read_timeout(Some(PATIENCE));
+    let error = connected.read(&mut [0; 1]).unwrap_err();
+    let kinds = [ErrorKind::ConnectionReset, ErrorKind::ConnectionAborted];
     assert!(kinds.contains(&error.kind()), "{error}");
 }
 
