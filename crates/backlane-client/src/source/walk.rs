@@ -88,6 +88,8 @@ impl Walk {
                 let facts = Facts::of_open(&next)?;
                 let entry = self.entry(&dir, component, &path, &facts)?;
                 self.queue.push_back(Ok(entry));
+                // At once: should the next one be gone, the next root must not give this one again.
+                self.above = Some(path.clone());
             }
             dir = next;
             self.path = path;
@@ -243,17 +245,20 @@ impl Walk {
         path: &Path,
         facts: &Facts,
     ) -> Option<Vec<Extent>> {
-        let layout =
-            fs::open_file(dir, name).and_then(|file| fs::extents::layout(&file, facts.size));
-        match layout {
+        // If it can't be opened, reading its content tells so.
+        let file = fs::open_file(dir, name).ok()?;
+        match fs::extents::layout(&file, facts.size) {
             Ok(Layout::Holes(extents)) => return Some(extents),
             Ok(Layout::Dense) => {}
             Ok(Layout::TooFragmented) => {
                 let reason = "it has too many holes to keep; they will come back as zeros";
                 self.warn(WarningKind::Incomplete, path, reason);
             }
-            // If it can't be opened at all, reading its content tells so.
-            Err(error) => tracing::debug!(path = %path.display(), %error, "holes not recorded"),
+            Err(error) => {
+                let reason =
+                    format!("its holes can't be asked for, they will come back as zeros: {error}");
+                self.warn(WarningKind::Incomplete, path, reason);
+            }
         }
         None
     }
@@ -299,5 +304,41 @@ impl Iterator for Walk {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Source, SourceOptions};
+    use super::*;
+    use crate::progress::Reporter;
+    use std::collections::HashSet;
+
+    #[test]
+    fn a_parent_that_vanished_leaves_the_other_paths_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().canonicalize().unwrap();
+        let paths = ["p/gone/file", "p/stays/file"].map(|path| base.join(path));
+        for path in &paths {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "x").unwrap();
+        }
+        let reporter = Arc::new(Reporter::new(
+            Arc::new(()),
+            backlane_repo::Cancel::default(),
+        ));
+        let options = SourceOptions::default();
+        let source = Source::new(&paths, &options, Detail::Full, reporter).unwrap();
+        std::fs::remove_dir_all(base.join("p/gone")).unwrap();
+        let mut seen = HashSet::new();
+        let mut left_out = Vec::new();
+        for found in source.walk() {
+            match found {
+                Ok(entry) => assert!(seen.insert(entry.path)),
+                Err(warning) => left_out.push(warning.path),
+            }
+        }
+        assert!(seen.contains(paths[1].as_os_str().as_bytes()));
+        assert_eq!(left_out, [paths[0].as_os_str().as_bytes()]);
     }
 }
