@@ -148,4 +148,9 @@ impl backlane_repo::Source for Adapter {
         let path = Path::new(OsStr::from_bytes(&warning.path));
         self.reporter.warn(kind, path, &warning.reason);
     }
+
+    /// Those about files that changed while they were read are told to the reporter alone.
+    fn warnings(&self, _told: u64) -> u64 {
+        self.reporter.warnings().total()
+    }
 }

@@ -67,7 +67,8 @@ impl Adapter {
 impl Shared {
     /// How many warnings there were.
     pub(crate) fn warnings(&self) -> u64 {
-        self.counts.warnings.load(Ordering::Acquire)
+        let told = self.counts.warnings.load(Ordering::Acquire);
+        self.source.warnings(told)
     }
 
     /// How many entries other than directories must be in the snapshot.

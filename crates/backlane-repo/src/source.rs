@@ -35,6 +35,12 @@ pub trait Source: Send + Sync + 'static {
     /// Is told of each warning: what `entries` gave as errors, files that could not be opened or read to their end, and
     /// metadata that the format can't carry.
     fn warn(&self, warning: &Warning);
+
+    /// How many warnings there were in all, which the snapshot will say. Called when everything was read; `told` is how
+    /// often [`Source::warn`] was called, and a source that found more by itself adds them.
+    fn warnings(&self, told: u64) -> u64 {
+        told
+    }
 }
 
 /// One file, directory or other thing to be backed up.
