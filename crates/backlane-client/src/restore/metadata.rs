@@ -2,7 +2,7 @@
 //!
 //! Order: owner first, because that takes setuid bits and capabilities away; then attributes and times, while the mode
 //! still permits access; the mode last, which changes neither. What can't be set is a warning of its own each, and the
-//! rest is still set.
+//! rest is still set; only setuid and setgid bits are not given to a file that belongs to somebody else than it should.
 
 use crate::{
     fs::{Facts, xattrs},
@@ -34,6 +34,16 @@ pub(crate) struct Subject<'a> {
     pub(crate) reporter: &'a Reporter,
 }
 
+/// What lets a program run with the rights of its owner or group.
+const SET_ID_BITS: u32 = 0o6000;
+
+/// Whose something is after its owner and group were to be set.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Owned {
+    AsWanted,
+    ByAnother,
+}
+
 impl Subject<'_> {
     /// Makes its metadata that of the snapshot.
     pub(crate) fn apply(&self, kind: &FileKind, wanted: &Metadata) {
@@ -41,15 +51,30 @@ impl Subject<'_> {
             Ok(facts) => facts,
             Err(error) => return self.warn(WarningKind::NotRestored, "it is gone", &error),
         };
-        self.apply_owner(&facts, wanted);
+        let owned = self.apply_owner(&facts, wanted);
         self.apply_xattrs(&wanted.xattrs);
         if let Err(error) = self.apply_times(wanted) {
             self.warn(WarningKind::Times, "its times can't be set", &error);
         }
         if !matches!(kind, FileKind::Symlink { .. })
             && let Some(mode) = wanted.mode
-            && let Err(error) = set_mode(self.dir, self.name, mode)
         {
+            let of_directory = *kind == FileKind::Directory;
+            self.apply_mode(mode, if of_directory { Owned::AsWanted } else { owned });
+        }
+    }
+
+    fn apply_mode(&self, wanted: u32, owned: Owned) {
+        let mut mode = wanted;
+        if owned == Owned::ByAnother && mode & SET_ID_BITS != 0 {
+            // It would run with the rights of whoever restores it.
+            mode &= !SET_ID_BITS;
+            let what = format!(
+                "its mode is {mode:04o} instead of {wanted:04o}, since its owner or group can't be set"
+            );
+            self.reporter.warn(WarningKind::Mode, self.path, what);
+        }
+        if let Err(error) = set_mode(self.dir, self.name, mode) {
             let what = format!("its mode {mode:04o} can't be set");
             self.warn(WarningKind::Mode, &what, &error);
         }
@@ -60,18 +85,18 @@ impl Subject<'_> {
             .warn(kind, self.path, format!("{what}: {error}"));
     }
 
-    fn apply_owner(&self, facts: &Facts, wanted: &Metadata) {
+    fn apply_owner(&self, facts: &Facts, wanted: &Metadata) -> Owned {
         let uid = wanted.uid.filter(|uid| *uid != facts.uid);
         let gid = wanted.gid.filter(|gid| *gid != facts.gid);
         if uid.is_none() && gid.is_none() {
-            return;
+            return Owned::AsWanted;
         }
         let set = |uid: Option<u32>, gid: Option<u32>| {
             let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
             chownat(self.dir, self.name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
         };
         let Err(mut error) = set(uid, gid) else {
-            return;
+            return Owned::AsWanted;
         };
         let mut missing = format!("owner {} and group {}", show(wanted.uid), show(wanted.gid));
         // Who is not root may still give a file to a group of theirs.
@@ -83,6 +108,7 @@ impl Subject<'_> {
         }
         let what = format!("its {missing} can't be set");
         self.warn(WarningKind::Owner, &what, &error.into());
+        Owned::ByAnother
     }
 
     fn apply_xattrs(&self, wanted: &[Xattr]) {
