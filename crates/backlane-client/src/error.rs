@@ -43,6 +43,16 @@ pub enum Error {
         /// The path that was asked for.
         path: PathBuf,
     },
+    /// What the snapshot lacks may be what its backup could not read, and was to be deleted.
+    #[error(
+        "snapshot {snapshot} was made with {warnings} warnings: to delete what it lacks may delete what its backup could not read"
+    )]
+    DeleteIncomplete {
+        /// The snapshot.
+        snapshot: String,
+        /// How many warnings it says there were.
+        warnings: u64,
+    },
     /// The directory to restore into can't be made or opened.
     #[error("can't restore into {}: {source}", path.display())]
     Target {

@@ -298,6 +298,9 @@ pub(crate) struct RestoreArgs {
     /// Remove what is in the target and not in the snapshot.
     #[arg(long)]
     pub(crate) delete: bool,
+    /// Remove it even if the backup had warnings: what the snapshot lacks may only have been unreadable then.
+    #[arg(long, requires = "delete")]
+    pub(crate) delete_despite_warnings: bool,
     /// Say what would be done and write nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,

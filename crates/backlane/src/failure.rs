@@ -127,6 +127,11 @@ fn advice_about(cause: &(dyn std::error::Error + 'static)) -> Option<&'static st
     match cause.downcast_ref() {
         Some(backlane_client::Error::Repository(error)) => return about_repository(error),
         Some(backlane_client::Error::NotInSnapshot { .. }) => return Some(LOOK_INSIDE),
+        Some(backlane_client::Error::DeleteIncomplete { .. }) => {
+            return Some(
+                "restore without --delete, or from another snapshot; --delete-despite-warnings deletes all the same",
+            );
+        }
         _ => {}
     }
     if let Some(error) = cause.downcast_ref() {

@@ -49,6 +49,9 @@ pub struct RestoreOptions {
     /// Deletes what stands below the target and is not in the snapshot, within what was backed up; never across a
     /// mount.
     pub delete: bool,
+    /// Deletes even where the snapshot says that its backup had warnings, so that what it lacks may only have been
+    /// unreadable.
+    pub delete_despite_warnings: bool,
     /// Changes nothing, and counts what would be done.
     pub dry_run: bool,
     /// Reads every written file again and compares its hashes.
@@ -96,7 +99,7 @@ pub struct RestoreSummary {
 /// is a directory becomes the target itself, with its metadata; anything else goes into the target under its name.
 ///
 /// # Errors
-/// [`Error::NotInSnapshot`], [`Error::Target`], [`Error::TargetBusy`], [`Error::NoSpace`], [`Error::Cancelled`], or
+/// [`Error::DeleteIncomplete`], [`Error::NotInSnapshot`], [`Error::Target`], [`Error::TargetBusy`], [`Error::NoSpace`], [`Error::Cancelled`], or
 /// when the repository fails. What was finished until then stays, and what was not leaves nothing under its name.
 pub fn restore(
     reader: &Reader,
@@ -109,6 +112,13 @@ pub fn restore(
 ) -> Result<RestoreSummary, Error> {
     let begun = Instant::now();
     crate::check_proc()?;
+    if let Some(warnings) = snapshot.warnings.filter(|warnings| *warnings > 0)
+        && options.delete
+        && !options.delete_despite_warnings
+    {
+        let snapshot = snapshot.id.to_string();
+        return Err(Error::DeleteIncomplete { snapshot, warnings });
+    }
     let start = start(reader, snapshot, path)?;
     let handle = open_target(target, options)?;
     if let Some(summary) = &snapshot.summary

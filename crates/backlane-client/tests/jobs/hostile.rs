@@ -10,6 +10,7 @@ use backlane_repo::{
 };
 use std::{
     fs::{self, Permissions},
+    io,
     os::unix::fs::{MetadataExt, PermissionsExt, symlink},
     path::Path,
     sync::{
@@ -353,9 +354,35 @@ fn a_file_that_vanishes_or_changes_while_the_backup_runs_is_named() {
 }
 
 #[test]
+fn the_snapshot_counts_the_warnings_of_files_that_changed_while_they_were_read() {
+    /// Appends to the file when it has been opened and something of it was read.
+    struct Append(std::path::PathBuf);
+    impl Progress for Append {
+        fn advanced(&self, items: u64, bytes: u64) {
+            if items == 0 && bytes > 0 {
+                let mut file = fs::File::options().append(true).open(&self.0).unwrap();
+                io::Write::write_all(&mut file, b"more").unwrap();
+            }
+        }
+    }
+    let world = World::new();
+    let path = world.source.join("grows");
+    fs::write(&path, vec![1; 1 << 20]).unwrap();
+    let progress = Arc::new(Append(path));
+    let options = world.options();
+    let summary =
+        backlane_client::backup(&world.repository, &options, progress, Cancel::default()).unwrap();
+    assert_eq!(summary.warnings.total(), 1, "{:?}", summary.warnings);
+    assert_eq!(summary.archive.warnings, 1);
+    let snapshot = world.repository.resolve("latest").unwrap();
+    assert_eq!(snapshot.warnings, Some(1));
+}
+
+#[test]
 fn who_may_not_read_is_told_the_name_and_the_rest_is_kept() {
     let world = World::new();
     fs::write(world.source.join("open"), "1").unwrap();
+    fs::set_permissions(world.source.join("open"), Permissions::from_mode(0o6755)).unwrap();
     fs::write(world.source.join("closed"), "2").unwrap();
     fs::create_dir(world.source.join("locked")).unwrap();
     fs::write(world.source.join("locked/in"), "3").unwrap();
@@ -397,11 +424,35 @@ fn as_nobody_files_are_named_and_owners_too() {
         assert_eq!(restored.failed, 0);
         // Three things belong to somebody else: both directories and the file.
         assert_eq!(restored.warnings.count(WarningKind::Owner), 3);
-        assert_eq!(restored.warnings.total(), 3, "{:?}", restored.warnings);
+        // And so the file must not run with the rights of whoever restores it.
+        assert_eq!(restored.warnings.count(WarningKind::Mode), 1);
+        let mode = world.target.join("open").metadata().unwrap().mode();
+        assert_eq!(mode & 0o7777, 0o755);
+        assert_eq!(restored.warnings.total(), 4, "{:?}", restored.warnings);
         assert_eq!(fs::read_to_string(world.target.join("open")).unwrap(), "1");
         let mode = world.target.join("locked").metadata().unwrap().mode();
         assert_eq!(mode & 0o7777, 0);
     }
+    delete_spares_what_was_unreadable(&world);
+}
+
+fn delete_spares_what_was_unreadable(world: &World) {
+    let closed = world.target.join("closed");
+    let locked = world.target.join("locked/in");
+    fs::write(&closed, "precious").unwrap();
+    fs::set_permissions(world.target.join("locked"), Permissions::from_mode(0o700)).unwrap();
+    fs::write(&locked, "precious").unwrap();
+    let error = world.restore_with(&delete()).unwrap_err();
+    let refused = matches!(error, Error::DeleteIncomplete { warnings: 2, .. });
+    assert!(refused, "{error}");
+    assert!(closed.exists() && locked.exists());
+
+    // By force, what was left out goes; a directory that was not listed is spared all the same.
+    let mut forced = delete();
+    forced.delete_despite_warnings = true;
+    assert_eq!(world.restore_with(&forced).unwrap().deleted, 1);
+    fs::set_permissions(world.target.join("locked"), Permissions::from_mode(0o700)).unwrap();
+    assert!(!closed.exists() && locked.exists());
 }
 
 #[test]

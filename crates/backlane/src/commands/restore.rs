@@ -26,6 +26,7 @@ pub(crate) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome> {
         let path = Some(Path::new(OsStr::from_bytes(&args.snapshot.path)));
         let options = RestoreOptions {
             delete: args.delete,
+            delete_despite_warnings: args.delete_despite_warnings,
             dry_run: args.dry_run,
             verify: args.verify,
             ..RestoreOptions::default()
