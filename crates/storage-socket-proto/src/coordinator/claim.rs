@@ -6,7 +6,7 @@ use crate::{
     error::FormatError,
     geometry::Timeouts,
     liveness::Silence,
-    types::{BLOCK_BYTES, Counter, Epoch, Name, SlotIndex, Tick},
+    types::{BLOCK_BYTES, Counter, DeviceMask, Epoch, Name, SlotIndex, Tick},
 };
 
 /// How far a claim has come.
@@ -36,8 +36,8 @@ pub(super) struct Claiming {
     /// Its counter when it was first read: an advance is a sign of life.
     first: Option<Counter>,
     silence: Silence,
-    /// How many devices were read again.
-    reread: usize,
+    /// The devices on which the claim was read again.
+    reread: DeviceMask,
 }
 
 impl Claiming {
@@ -49,7 +49,7 @@ impl Claiming {
             newest: Counter(0),
             first: None,
             silence: Silence::new(timeouts.heartbeat),
-            reread: 0,
+            reread: DeviceMask::NONE,
         }
     }
 
@@ -117,7 +117,9 @@ impl Coordinator {
             ClaimState::Watching => {
                 self.claiming.silence.observe(now, newest);
             }
-            ClaimState::Rereading(since) if started >= since => self.claiming.reread += 1,
+            ClaimState::Rereading(since) if started >= since => {
+                self.claiming.reread = self.claiming.reread.or(DeviceMask::only(index));
+            }
             _ => {}
         }
     }
@@ -190,7 +192,7 @@ impl Coordinator {
             }
             ClaimState::Waiting(until) if now >= until => {
                 self.claiming.state = ClaimState::Rereading(now);
-                self.claiming.reread = 0;
+                self.claiming.reread = DeviceMask::NONE;
                 let slots = self.config.geometry.slots();
                 for device in &mut self.devices {
                     device.want_block();
@@ -199,9 +201,11 @@ impl Coordinator {
                 }
             }
             ClaimState::Rereading(_) => {
-                let there = self.devices.iter().filter(|device| !device.is_lost());
-                let is_known = self.devices.iter().all(Device::is_known);
-                if self.claiming.reread >= there.count() && is_known {
+                let reread = self.claiming.reread;
+                let is_reread = |device: &Device| {
+                    device.is_lost() || (reread.contains(device.index()) && device.is_known())
+                };
+                if self.devices.iter().all(is_reread) {
                     self.serve(now);
                 }
             }

@@ -6,7 +6,7 @@ use crate::bench::{
 use std::time::Duration;
 use storage_socket_proto::{
     Challenge, Cipher, Claim, Coordinator, CoordinatorEvent, Counter, DeviceIndex, DeviceMask,
-    Epoch, Grant, IoOp, IoRequest, Lba, Member, MemberConfig, MemberEvent, Name, Place,
+    Epoch, Geometry, Grant, IoOp, IoRequest, Lba, Member, MemberConfig, MemberEvent, Name, Place,
     RefusalReason, SlotIndex, Stamp, TagKey, Timeouts, UnitCount,
     block::{MemberEntry, MemberPage, MemberState, Request},
 };
@@ -161,4 +161,24 @@ fn a_grant_that_lands_while_a_successor_waits_rests_under_it() {
 /// Whether a request meets the pair of blocks that begins at `first`.
 fn meets(request: &IoRequest, first: Lba) -> bool {
     request.lba == first || request.lba.0 == first.0 + 1
+}
+
+#[test]
+fn a_claim_is_read_again_on_each_device_however_often_on_one() {
+    let mut bench = Bench::new(2);
+    let claim = Timeouts::default().claim;
+    let mut one = bench.coordinator(1, Claim::Wait);
+    bench.run(claim - millis(100), &mut [&mut one], &mut always);
+    let mut slow = |_: usize, request: &IoRequest, _: &[_]| {
+        let is_hanging = request.device.0 == 1 && request.op == IoOp::Read;
+        let is_block = request.lba == Geometry::COORDINATOR;
+        if is_hanging && is_block {
+            Fate::Hold
+        } else {
+            Fate::Do
+        }
+    };
+    bench.run(10 * SECOND, &mut [&mut one], &mut slow);
+    let said = coordinator_events(&mut one);
+    assert!(said.is_empty(), "one device was not read again: {said:?}");
 }
