@@ -7,7 +7,9 @@ use crate::{
         TagKey, Unchecked,
     },
     connection::Doorbell,
-    coordinator::{Coordinator, CoordinatorEvent, Phase, device::SlotRun, slots::Slot},
+    coordinator::{
+        Coordinator, CoordinatorEvent, FenceState, Phase, device::SlotRun, slots::Slot,
+    },
     geometry::FRAME_UNITS_MAX,
     io::{IoId, IoOutcome, IoRequest},
     pair::PairOutcome,
@@ -276,7 +278,9 @@ impl Coordinator {
                 self.let_go(index, at, connection, Some(ResetReason::PeerClosed));
                 self.answer(now, index, at, None);
             }
+            // A fenced one may have been followed by another: the request stands until it is known to be free.
             if let MemberEntry::Request(request) = entry
+                && self.fence == FenceState::Open
                 && self.is_ripe(now, index, at, request)
             {
                 let answer = self.decide(index, at, request);
@@ -494,6 +498,9 @@ impl Coordinator {
     }
 
     pub(super) fn write_answer(&mut self, now: Tick) -> Option<IoRequest> {
+        if self.fence != FenceState::Open {
+            return None;
+        }
         for (&index, slot) in &mut self.slots {
             if self.rests.contains_key(&index) {
                 // The page is the only record of what rests, should this coordinator die as well.
@@ -522,7 +529,8 @@ impl Coordinator {
     }
 
     pub(super) fn answers_due(&self) -> impl Iterator<Item = Tick> {
-        let writes = matches!(self.phase, Phase::Serving | Phase::Stopping);
+        let writes = matches!(self.phase, Phase::Serving | Phase::Stopping)
+            && self.fence == FenceState::Open;
         self.slots
             .iter()
             .filter(move |(index, _)| writes && !self.rests.contains_key(index))

@@ -2,12 +2,14 @@
 
 use crate::bench::{
     Bench, Fate, Machine, PORT, SLOT, always, coordinator_events, member_events, millis, options,
+    writes_block,
 };
 use std::time::Duration;
 use storage_socket_proto::{
-    Challenge, Cipher, Claim, Coordinator, CoordinatorEvent, Counter, DeviceIndex, DeviceMask,
-    Epoch, Geometry, Grant, IoOp, IoRequest, Lba, Member, MemberConfig, MemberEvent, Name, Place,
-    RefusalReason, SlotIndex, Stamp, TagKey, Timeouts, UnitCount,
+    Challenge, Cipher, Claim, ConnectOptions, Coordinator, CoordinatorEvent, Counter, DeviceIndex,
+    DeviceMask, Epoch, Geometry, Grant, IoFailure, IoId, IoOp, IoOutcome, IoRequest, Lba, Member,
+    MemberConfig, MemberEvent, Name, Place, RefusalReason, SlotIndex, Stamp, TagKey, Timeouts,
+    UnitCount,
     block::{MemberEntry, MemberPage, MemberState, Request},
 };
 
@@ -181,4 +183,46 @@ fn a_claim_is_read_again_on_each_device_however_often_on_one() {
     bench.run(10 * SECOND, &mut [&mut one], &mut slow);
     let said = coordinator_events(&mut one);
     assert!(said.is_empty(), "one device was not read again: {said:?}");
+}
+
+#[test]
+fn a_fenced_coordinator_grants_nothing_and_writes_no_answer() {
+    let (mut bench, mut coordinator, mut member) = start();
+    let mut held: Option<IoId> = None;
+    let mut hang = |who: usize, request: &IoRequest, _: &[_]| {
+        if who == 0 && writes_block(request) && meets(request, Geometry::COORDINATOR) {
+            held = Some(request.id);
+            return Fate::Hold;
+        }
+        Fate::Do
+    };
+    let fence = Timeouts::default().fence + SECOND;
+    bench.run(fence, &mut [&mut coordinator, &mut member], &mut hang);
+    assert_eq!(
+        coordinator_events(&mut coordinator),
+        [CoordinatorEvent::Fenced]
+    );
+    let asks = ConnectOptions {
+        patience: 20 * SECOND,
+        ..options(1)
+    };
+    member.connect(bench.now, asks).unwrap();
+    let mut written = 0;
+    let mut hang = |who: usize, request: &IoRequest, _: &[_]| {
+        written += u32::from(who == 0 && writes_block(request));
+        Fate::Do
+    };
+    bench.run(5 * SECOND, &mut [&mut coordinator, &mut member], &mut hang);
+    assert_eq!(written, 0);
+    assert_eq!(coordinator_events(&mut coordinator), []);
+    assert_eq!(granted(&member_events(&mut member)), None);
+    // Free again, it answers what was asked meanwhile.
+    let failed = IoOutcome::Failed(IoFailure::TimedOut);
+    coordinator.handle_io(bench.now, held.unwrap(), failed);
+    bench.run(
+        3 * SECOND,
+        &mut [&mut coordinator, &mut member],
+        &mut always,
+    );
+    assert!(granted(&member_events(&mut member)).is_some());
 }
