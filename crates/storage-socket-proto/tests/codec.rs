@@ -331,6 +331,27 @@ fn errors_say_what_was_found() {
 }
 
 #[test]
+fn a_counter_that_could_overflow_is_no_counter() {
+    let slot = place(SlotIndex(3));
+    let key = TagKey::public();
+    let far = Counter(1 << 63);
+    for (counter, seen, is_sound) in [
+        (Counter(far.0 - 1), Counter(far.0 - 1), true),
+        (far, Counter(1), false),
+        (Counter(u64::MAX), Counter(1), false),
+        (Counter(1), far, false),
+        (Counter(1), Counter(u64::MAX), false),
+    ] {
+        let stamp = Stamp { counter, writer: 1 };
+        let page = AnswerPage { seen, ..answer() };
+        let block = page.encode(&slot, stamp, &key);
+        let found = AnswerPage::parse(Unchecked::new(&block.0).unwrap(), &slot, &key);
+        assert_eq!(found.is_ok(), is_sound, "{counter} {seen}");
+        assert!(is_sound || matches!(found, Err(FormatError::BadField { .. })));
+    }
+}
+
+#[test]
 fn a_control_block_of_another_connection_generation_or_direction_is_foreign() {
     let bytes = images()[4].1.0;
     let slot = place(SlotIndex(3));

@@ -2,7 +2,7 @@
 
 use crate::{
     block::{
-        header::{Magic, Place, Stamp, TagKey, Unchecked, begin, seal},
+        header::{Magic, Place, Stamp, TagKey, Unchecked, begin, check_counter, seal},
         member::{ENTRIES_AT, ENTRY_BYTES},
         wire::{put, put_u16, put_u32, put_u64, take, take_u16, take_u32, take_u64},
     },
@@ -152,6 +152,7 @@ impl AnswerPage {
             seen: Counter(take_u64(raw, 128)),
             entries,
         };
+        check_counter("seen counter", page.seen)?;
         Ok((stamp, page))
     }
 

@@ -199,12 +199,25 @@ impl<'a> Unchecked<'a> {
                 got: 0,
             });
         }
-        Ok((self.claimed_stamp(), self.0))
+        let stamp = self.claimed_stamp();
+        check_counter("counter", stamp.counter)?;
+        Ok((stamp, self.0))
     }
 
     pub(crate) fn bytes(self) -> &'a [u8] {
         self.0
     }
+}
+
+/// Refuses a counter whose successors could overflow: no honest writer comes near.
+pub(crate) fn check_counter(field: &'static str, counter: Counter) -> Result<(), FormatError> {
+    if counter >= COUNTERS_END {
+        return Err(FormatError::BadField {
+            field,
+            got: counter.0,
+        });
+    }
+    Ok(())
 }
 
 /// Writes the common header; [`seal`] has to follow once the body is there.
@@ -228,6 +241,8 @@ pub(crate) fn seal(mut block: Box<Block>, key: &TagKey) -> Box<Block> {
     block
 }
 
+/// Counters are below this: 2³¹ successions (§3.1) fit in between.
+const COUNTERS_END: Counter = Counter(1 << 63);
 const TAG_AT: usize = 48;
 const TAG_BYTES: usize = 16;
 /// Bytes of the common header; bodies begin here.

@@ -7,9 +7,9 @@ use crate::bench::{
 use std::time::Duration;
 use storage_socket_proto::{
     Challenge, Cipher, Claim, ConnectOptions, Coordinator, CoordinatorEvent, Counter, DeviceIndex,
-    DeviceMask, Epoch, Geometry, Grant, IoFailure, IoId, IoOp, IoOutcome, IoRequest, Lba, Member,
-    MemberConfig, MemberEvent, Name, Place, RefusalReason, SlotIndex, Stamp, TagKey, Timeouts,
-    UnitCount,
+    DeviceMask, Epoch, Geometry, Grant, Incarnation, IoFailure, IoId, IoOp, IoOutcome, IoRequest,
+    Lba, Member, MemberConfig, MemberEvent, Name, Place, RefusalReason, SlotIndex, Stamp, TagKey,
+    Timeouts, UnitCount,
     block::{MemberEntry, MemberPage, MemberState, Request},
 };
 
@@ -225,4 +225,23 @@ fn a_fenced_coordinator_grants_nothing_and_writes_no_answer() {
         &mut always,
     );
     assert!(granted(&member_events(&mut member)).is_some());
+}
+
+#[test]
+fn a_counter_out_of_range_stops_nobody_who_follows() {
+    for counter in [u64::MAX, u64::MAX - 1, 1 << 63] {
+        let mut bench = Bench::new(1);
+        put_page(&mut bench, SLOT, counter, [MemberEntry::Empty; 32]);
+        let mut coordinator = bench.coordinator(1, Claim::SameHost);
+        let mut member = bench.member(5);
+        bench.run(
+            3 * SECOND,
+            &mut [&mut coordinator, &mut member],
+            &mut always,
+        );
+        let members = coordinator.members(bench.now);
+        assert_eq!(members[0].incarnation, Incarnation(5), "{counter:x}");
+        let joined = member_events(&mut member);
+        assert!(matches!(joined[..], [MemberEvent::Joined { .. }]));
+    }
 }
