@@ -179,7 +179,10 @@ impl Slot {
     /// What is said was not taken notice of: it is written again.
     pub(super) fn refresh(&mut self) {
         let is_unheard = |(answer, entry): (&AnswerEntry, &MemberEntry)| {
-            let Some(answer) = answer else { return false };
+            let Some(answer) = answer else {
+                // A closed entry is free only once answers newer than it are silent of it.
+                return matches!(entry, MemberEntry::Closed { .. });
+            };
             match entry {
                 MemberEntry::Request(request) => request.connection == answer.connection(),
                 MemberEntry::Open { connection, .. } => {

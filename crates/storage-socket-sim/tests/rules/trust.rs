@@ -245,3 +245,25 @@ fn a_counter_out_of_range_stops_nobody_who_follows() {
         assert!(matches!(joined[..], [MemberEvent::Joined { .. }]));
     }
 }
+
+#[test]
+fn entries_of_requests_given_up_before_an_answer_are_free_again() {
+    let mut bench = Bench::new(2);
+    let mut coordinator = bench.coordinator(1, Claim::SameHost);
+    let mut member = bench.member(5);
+    // A device that is never proved: requests wait for it longer than they have patience.
+    let mut say = |who: usize, request: &IoRequest, _: &[_]| {
+        let denied = who == 1 && request.device.0 == 1 && writes_block(request);
+        if denied { Fate::Lose } else { Fate::Do }
+    };
+    bench.run(3 * SECOND, &mut [&mut coordinator, &mut member], &mut say);
+    for number in 1..=32 {
+        let asks = ConnectOptions {
+            patience: millis(300),
+            ..options(number)
+        };
+        member.connect(bench.now, asks).unwrap();
+    }
+    bench.run(5 * SECOND, &mut [&mut coordinator, &mut member], &mut say);
+    member.connect(bench.now, options(33)).unwrap();
+}
