@@ -3,7 +3,7 @@
 use crate::{
     block::{
         Answer, AnswerEntry, AnswerPage, CoordinatorBlock, CoordinatorState, Grant, MemberEntry,
-        MemberPage, SegmentGroup, Stamp, Unchecked,
+        MemberPage, Request, SegmentGroup, Stamp, Unchecked,
     },
     error::FormatError,
     geometry::{Geometry, Timeouts},
@@ -271,10 +271,7 @@ impl Member {
         let answer = answer.filter(|answer| page.connection() == Some(answer.connection()));
         let event = match (page, answer) {
             (MemberEntry::Request(request), Some(Answer::Accepted { group, port, .. })) => {
-                if group.cipher != request.cipher
-                    || !is_inside(&self.config.geometry, group)
-                    || !group.devices.and(request.devices).eq(&group.devices)
-                {
+                if !is_asked(&request, group) || !is_inside(&self.config.geometry, group) {
                     entry.close(Some(ResetReason::Protocol));
                     MemberEvent::Refused {
                         connection: request.connection,
@@ -324,6 +321,15 @@ impl Member {
         self.events.push_back(event);
         true
     }
+}
+
+/// Whether a grant is no more than what was asked for: buffers are made by its figures.
+fn is_asked(request: &Request, group: &SegmentGroup) -> bool {
+    group.cipher == request.cipher
+        && group.devices.and(request.devices) == group.devices
+        && group.frame_units <= request.frame_units
+        && group.to_coordinator.units <= request.window_to_coordinator
+        && group.to_member.units <= request.window_to_member
 }
 
 /// Whether a grant lies in the data area of every device that it names.

@@ -6,12 +6,13 @@ use crate::bench::{
 };
 use std::time::Duration;
 use storage_socket_proto::{
-    Challenge, Cipher, Claim, ConnectOptions, Coordinator, CoordinatorEvent, Counter, DeviceIndex,
-    DeviceMask, Epoch, Geometry, Grant, Incarnation, IoFailure, IoId, IoOp, IoOutcome, IoRequest,
-    Lba, Member, MemberConfig, MemberEvent, Name, Place, RefusalReason, SlotIndex, Stamp, TagKey,
-    Timeouts, UnitCount,
-    block::{MemberEntry, MemberPage, MemberState, Request},
+    Challenge, Cipher, Claim, ConnectOptions, ConnectionId, Coordinator, CoordinatorEvent, Counter,
+    DeviceIndex, DeviceMask, Epoch, Geometry, Grant, Incarnation, IoFailure, IoId, IoOp, IoOutcome,
+    IoRequest, Lba, Member, MemberConfig, MemberEvent, Name, Place, RefusalReason, SlotIndex,
+    Stamp, TagKey, Timeouts, Unchecked, UnitCount,
+    block::{Answer, AnswerPage, MemberEntry, MemberPage, MemberState, Request},
 };
+use storage_socket_sim::device::SimDevice;
 
 const OTHER: SlotIndex = SlotIndex(2);
 const SECOND: Duration = Duration::from_secs(1);
@@ -266,4 +267,50 @@ fn entries_of_requests_given_up_before_an_answer_are_free_again() {
     }
     bench.run(5 * SECOND, &mut [&mut coordinator, &mut member], &mut say);
     member.connect(bench.now, options(33)).unwrap();
+}
+
+#[test]
+fn a_grant_of_more_than_was_asked_for_is_refused() {
+    for (asked, wide) in [(4, false), (8, true)] {
+        let (mut bench, mut coordinator, mut member) = start();
+        let asks = ConnectOptions {
+            frame_units: UnitCount(2),
+            window_to_coordinator: UnitCount(asked),
+            ..options(1)
+        };
+        member.connect(bench.now, asks).unwrap();
+        let answers = bench.geometry.answer_page(SLOT);
+        let at = place(&bench, SLOT);
+        // The page that the member reads says more than the coordinator granted.
+        let mut say = |who: usize, request: &IoRequest, devices: &[SimDevice]| {
+            if who != 1 || request.op != IoOp::Read || request.lba != answers {
+                return Fate::Do;
+            }
+            let mut bytes = devices[0].bytes(answers.0, 2);
+            for copy in bytes.chunks_mut(4096) {
+                let key = TagKey::public();
+                let found = Unchecked::new(copy).ok();
+                let Some((stamp, mut page)) =
+                    found.and_then(|block| AnswerPage::parse(block, &at, &key).ok())
+                else {
+                    continue;
+                };
+                if let Some(Answer::Accepted { group, .. }) = &mut page.entries[0] {
+                    if wide {
+                        group.to_coordinator.units = UnitCount(200);
+                        group.to_member.first.0 += 300;
+                    } else {
+                        group.frame_units = UnitCount(3);
+                    }
+                }
+                copy.copy_from_slice(&page.encode(&at, stamp, &key).0);
+            }
+            Fate::Lie(bytes)
+        };
+        bench.run(SECOND, &mut [&mut coordinator, &mut member], &mut say);
+        let connection = ConnectionId([1; 16]);
+        let reason = RefusalReason::Malformed;
+        let refused = MemberEvent::Refused { connection, reason };
+        assert_eq!(member_events(&mut member), [refused]);
+    }
 }
