@@ -7,6 +7,8 @@ mod commands;
 mod conn;
 mod io;
 mod machine;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 use crate::{
@@ -127,7 +129,8 @@ impl Driver {
                         key: TagKey::public(),
                         doorbell: Doorbell::Absent,
                         frame_units_max: UnitCount(FRAME_UNITS_MAX),
-                        window_max: UnitCount(u32::MAX),
+                        window_max: WINDOW_UNITS_MAX,
+                        slot_units_max: SLOT_UNITS_MAX,
                     },
                 );
                 if let Role::Coordinator { slots } = parts.role {
@@ -368,9 +371,28 @@ impl Driver {
                     conn.machine.abort(now, ResetReason::CoordinatorGone);
                     self.hot.insert(conn.id);
                 }
+                self.end_waiting(&why);
                 self.ended = Some(why);
             }
             MachineEvent::Note(note) => tracing::debug!(pool = %self.inbox.pool, note),
+        }
+    }
+
+    /// Tells everybody who waits for something to begin that it won't.
+    fn end_waiting(&mut self, why: &StopReason) {
+        let error = || Error::Stopped {
+            pool: self.inbox.pool,
+            why: why.clone(),
+        };
+        self.unaccepted.clear();
+        for backlog in self.listeners.values() {
+            backlog.close(why);
+        }
+        for (_, connecting) in self.connecting.drain() {
+            connecting.reply.fulfil(Err(error()));
+        }
+        for waiting in self.ready.waiting.drain(..) {
+            waiting.fulfil(Err(error()));
         }
     }
 
@@ -435,27 +457,20 @@ impl Driver {
 }
 
 /// Tells everybody who still waits that it is over, whichever way the thread ends.
+/// Units of a direction's segment on each device at most: 256 MiB of frames, and the control unit.
+const WINDOW_UNITS_MAX: UnitCount = UnitCount(4096 + 1);
+/// Units of all of a slot's segments on each device at most: 4 GiB, twice what as many streams as it may have take as a rule.
+const SLOT_UNITS_MAX: UnitCount = UnitCount(1 << 16);
+
 impl Drop for Driver {
     fn drop(&mut self) {
         let bug = || StopReason::Driver("a bug ended its thread".to_owned());
         let why = self.why.take().unwrap_or_else(bug);
-        let error = || Error::Stopped {
-            pool: self.inbox.pool,
-            why: why.clone(),
-        };
         self.inbox.close(why.clone());
         for conn in self.conns.values() {
             conn.flow.end(&End::Stopped(why.clone()));
         }
-        for backlog in self.listeners.values() {
-            backlog.close();
-        }
-        for (_, connecting) in self.connecting.drain() {
-            connecting.reply.fulfil(Err(error()));
-        }
-        for waiting in self.ready.waiting.drain(..) {
-            waiting.fulfil(Err(error()));
-        }
+        self.end_waiting(&why);
     }
 }
 

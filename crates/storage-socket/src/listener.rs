@@ -2,6 +2,7 @@
 
 use crate::{
     Error, Pool, Stream, StreamOptions,
+    error::StopReason,
     flow::OwnedFlow,
     inbox::{Command, Inbox},
     pool::PoolHandle,
@@ -169,9 +170,9 @@ impl Listener {
                 is_answered: false,
             }));
         }
-        state
-            .is_closed
-            .then(|| Err(self.pool.inbox.stopped().into()))
+        let why = state.closed.clone()?;
+        let pool = self.pool.inbox.pool;
+        Some(Err(Error::Stopped { pool, why }.into()))
     }
 }
 
@@ -275,7 +276,8 @@ pub(crate) struct Backlog {
 #[derive(Debug, Default)]
 struct Waiting {
     grants: VecDeque<Grant>,
-    is_closed: bool,
+    /// Why nothing more comes.
+    closed: Option<StopReason>,
     waker: Option<Waker>,
 }
 
@@ -299,8 +301,12 @@ impl Backlog {
             .collect()
     }
 
-    pub(crate) fn close(&self) {
-        self.change(|state| state.is_closed = true);
+    /// Nothing more comes, and what waits can't be accepted any more. The first reason stays.
+    pub(crate) fn close(&self, why: &StopReason) {
+        self.change(|state| {
+            state.grants.clear();
+            state.closed.get_or_insert_with(|| why.clone());
+        });
     }
 
     fn change(&self, change: impl FnOnce(&mut Waiting)) {

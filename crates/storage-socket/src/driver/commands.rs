@@ -3,6 +3,7 @@
 use super::{Conn, Connecting, Driver, Machine, Stop, peer_page, public_keys, stop_patience};
 use crate::{
     Error, StreamOptions,
+    error::StopReason,
     flow::{Flow, OwnedFlow, StreamAddr},
     inbox::{Command, PeerChallenges},
     listener::{Backlog, Bound},
@@ -85,6 +86,10 @@ impl Driver {
         patience: Duration,
         reply: Fulfil<Result<OwnedFlow, Error>>,
     ) {
+        if let Some(error) = self.over_error() {
+            reply.fulfil(Err(error));
+            return;
+        }
         match self.request(now, port, &options, patience) {
             Ok(id) => {
                 let connecting = Connecting {
@@ -96,6 +101,16 @@ impl Driver {
             }
             Err(error) => reply.fulfil(Err(error)),
         }
+    }
+
+    /// Why nothing new begins: the pool has ended, or is being left.
+    fn over_error(&self) -> Option<Error> {
+        let leaving = self.stop.is_some().then_some(StopReason::Closed);
+        let why = self.ended.clone().or(leaving)?;
+        Some(Error::Stopped {
+            pool: self.inbox.pool,
+            why,
+        })
     }
 
     /// Puts a request into this member's page.
@@ -141,6 +156,11 @@ impl Driver {
     /// The coordinator granted a request of ours, or we as coordinator granted one.
     pub(super) fn granted(&mut self, now: Tick, grant: Grant) {
         let id = grant.connection;
+        if let Some(error) = self.over_error() {
+            self.machine.close(now, id, Some(ResetReason::Aborted));
+            self.connect_failed(id, |_| error);
+            return;
+        }
         if let Machine::Coordinator(_) = &self.machine {
             match self.listeners.get(&grant.port) {
                 Some(backlog) => {
@@ -166,6 +186,9 @@ impl Driver {
         options: ListenOptions,
         backlog: Arc<Backlog>,
     ) -> Result<Bound, Error> {
+        if let Some(error) = self.over_error() {
+            return Err(error);
+        }
         let Machine::Coordinator(coordinator) = &mut self.machine else {
             return Err(Error::WrongRole {
                 role: "member",
@@ -202,6 +225,10 @@ impl Driver {
         options: &StreamOptions,
     ) -> Result<OwnedFlow, Error> {
         let id = grant.connection;
+        if let Some(error) = self.over_error() {
+            self.refuse(now, id);
+            return Err(error);
+        }
         if self.unaccepted.remove(&id).is_none() {
             return Err(Error::Reset {
                 reason: ResetReason::PeerClosed,
@@ -355,7 +382,7 @@ impl Driver {
         for (_, connecting) in self.connecting.drain() {
             connecting.reply.fulfil(Err(Error::Stopped {
                 pool: self.inbox.pool,
-                why: crate::error::StopReason::Closed,
+                why: StopReason::Closed,
             }));
         }
     }
