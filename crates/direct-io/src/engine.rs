@@ -41,7 +41,8 @@ impl std::fmt::Display for EngineKind {
 pub struct EngineOptions {
     /// Which engine.
     pub choice: EngineChoice,
-    /// Transfers that the kernel is given at once; more wait in the engine, in order.
+    /// Transfers that the kernel is given at once, to each device an equal share of them (but at least one): what
+    /// hangs on one device takes nothing from the others. More wait in the engine, in order.
     pub depth: u32,
     /// Threads for each device, where threads serve.
     pub threads_per_device: usize,
@@ -163,6 +164,15 @@ impl Engine {
         match &mut self.body {
             Body::Ring(ring) => ring.submit(request),
             Body::Threads(threads) => threads.submit(request),
+        }
+    }
+
+    /// Takes back a transfer that waits in the engine and was never begun; `None` if it is with the device already, and
+    /// will be completed.
+    pub fn withdraw(&mut self, device: usize, token: u64) -> Option<Request> {
+        match &mut self.body {
+            Body::Ring(ring) => ring.withdraw(device, token),
+            Body::Threads(threads) => threads.withdraw(device, token),
         }
     }
 

@@ -1,6 +1,7 @@
 //! The engine over io_uring.
 //!
-//! `slots[n]` owns the request, and with it the buffer, from its submission until its completion is reaped. Regions of
+//! Each device has an equal share of the slots, so that one that hangs takes none from the others; what doesn't fit
+//! waits in its device's lane. `slots[n]` owns the request, and with it the buffer, from its submission until its completion is reaped. Regions of
 //! buffers are registered when first seen, as far as the memory-lock limit goes; from the first refusal on, transfers
 //! go unregistered, which costs some CPU and nothing else.
 #![expect(
@@ -30,8 +31,10 @@ use std::{
 /// `user_data` of the poll for wakes; transfers have their index in `slots`.
 const WAKE: u64 = u64::MAX;
 
-/// Transfers in flight at least.
+/// Transfers in flight at least, and one for each device.
 const DEPTH_MIN: u32 = 8;
+/// Transfers in flight at most.
+const DEPTH_MAX: u32 = 4096;
 
 /// Regions that can be registered at once.
 const REGISTERED_REGIONS_MAX: u32 = 1024;
@@ -43,10 +46,19 @@ pub(crate) struct Ring {
     registered: Option<Registered>,
     slots: Vec<Option<Request>>,
     vacant: Vec<usize>,
-    backlog: VecDeque<Request>,
+    lanes: Vec<Lane>,
+    /// Slots that the transfers to one device may take.
+    share: usize,
     rejected: Vec<Completion>,
     waker: Waker,
     wake_armed: bool,
+}
+
+/// What one device has to do.
+#[derive(Default)]
+struct Lane {
+    backlog: VecDeque<Request>,
+    flying: usize,
 }
 
 /// The table of registered regions, by their process-wide ids.
@@ -66,7 +78,8 @@ struct Entry {
 
 impl Ring {
     pub(crate) fn new(devices: Vec<Arc<Device>>, depth: u32, waker: Waker) -> io::Result<Self> {
-        let (ring, depth) = set_up(depth.clamp(DEPTH_MIN, 4096))?;
+        let least = u32::try_from(devices.len()).map_or(DEPTH_MAX, |count| count.max(DEPTH_MIN));
+        let (ring, depth) = set_up(depth.clamp(least, DEPTH_MAX.max(least)), least)?;
         if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
             return Err(io::Error::new(
                 io::ErrorKind::Unsupported,
@@ -84,6 +97,8 @@ impl Ring {
         let depth = depth as usize;
         Ok(Self {
             ring,
+            lanes: devices.iter().map(|_| Lane::default()).collect(),
+            share: (depth / devices.len().max(1)).max(1),
             devices,
             files_registered,
             registered: table.is_ok().then(|| Registered {
@@ -93,7 +108,6 @@ impl Ring {
             }),
             slots: (0..depth).map(|_| None).collect(),
             vacant: (0..depth).rev().collect(),
-            backlog: VecDeque::new(),
             rejected: Vec::new(),
             waker,
             wake_armed: false,
@@ -102,13 +116,20 @@ impl Ring {
 
     pub(crate) fn submit(&mut self, request: Request) {
         match check(&self.devices[request.device], request) {
-            Ok(request) => self.backlog.push_back(request),
+            Ok(request) => self.lanes[request.device].backlog.push_back(request),
             Err(rejected) => self.rejected.push(*rejected),
         }
     }
 
+    pub(crate) fn withdraw(&mut self, device: usize, token: u64) -> Option<Request> {
+        let backlog = &mut self.lanes.get_mut(device)?.backlog;
+        let at = backlog.iter().position(|waits| waits.token == token)?;
+        backlog.remove(at)
+    }
+
     pub(crate) fn in_flight(&self) -> usize {
-        self.slots.len() - self.vacant.len() + self.backlog.len() + self.rejected.len()
+        let waiting: usize = self.lanes.iter().map(|lane| lane.backlog.len()).sum();
+        self.slots.len() - self.vacant.len() + waiting + self.rejected.len()
     }
 
     pub(crate) fn wait(
@@ -162,17 +183,22 @@ impl Ring {
         }
     }
 
+    /// Starts what waits, as far as each device's share goes.
     fn push_backlog(&mut self) {
-        while !self.backlog.is_empty() {
-            let Some(slot) = self.vacant.pop() else {
-                return;
-            };
-            self.slots[slot] = self.backlog.pop_front();
-            if !self.start(slot) {
-                let request = self.slots[slot].take().expect("it was put there just now");
-                self.backlog.push_front(request);
-                self.vacant.push(slot);
-                return;
+        for device in 0..self.lanes.len() {
+            while self.lanes[device].flying < self.share {
+                let Some(request) = self.lanes[device].backlog.pop_front() else {
+                    break;
+                };
+                let slot = self.vacant.pop().expect("the shares fit into the slots");
+                self.slots[slot] = Some(request);
+                if !self.start(slot) {
+                    let request = self.slots[slot].take().expect("it was put there just now");
+                    self.lanes[device].backlog.push_front(request);
+                    self.vacant.push(slot);
+                    return;
+                }
+                self.lanes[device].flying += 1;
             }
         }
     }
@@ -223,6 +249,12 @@ impl Ring {
         false
     }
 
+    fn forget_backlog(&mut self) {
+        for lane in &mut self.lanes {
+            lane.backlog.clear();
+        }
+    }
+
     fn reap(&mut self, out: &mut Vec<Completion>) {
         let mut again = Vec::new();
         for entry in self.ring.completion() {
@@ -236,6 +268,7 @@ impl Ring {
                 .take()
                 .expect("the kernel completes once what was submitted once");
             self.vacant.push(slot);
+            self.lanes[request.device].flying -= 1;
             let moved = match usize::try_from(entry.result()) {
                 Ok(moved) => Ok(moved),
                 Err(_negative) => Err(io::Error::from_raw_os_error(-entry.result())),
@@ -252,13 +285,15 @@ impl Ring {
             );
             out.push(Completion { request, result });
         }
-        self.backlog.extend(again);
+        for request in again {
+            self.lanes[request.device].backlog.push_back(request);
+        }
     }
 }
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        self.backlog.clear();
+        self.forget_backlog();
         self.rejected.clear();
         let flying = |ring: &Self| ring.slots.len() - ring.vacant.len();
         if flying(self) > 0 {
@@ -276,7 +311,7 @@ impl Drop for Ring {
                 break;
             }
             self.reap(&mut late);
-            self.backlog.clear();
+            self.forget_backlog();
             late.clear();
         }
         let leaked = flying(self);
@@ -365,7 +400,7 @@ impl Registered {
 
 /// Sets a ring up. Its own memory counts against the memory-lock limit as well, so that a low limit makes it shallow
 /// before it makes it impossible.
-fn set_up(mut depth: u32) -> io::Result<(IoUring, u32)> {
+fn set_up(mut depth: u32, least: u32) -> io::Result<(IoUring, u32)> {
     loop {
         let ring = IoUring::builder()
             .setup_coop_taskrun()
@@ -373,8 +408,8 @@ fn set_up(mut depth: u32) -> io::Result<(IoUring, u32)> {
             .build(depth)
             .or_else(|_older_kernel| IoUring::new(depth));
         match ring {
-            Err(error) if depth > DEPTH_MIN && error.kind() == io::ErrorKind::OutOfMemory => {
-                depth = (depth / 2).max(DEPTH_MIN);
+            Err(error) if depth > least && error.kind() == io::ErrorKind::OutOfMemory => {
+                depth = (depth / 2).max(least);
             }
             other => return other.map(|ring| (ring, depth)),
         }

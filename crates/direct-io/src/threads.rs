@@ -91,6 +91,14 @@ impl Threads {
         }
     }
 
+    pub(crate) fn withdraw(&mut self, device: usize, token: u64) -> Option<Request> {
+        let requests = &mut locked(&self.devices.get(device)?.queue).requests;
+        let at = requests.iter().position(|waits| waits.token == token)?;
+        let request = requests.remove(at)?;
+        self.in_flight -= 1;
+        Some(request)
+    }
+
     pub(crate) fn wait(
         &mut self,
         timeout: Option<Duration>,

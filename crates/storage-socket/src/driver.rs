@@ -22,7 +22,7 @@ use crate::{
 };
 use conn::Conn;
 use direct_io::{Device, Engine};
-use io::{Finished, Io, Kind, Owner, Task, tick};
+use io::{Expired, Finished, Io, Kind, Owner, Task, tick};
 use machine::{Machine, MachineEvent};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -188,7 +188,11 @@ impl Driver {
     }
 
     fn run_timers(&mut self, now: Tick) {
-        for task in self.io.expired(now) {
+        for Expired { task, withdrawn } in self.io.expired(now) {
+            // First the buffer: the machine may want it again.
+            if let Some(withdrawn) = withdrawn {
+                self.complete(now, withdrawn);
+            }
             self.fail(now, &task, IoFailure::TimedOut);
         }
         if self.machine.poll_timeout().is_some_and(|due| due <= now) {

@@ -125,6 +125,7 @@ impl Pool {
             opened.devices.clone(),
             EngineOptions {
                 choice: options.engine,
+                depth: engine_depth(opened.devices.len()),
                 ..Default::default()
             },
         )?;
@@ -445,6 +446,14 @@ fn take_place(opened: &OpenPool, options: &PoolOptions) -> Result<(Identity, Loc
             })
         }
     }
+}
+
+/// Transfers in flight over all devices. Each device may use its share alone, so many devices need more.
+fn engine_depth(devices: usize) -> u32 {
+    const DEPTH_MIN: u32 = 256;
+    const DEVICE_DEPTH_MIN: u32 = 64;
+    let devices = u32::try_from(devices).unwrap_or(u32::MAX);
+    devices.saturating_mul(DEVICE_DEPTH_MIN).max(DEPTH_MIN)
 }
 
 fn check_slots<'a>(

@@ -60,6 +60,13 @@ pub(crate) struct Finished {
     pub(crate) is_late: bool,
 }
 
+/// A transfer that took too long.
+pub(crate) struct Expired {
+    pub(crate) task: Task,
+    /// Brings the buffer back, if the transfer was never begun.
+    pub(crate) withdrawn: Option<Finished>,
+}
+
 pub(crate) struct Io {
     engine: Engine,
     devices: Vec<Arc<Device>>,
@@ -148,8 +155,9 @@ impl Io {
         });
     }
 
-    /// The transfers whose deadline has passed; their machines are to be told now.
-    pub(crate) fn expired(&mut self, now: Tick) -> Vec<Task> {
+    /// The transfers whose deadline has passed; their machines are to be told now. Those that never got to the device
+    /// are withdrawn: what was given up on is not written later, and a device that hangs gathers no more than its share.
+    pub(crate) fn expired(&mut self, now: Tick) -> Vec<Expired> {
         let mut expired = Vec::new();
         while let Some((due, index, serial)) = self.deadlines.front().copied() {
             let pending = self.tasks[index]
@@ -159,11 +167,21 @@ impl Io {
                 Some(_) if due > now => break,
                 Some(pending) => {
                     pending.is_late = true;
-                    expired.push(pending.task);
-                    self.note_failure(
-                        expired[expired.len() - 1].device,
-                        "no answer within the deadline".to_owned(),
-                    );
+                    let task = pending.task;
+                    let device = usize::from(task.device.0);
+                    let withdrawn = self.engine.withdraw(device, index as u64);
+                    if withdrawn.is_some() {
+                        self.tasks[index] = None;
+                        self.vacant.push(index);
+                    }
+                    self.note_failure(task.device, "no answer within the deadline".to_owned());
+                    let withdrawn = withdrawn.map(|request| Finished {
+                        task,
+                        buf: request.buf,
+                        result: Err(IoFailure::TimedOut),
+                        is_late: true,
+                    });
+                    expired.push(Expired { task, withdrawn });
                 }
                 None => {}
             }

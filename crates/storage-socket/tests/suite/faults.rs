@@ -4,13 +4,15 @@ use crate::{
     media::{Loop, directory, hasty, options, patient},
     work::{Ground, PATIENCE, Pattern, checked, pair, sealed},
 };
+use direct_io::{AlignedBuf, Device, DeviceOptions, Engine, EngineOptions, Operation, Request};
 use std::{
     fs::OpenOptions,
     io::{ErrorKind, Read, Write},
     path::{Path, PathBuf},
     process::Command,
+    sync::Arc,
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 use storage_socket::{
     EngineChoice, Error, FormatOptions, ResetReason, StopReason, StreamOptions, format,
@@ -127,6 +129,72 @@ fn device_that_hangs_hangs_no_one() {
         drop((accepted, connected, server, client));
         assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
         freezer.set("--unfreeze");
+    }
+}
+
+/// Opens a new file of 1 MiB.
+fn file(path: &Path) -> Arc<Device> {
+    let create = DeviceOptions {
+        create: true,
+        ..Default::default()
+    };
+    let mut device = Device::open(path, create).unwrap();
+    device.allocate(1 << 20).unwrap();
+    Arc::new(device)
+}
+
+#[test]
+fn device_that_hangs_takes_only_its_share_of_the_engine() {
+    const WRITES: u64 = 64;
+    let directory = directory();
+    let Some(freezer) = Freezer::new(directory.path()) else {
+        return;
+    };
+    let devices = vec![
+        file(&freezer.mount.join("hangs")),
+        file(&directory.path().join("healthy")),
+    ];
+    for choice in [EngineChoice::Auto, EngineChoice::ThreadPool] {
+        let how = EngineOptions {
+            choice,
+            depth: 16,
+            threads_per_device: 2,
+        };
+        let mut engine = Engine::new(devices.clone(), how).unwrap();
+        let write = |device, token| Request {
+            operation: Operation::Write,
+            device,
+            offset: token % 256 * 4096,
+            bytes: 4096,
+            buf: AlignedBuf::new(4096).unwrap(),
+            token,
+        };
+        freezer.set("--freeze");
+        for token in 0..WRITES {
+            engine.submit(write(0, token));
+        }
+        engine.submit(write(1, WRITES));
+        let deadline = Instant::now() + PATIENCE;
+        let mut done = Vec::new();
+        while done.is_empty() {
+            assert!(Instant::now() < deadline, "the healthy device waits");
+            let step = Some(Duration::from_millis(100));
+            engine.wait(step, &mut done).unwrap();
+        }
+        assert_eq!(done[0].request.token, WRITES);
+        // What never began comes back; nothing of it is written later.
+        let begun: Vec<_> = (0..WRITES)
+            .filter(|token| engine.withdraw(0, *token).is_none())
+            .collect();
+        assert!((1..=8).contains(&begun.len()), "{begun:?}");
+        assert_eq!(engine.in_flight(), begun.len());
+        freezer.set("--unfreeze");
+        while engine.in_flight() > 0 {
+            assert!(Instant::now() < deadline, "the device is thawed");
+            let step = Some(Duration::from_millis(100));
+            engine.wait(step, &mut done).unwrap();
+        }
+        assert_eq!(done.len(), begun.len() + 1);
     }
 }
 
