@@ -55,6 +55,8 @@ pub struct CoordinatorConfig {
     pub frame_units_max: UnitCount,
     /// Units per device and direction of a grant at most.
     pub window_max: UnitCount,
+    /// Units per device of all grants of one slot at most, until both sides have let go of them.
+    pub slot_units_max: UnitCount,
 }
 
 /// How a pool is claimed.

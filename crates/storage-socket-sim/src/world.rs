@@ -368,6 +368,7 @@ impl World {
             doorbell: self.scenario.doorbell,
             frame_units_max: UnitCount(16),
             window_max: UnitCount(64),
+            slot_units_max: UnitCount(1024),
         };
         let mut coordinator = Coordinator::new(self.now, config);
         let slots = (1..=self.scenario.members).map(|host| (slot_of(host), TagKey::public()));

@@ -7,9 +7,7 @@ use crate::{
         TagKey, Unchecked,
     },
     connection::Doorbell,
-    coordinator::{
-        Coordinator, CoordinatorEvent, FenceState, Phase, device::SlotRun, slots::Slot,
-    },
+    coordinator::{Coordinator, CoordinatorEvent, FenceState, Phase, device::SlotRun, slots::Slot},
     geometry::FRAME_UNITS_MAX,
     io::{IoId, IoOutcome, IoRequest},
     pair::PairOutcome,
@@ -363,8 +361,9 @@ impl Coordinator {
             return Err(RefusalReason::NoCommonDevice);
         }
         let incarnation = slot.incarnation();
+        let share = self.share(index, devices);
         let (hold, segments) = self
-            .find_segments(devices, request, least)
+            .find_segments(devices, request, least, share)
             .ok_or(RefusalReason::NoSegments)?;
         self.generation = Generation(self.generation.0 + 1);
         let grant = Grant {
@@ -399,18 +398,36 @@ impl Coordinator {
         Ok(grant)
     }
 
-    /// Free segments of the size that is asked for, or of half, a quarter… down to one frame slot a device.
+    /// The units that a slot may be granted on `devices` besides those that it has.
+    fn share(&self, index: SlotIndex, devices: DeviceMask) -> u64 {
+        let has = self
+            .held
+            .values()
+            .map(|held| held.grant)
+            .filter(|grant| grant.slot == index && !grant.group.devices.and(devices).is_empty())
+            .map(|grant| [grant.group.to_coordinator, grant.group.to_member])
+            .map(|segments| segments.map(|segment| u64::from(segment.units.0)))
+            .map(|units| units.iter().sum::<u64>())
+            .sum();
+        u64::from(self.config.slot_units_max.0).saturating_sub(has)
+    }
+
+    /// Free segments of the size that is asked for, or of half, a quarter… down to one frame slot a device; no more
+    /// than `share` units in sum.
     fn find_segments(
         &mut self,
         devices: DeviceMask,
         request: &Request,
         least: u32,
+        share: u64,
     ) -> Option<(HoldId, [crate::geometry::Segment; 2])> {
         let most = self.config.window_max.0.max(least);
         let mut windows = [request.window_to_coordinator.0, request.window_to_member.0];
         windows = windows.map(|units| units.min(most));
         loop {
-            if let Some(found) = self.allocator.grant(devices, windows.map(UnitCount)) {
+            let is_within = u64::from(windows[0]) + u64::from(windows[1]) <= share;
+            if is_within && let Some(found) = self.allocator.grant(devices, windows.map(UnitCount))
+            {
                 return Some(found);
             }
             if windows == [least, least] {

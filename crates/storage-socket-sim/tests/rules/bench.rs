@@ -90,6 +90,8 @@ pub(crate) struct Bench {
     pub(crate) now: Tick,
     pub(crate) devices: Vec<SimDevice>,
     pub(crate) geometry: Arc<Geometry>,
+    /// What a slot may be granted per device.
+    pub(crate) slot_units: UnitCount,
 }
 
 pub(crate) fn millis(millis: u64) -> Duration {
@@ -111,6 +113,7 @@ impl Bench {
             now: Tick::from_millis(1000),
             devices: sizes.iter().map(|_| SimDevice::new()).collect(),
             geometry: Arc::new(geometry),
+            slot_units: UnitCount(1024),
         }
     }
 
@@ -142,6 +145,7 @@ impl Bench {
             doorbell: Doorbell::Absent,
             frame_units_max: UnitCount(4),
             window_max: UnitCount(64),
+            slot_units_max: self.slot_units,
         };
         let mut coordinator = Coordinator::new(self.now, config);
         let slots = BTreeMap::from([(SLOT, TagKey::public())]);

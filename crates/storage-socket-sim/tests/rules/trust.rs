@@ -23,7 +23,10 @@ fn member_of(bench: &Bench, slot: SlotIndex, incarnation: u64) -> Member {
 }
 
 fn start() -> (Bench, Coordinator, Member) {
-    let mut bench = Bench::new(1);
+    start_on(Bench::new(1))
+}
+
+fn start_on(mut bench: Bench) -> (Bench, Coordinator, Member) {
     let mut coordinator = bench.coordinator(1, Claim::SameHost);
     let mut member = bench.member(5);
     let both: &mut [&mut dyn Machine] = &mut [&mut coordinator, &mut member];
@@ -313,4 +316,40 @@ fn a_grant_of_more_than_was_asked_for_is_refused() {
         let refused = MemberEvent::Refused { connection, reason };
         assert_eq!(member_events(&mut member), [refused]);
     }
+}
+
+#[test]
+fn one_slot_is_granted_no_more_than_its_share() {
+    let mut bench = Bench::new(1);
+    bench.slot_units = UnitCount(160);
+    let (mut bench, mut coordinator, mut member) = start_on(bench);
+    let free = coordinator.free_units(DeviceMask(1));
+    let share = u64::from(bench.slot_units.0);
+    let mut last = None;
+    for number in 1..=12 {
+        let asks = ConnectOptions {
+            window_to_coordinator: UnitCount(60),
+            window_to_member: UnitCount(40),
+            ..options(number)
+        };
+        member.connect(bench.now, asks).unwrap();
+        bench.run(SECOND, &mut [&mut coordinator, &mut member], &mut always);
+        coordinator.accepted(bench.now, asks.connection);
+        last = member_events(&mut member).pop();
+        assert!(free - coordinator.free_units(DeviceMask(1)) <= share);
+    }
+    let reason = RefusalReason::NoSegments;
+    let connection = ConnectionId([12; 16]);
+    assert_eq!(last, Some(MemberEvent::Refused { connection, reason }));
+    // Another slot has a share of its own.
+    let slots = [(SLOT, TagKey::public()), (OTHER, TagKey::public())];
+    coordinator.set_slots(bench.now, slots.into());
+    let mut other = member_of(&bench, OTHER, 6);
+    other.connect(bench.now, options(99)).unwrap();
+    bench.run(
+        3 * SECOND,
+        &mut [&mut coordinator, &mut member, &mut other],
+        &mut always,
+    );
+    assert!(granted(&member_events(&mut other)).is_some());
 }
