@@ -202,8 +202,18 @@ enum Phase {
 enum FenceState {
     Open,
     Fenced,
-    /// The page was written again at this tick; the answers have to be read after it.
-    Proving(Tick),
+    /// The page was written again.
+    Proving(Proof),
+}
+
+/// What has to be read, with reads begun after the page was written, before a fenced member is free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Proof {
+    since: Tick,
+    /// The epoch whose coordinator block was read, as that of the coordinator that is followed.
+    block: Option<Epoch>,
+    /// The epoch whose answers to this incarnation were read.
+    answers: Option<Epoch>,
 }
 
 /// The shortest time between two polls of the answers.
@@ -547,7 +557,11 @@ impl Member {
                 self.written_at = self.written_at.max(began);
                 self.ring |= news;
                 if self.fence == FenceState::Fenced {
-                    self.fence = FenceState::Proving(now);
+                    self.fence = FenceState::Proving(Proof {
+                        since: now,
+                        block: None,
+                        answers: None,
+                    });
                     self.poll.want();
                 }
             }
@@ -559,16 +573,30 @@ impl Member {
     fn handle_read(&mut self, now: Tick, at: usize, area: Area, started: Tick, bytes: &[u8]) {
         match area {
             Area::Own => self.read_own(now, at, bytes),
-            Area::Coordinator => self.read_coordinator(now, at, bytes),
-            Area::Answer => {
-                self.read_answer(now, at, bytes);
-                if let FenceState::Proving(since) = self.fence
-                    && started >= since
-                {
-                    self.fence = FenceState::Open;
-                    self.events.push_back(MemberEvent::Unfenced);
-                }
+            Area::Coordinator => {
+                let found = self.read_coordinator(now, at, bytes);
+                self.prove(started, |proof| proof.block = found.or(proof.block));
             }
+            Area::Answer => {
+                let found = self.read_answer(now, at, bytes);
+                self.prove(started, |proof| proof.answers = found.or(proof.answers));
+            }
+        }
+    }
+
+    /// A fenced member is free once the coordinator that it follows has said so much as its block and its answers do.
+    fn prove(&mut self, started: Tick, add: impl FnOnce(&mut Proof)) {
+        let FenceState::Proving(proof) = &mut self.fence else {
+            return;
+        };
+        if started < proof.since {
+            return;
+        }
+        add(proof);
+        let known = self.followed.known();
+        if known.is_some() && proof.block == known && proof.answers == known {
+            self.fence = FenceState::Open;
+            self.events.push_back(MemberEvent::Unfenced);
         }
     }
 

@@ -106,14 +106,20 @@ impl Member {
         *advances > FOREIGN_ADVANCES_MAX
     }
 
-    pub(super) fn read_coordinator(&mut self, now: Tick, at: usize, bytes: &[u8]) {
+    /// Takes what stands in the coordinator's place on one device; returns the epoch of the newest copy.
+    pub(super) fn read_coordinator(
+        &mut self,
+        now: Tick,
+        at: usize,
+        bytes: &[u8],
+    ) -> Option<Epoch> {
         let index = self.devices[at].index();
         let place = CoordinatorBlock::place(self.config.geometry.pool(), index);
         let key = self.config.coordinator_key.clone();
         let newest = newest(bytes, |block| CoordinatorBlock::parse(block, &place, &key));
         let Some((stamp, block)) = newest else {
             self.watch(now, Counter(0));
-            return;
+            return None;
         };
         let seen_here = self.devices[at].sees.replace(Epoch(stamp.writer));
         let was_lost = self.followed.lost;
@@ -126,6 +132,7 @@ impl Member {
         if is_new_here || was_lost != self.followed.lost {
             self.changed(now);
         }
+        Some(Epoch(stamp.writer))
     }
 
     /// Takes what the newest coordinator block says.
@@ -221,21 +228,21 @@ impl Member {
         }
     }
 
-    pub(super) fn read_answer(&mut self, now: Tick, at: usize, bytes: &[u8]) {
+    /// Takes the answers that stand on one device; returns their epoch if they are the followed coordinator's to this
+    /// incarnation.
+    pub(super) fn read_answer(&mut self, now: Tick, at: usize, bytes: &[u8]) -> Option<Epoch> {
         let place = self.place(self.devices[at].index());
         let key = self.config.coordinator_key.clone();
         let newest = newest(bytes, |block| AnswerPage::parse(block, &place, &key));
-        let Some((stamp, page)) = newest else {
-            return;
-        };
+        let (stamp, page) = newest?;
         if self.phase == Phase::Starting {
             self.counter = self.counter.max(page.seen);
-            return;
+            return None;
         }
         let is_current = self.followed.epoch == Some(Epoch(stamp.writer))
             && page.incarnation == self.config.incarnation;
         if !is_current {
-            return;
+            return None;
         }
         let device = &mut self.devices[at];
         if device.challenge_seen != Some(page.challenge) {
@@ -252,6 +259,7 @@ impl Member {
             self.poll.hasten(now);
             self.take_answers(now, Epoch(stamp.writer), &page.entries);
         }
+        Some(Epoch(stamp.writer))
     }
 
     fn take_answers(&mut self, now: Tick, epoch: Epoch, answers: &[AnswerEntry]) {

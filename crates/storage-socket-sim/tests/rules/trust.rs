@@ -353,3 +353,46 @@ fn one_slot_is_granted_no_more_than_its_share() {
     );
     assert!(granted(&member_events(&mut other)).is_some());
 }
+
+#[test]
+fn a_fenced_member_is_free_again_only_by_the_coordinators_present_word() {
+    let answers = Bench::new(1).geometry.answer_page(SLOT);
+    // Answers that are illegible prove nothing, nor do answers alone.
+    for hidden in [answers, Geometry::COORDINATOR] {
+        let (mut bench, mut coordinator, mut member) = start();
+        let mut held: Option<IoId> = None;
+        let mut hang = |who: usize, request: &IoRequest, _: &[_]| {
+            if who == 1 && writes_block(request) {
+                held = Some(request.id);
+                return Fate::Hold;
+            }
+            Fate::Do
+        };
+        let fence = Timeouts::default().fence + SECOND;
+        bench.run(fence, &mut [&mut coordinator, &mut member], &mut hang);
+        assert_eq!(member_events(&mut member), [MemberEvent::Fenced]);
+        let failed = IoOutcome::Failed(IoFailure::TimedOut);
+        member.handle_io(bench.now, held.unwrap(), failed);
+        // Its page is written from now on.
+        let mut garbage = |who: usize, request: &IoRequest, _: &[_]| {
+            let is_hidden = who == 1 && request.op == IoOp::Read && request.lba == hidden;
+            if is_hidden {
+                Fate::Lie(vec![0x5a; request.blocks.bytes()])
+            } else {
+                Fate::Do
+            }
+        };
+        bench.run(
+            3 * SECOND,
+            &mut [&mut coordinator, &mut member],
+            &mut garbage,
+        );
+        assert_eq!(member_events(&mut member), [], "hidden: {hidden}");
+        bench.run(
+            3 * SECOND,
+            &mut [&mut coordinator, &mut member],
+            &mut always,
+        );
+        assert_eq!(member_events(&mut member), [MemberEvent::Unfenced]);
+    }
+}
