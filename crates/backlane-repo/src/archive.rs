@@ -238,7 +238,11 @@ impl Inner {
         let mut paths = lossy(&options.paths);
         paths.sort_unstable();
         paths.dedup();
-        let snapshots = self.snapshots()?;
+        let (snapshots, damage) = self.readable_snapshots()?;
+        for error in damage {
+            // It might have been a better parent, which costs time and nothing else.
+            tracing::warn!(%error, "a snapshot is passed over in the choice of a parent");
+        }
         let alike = snapshots.iter().rfind(|snapshot| {
             snapshot.file.hostname == options.host && snapshot.file.paths.iter().eq(&paths)
         });

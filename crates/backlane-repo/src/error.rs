@@ -190,6 +190,19 @@ pub enum Damage {
     },
 }
 
+impl RepoError {
+    /// Whether it concerns one object or blob alone, and neither the way to the repository nor the rest of it.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            Self::Damaged { .. }
+                | Self::BlobNotIndexed { .. }
+                | Self::Store(StoreError::NotFound { .. } | StoreError::Damaged { .. })
+        )
+    }
+}
+
 fn short_list(ids: &[ObjectId]) -> String {
     let short = |id: &ObjectId| id.to_string()[..8].to_owned();
     ids.iter().map(short).collect::<Vec<_>>().join(", ")

@@ -139,8 +139,16 @@ impl Index {
         }
     }
 
-    /// Takes in one index object's JSON. [`Index::finish`] must follow the last.
+    /// Takes in one index object's JSON, or nothing of it if it is damaged. [`Index::finish`] must follow the last.
     pub(crate) fn add_json(&mut self, json: &[u8]) -> Result<(), Damage> {
+        let (packs, rows) = (self.packs.len(), self.rows.len());
+        self.try_add_json(json).inspect_err(|_| {
+            self.packs.truncate(packs);
+            self.rows.truncate(rows);
+        })
+    }
+
+    fn try_add_json(&mut self, json: &[u8]) -> Result<(), Damage> {
         let content = |what: String| Damage::Content { what };
         let file: IndexJson =
             serde_json::from_slice(json).map_err(|error| content(error.to_string()))?;
@@ -347,6 +355,14 @@ mod tests {
             let bad = json(1, &[(1, "data", offset, length, None)]);
             assert!(Index::default().add_json(&bad).is_err());
         }
+        let mut index = Index::default();
+        let half = json(
+            1,
+            &[(1, "data", 0, 40, None), (2, "data", u32::MAX, 40, None)],
+        );
+        assert!(index.add_json(&half).is_err());
+        index.finish();
+        assert_eq!((index.len(), index.packs()), (0, 0));
         assert!(Index::default().add_json(b"[]").is_err());
         assert!(Index::default().add_json(b"{\"packs\":[{}]}").is_err());
     }

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use backlane_proto::ObjectId;
 use rustic_core::{
     CheckResults, KeepOptions, LimitOption, PrunePlan, RusticResult, StringList, jiff,
 };
@@ -220,6 +221,20 @@ impl Repository {
             })?;
         }
         Ok(decisions)
+    }
+
+    /// Removes one snapshot, whose object is not read: it may be damaged.
+    ///
+    /// # Errors
+    /// When it doesn't exist or can't be removed.
+    pub fn forget_snapshot(&self, id: ObjectId) -> Result<(), RepoError> {
+        let inner = &self.inner;
+        let ids = [rustic_core::repofile::SnapshotId::from(
+            rustic_core::Id::new(id.0),
+        )];
+        engine::guarded(&inner.backend, "forgetting a snapshot", || {
+            inner.engine()?.delete_snapshots(&ids)
+        })
     }
 
     /// Frees what no snapshot uses. Nobody else may write to the repository meanwhile.

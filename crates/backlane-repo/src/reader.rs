@@ -35,6 +35,7 @@ pub const READ_BYTES_MAX: u32 = 16 << 20;
 pub struct Reader {
     pub(crate) inner: Arc<Inner>,
     index: Index,
+    index_damage: Vec<RepoError>,
     trees: Mutex<TreeCache>,
 }
 
@@ -47,10 +48,11 @@ struct TreeCache {
 }
 
 impl Reader {
-    pub(crate) fn new(inner: Arc<Inner>, index: Index) -> Self {
+    pub(crate) fn new(inner: Arc<Inner>, index: Index, index_damage: Vec<RepoError>) -> Self {
         Self {
             inner,
             index,
+            index_damage,
             trees: Mutex::default(),
         }
     }
@@ -59,6 +61,12 @@ impl Reader {
     #[must_use]
     pub fn index(&self) -> &Index {
         &self.index
+    }
+
+    /// What was wrong with objects of the index. Blobs that only they knew can't be found.
+    #[must_use]
+    pub fn index_damage(&self) -> &[RepoError] {
+        &self.index_damage
     }
 
     /// Where a blob lies.
@@ -128,8 +136,8 @@ impl Reader {
             return Ok(bytes);
         }
         let (got, want) = (bytes.len(), range.length);
-        let what = format!("{name}: {got} bytes came instead of {want}");
-        Err(StoreError::Failed(what.into()).into())
+        let what = format!("{got} bytes came instead of {want}");
+        Err(StoreError::Damaged { name, what }.into())
     }
 
     fn sealed_tree(&self, place: &BlobPlace) -> Result<Bytes, RepoError> {

@@ -196,12 +196,17 @@ impl Repository {
         Ok(crate::convert::object_id(&id))
     }
 
-    /// Reads the index and gives access to trees and blobs.
+    /// Reads the index and gives access to trees and blobs. Objects of the index that are damaged are named
+    /// ([`Reader::index_damage`]): what the others know can still be read.
     ///
     /// # Errors
-    /// When an index object can't be read, or is damaged.
+    /// When the store fails.
     pub fn reader(&self) -> Result<Reader, RepoError> {
-        Ok(Reader::new(Arc::clone(&self.inner), self.index()?))
+        let (index, damage) = self.inner.index()?;
+        for error in &damage {
+            tracing::warn!(%error, "what only this part of the index knows can't be read");
+        }
+        Ok(Reader::new(Arc::clone(&self.inner), index, damage))
     }
 
     /// Reads the index.
@@ -209,16 +214,8 @@ impl Repository {
     /// # Errors
     /// When an index object can't be read, or is damaged.
     pub fn index(&self) -> Result<Index, RepoError> {
-        let index = Mutex::new(Index::default());
-        self.inner.for_each_object(ObjectKind::Index, |id, json| {
-            let mut index = index.lock().unwrap_or_else(PoisonError::into_inner);
-            index
-                .add_json(&json)
-                .map_err(|damage| damaged(name(ObjectKind::Index, id), damage))
-        })?;
-        let mut index = index.into_inner().unwrap_or_else(PoisonError::into_inner);
-        index.finish();
-        Ok(index)
+        let (index, mut damage) = self.inner.index()?;
+        damage.pop().map_or(Ok(index), Err)
     }
 }
 
@@ -236,31 +233,56 @@ impl Inner {
         engine::opened(&self.backend, &self.progress, &self.credentials)
     }
 
-    /// Reads and opens every object of a kind, several at once, in no order. Stops at the first error.
+    /// The index, and what was wrong with objects of it.
+    fn index(&self) -> Result<(Index, Vec<RepoError>), RepoError> {
+        let index = Mutex::new(Index::default());
+        let damage = self.for_each_object(ObjectKind::Index, |id, json| {
+            let mut index = index.lock().unwrap_or_else(PoisonError::into_inner);
+            index
+                .add_json(&json)
+                .map_err(|damage| damaged(name(ObjectKind::Index, id), damage))
+        })?;
+        let mut index = index.into_inner().unwrap_or_else(PoisonError::into_inner);
+        index.finish();
+        Ok((index, damage))
+    }
+
+    /// Reads and opens every object of a kind, several at once, in no order, and gives the errors of those that are
+    /// damaged. Stops at the first other error.
     pub(crate) fn for_each_object(
         &self,
         kind: ObjectKind,
         take: impl Fn(ObjectId, Vec<u8>) -> Result<(), RepoError> + Sync,
-    ) -> Result<(), RepoError> {
+    ) -> Result<Vec<RepoError>, RepoError> {
         let listed = self.store.list(kind)?;
         let next = AtomicUsize::new(0);
-        let work = || -> Result<(), RepoError> {
+        let work = || -> Result<Vec<RepoError>, RepoError> {
+            let mut damage = Vec::new();
             while let Some(info) = listed.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let one = self.object(kind, info.id);
-                let taken = one.and_then(|json| take(info.id, json));
-                taken.inspect_err(|_| next.store(listed.len(), Ordering::Relaxed))?;
+                match one.and_then(|json| take(info.id, json)) {
+                    Ok(()) => {}
+                    Err(error) if error.is_damage() => damage.push(error),
+                    Err(error) => {
+                        next.store(listed.len(), Ordering::Relaxed);
+                        return Err(error);
+                    }
+                }
             }
-            Ok(())
+            Ok(damage)
         };
         thread::scope(|scope| {
             let count = READS_AT_ONCE.min(listed.len());
             let threads: Vec<_> = (0..count).map(|_| scope.spawn(work)).collect();
-            threads.into_iter().try_for_each(|thread| {
-                thread.join().unwrap_or_else(|_| {
+            let mut all = Vec::new();
+            for thread in threads {
+                let damage = thread.join().unwrap_or_else(|_| {
                     let what = "the store panicked".into();
                     Err(StoreError::Failed(what).into())
-                })
-            })
+                });
+                all.extend(damage?);
+            }
+            Ok(all)
         })
     }
 

@@ -92,65 +92,104 @@ impl Repository {
         Ok(snapshots.iter().map(Snapshot::info).collect())
     }
 
-    /// Finds the snapshot that a user names: `latest`, `latest:HOST`, or the first digits of its name.
+    /// Every snapshot that can be read, oldest first, and what is wrong with the others.
     ///
     /// # Errors
-    /// [`RepoError::SnapshotNotFound`], [`RepoError::SnapshotAmbiguous`], or when one can't be read.
+    /// When the store fails.
+    pub fn readable_snapshots(&self) -> Result<(Vec<SnapshotInfo>, Vec<RepoError>), RepoError> {
+        let (snapshots, damage) = self.inner.readable_snapshots()?;
+        Ok((snapshots.iter().map(Snapshot::info).collect(), damage))
+    }
+
+    /// Finds the snapshot that a user names: `latest`, `latest:HOST`, or the first digits of its name. With digits, no
+    /// other snapshot is read; without, one that is damaged might be the one that is meant.
+    ///
+    /// # Errors
+    /// [`RepoError::SnapshotNotFound`], [`RepoError::SnapshotAmbiguous`], or when one that must be read can't be.
     pub fn resolve(&self, wanted: &str) -> Result<SnapshotInfo, RepoError> {
-        resolve(self.snapshots()?, wanted)
+        if let Some(rest) = wanted.strip_prefix("latest") {
+            return latest(self.snapshots()?, wanted, rest);
+        }
+        let id = self.snapshot_named(wanted)?;
+        Ok(self.inner.snapshot(id)?.info())
+    }
+
+    /// The name of the snapshot that begins with these digits. Nothing is read, so that it may be damaged.
+    ///
+    /// # Errors
+    /// [`RepoError::SnapshotNotFound`], [`RepoError::SnapshotAmbiguous`], or when the list can't be had.
+    pub fn snapshot_named(&self, digits: &str) -> Result<ObjectId, RepoError> {
+        let listed = self.inner.store.list(ObjectKind::Snapshot)?;
+        named(listed.iter().map(|info| info.id), digits)
     }
 }
 
-fn resolve(snapshots: Vec<SnapshotInfo>, wanted: &str) -> Result<SnapshotInfo, RepoError> {
-    let mut matches: Vec<_> = if let Some(rest) = wanted.strip_prefix("latest") {
-        let host = rest.strip_prefix(':');
-        if !rest.is_empty() && host.is_none_or(str::is_empty) {
-            Vec::new()
-        } else {
-            let of_host = |info: &SnapshotInfo| host.is_none_or(|host| info.host == host);
-            snapshots.into_iter().rfind(of_host).into_iter().collect()
-        }
-    } else if wanted.is_empty() {
-        Vec::new()
-    } else {
-        let prefix = wanted.to_ascii_lowercase();
-        let starts = |info: &SnapshotInfo| info.id.to_string().starts_with(&prefix);
-        snapshots.into_iter().filter(starts).collect()
-    };
+fn latest(
+    snapshots: Vec<SnapshotInfo>,
+    wanted: &str,
+    rest: &str,
+) -> Result<SnapshotInfo, RepoError> {
+    let host = rest.strip_prefix(':');
+    let means_something = rest.is_empty() || host.is_some_and(|host| !host.is_empty());
+    let of_host = |info: &SnapshotInfo| host.is_none_or(|host| info.host == host);
+    let found = snapshots.into_iter().rfind(of_host);
     let wanted = wanted.to_owned();
+    let found = found.filter(|_| means_something);
+    found.ok_or(RepoError::SnapshotNotFound { wanted })
+}
+
+fn named(all: impl Iterator<Item = ObjectId>, digits: &str) -> Result<ObjectId, RepoError> {
+    let prefix = digits.to_ascii_lowercase();
+    let starts = |id: &ObjectId| !prefix.is_empty() && id.to_string().starts_with(&prefix);
+    let mut matches: Vec<_> = all.filter(starts).collect();
+    let wanted = digits.to_owned();
     match (matches.pop(), matches.is_empty()) {
         (None, _) => Err(RepoError::SnapshotNotFound { wanted }),
-        (Some(info), true) => Ok(info),
-        (Some(last), false) => Err(RepoError::SnapshotAmbiguous {
-            wanted,
-            matches: matches.iter().chain([&last]).map(|info| info.id).collect(),
-        }),
+        (Some(id), true) => Ok(id),
+        (Some(last), false) => {
+            matches.push(last);
+            Err(RepoError::SnapshotAmbiguous { wanted, matches })
+        }
     }
 }
 
 impl Inner {
-    /// Every snapshot in the engine's form, oldest first.
+    /// Every snapshot in the engine's form, oldest first. One that is damaged is an error.
     pub(crate) fn snapshots(&self) -> Result<Vec<Snapshot>, RepoError> {
+        let (snapshots, mut damage) = self.readable_snapshots()?;
+        damage.pop().map_or(Ok(snapshots), Err)
+    }
+
+    /// Every snapshot that can be read, oldest first, and what is wrong with the others.
+    pub(crate) fn readable_snapshots(&self) -> Result<(Vec<Snapshot>, Vec<RepoError>), RepoError> {
         let all = Mutex::new(Vec::new());
-        self.for_each_object(ObjectKind::Snapshot, |id, json| {
-            let bad = |error: &serde_json::Error| unreadable(name(ObjectKind::Snapshot, id), error);
-            let mut file: SnapshotFile = serde_json::from_slice(&json).map_err(|e| bad(&e))?;
-            file.id = SnapshotId::from(rustic_core::Id::new(id.0));
-            let extra: WithExtra = serde_json::from_slice(&json).map_err(|e| bad(&e))?;
-            let warnings = extra.backlane.map(|extra| extra.warnings);
-            let snapshot = Snapshot { file, id, warnings };
+        let damage = self.for_each_object(ObjectKind::Snapshot, |id, json| {
+            let snapshot = Snapshot::parse(id, &json)?;
             all.lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .push(snapshot);
             Ok(())
         })?;
         let mut all = all.into_inner().unwrap_or_else(PoisonError::into_inner);
-        all.sort_by_cached_key(|snapshot| (snapshot.file.time.timestamp(), snapshot.id));
-        Ok(all)
+        all.sort_by_cached_key(|snapshot: &Snapshot| (snapshot.file.time.timestamp(), snapshot.id));
+        Ok((all, damage))
+    }
+
+    fn snapshot(&self, id: ObjectId) -> Result<Snapshot, RepoError> {
+        Snapshot::parse(id, &self.object(ObjectKind::Snapshot, id)?)
     }
 }
 
 impl Snapshot {
+    fn parse(id: ObjectId, json: &[u8]) -> Result<Self, RepoError> {
+        let bad = |error: &serde_json::Error| unreadable(name(ObjectKind::Snapshot, id), error);
+        let mut file: SnapshotFile = serde_json::from_slice(json).map_err(|e| bad(&e))?;
+        file.id = SnapshotId::from(rustic_core::Id::new(id.0));
+        let extra: WithExtra = serde_json::from_slice(json).map_err(|e| bad(&e))?;
+        let warnings = extra.backlane.map(|extra| extra.warnings);
+        Ok(Self { file, id, warnings })
+    }
+
     /// What a user sees of it.
     pub(crate) fn info(&self) -> SnapshotInfo {
         let file = &self.file;
@@ -226,7 +265,10 @@ mod tests {
             info(0xab, "a"),
             info(0xcd, "c"),
         ];
-        resolve(all, wanted).map(|info| info.id.0[0])
+        match wanted.strip_prefix("latest") {
+            Some(rest) => latest(all, wanted, rest).map(|info| info.id.0[0]),
+            None => named(all.iter().map(|info| info.id), wanted).map(|id| id.0[0]),
+        }
     }
 
     #[test]

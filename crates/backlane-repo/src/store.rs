@@ -18,7 +18,8 @@ pub trait ObjectStore: Send + Sync + 'static {
     /// Reads an object, or exactly the part of it that `range` names.
     ///
     /// # Errors
-    /// When the object doesn't exist ([`StoreError::NotFound`]) or can't be read whole.
+    /// When the object doesn't exist ([`StoreError::NotFound`]), is shorter than the range or can't be read while others
+    /// can ([`StoreError::Damaged`]), or the store fails.
     fn read(&self, name: ObjectName, range: Option<ByteRange>) -> Result<Bytes, StoreError>;
 
     /// Stores an object and returns when it is durable. The same object put again is a success.
@@ -48,6 +49,14 @@ pub enum StoreError {
     NotFound {
         /// The object asked for.
         name: ObjectName,
+    },
+    /// The object is there, and is damaged or can't be read; others may be well.
+    #[error("{name} is damaged where it is stored: {what}")]
+    Damaged {
+        /// The object asked for.
+        name: ObjectName,
+        /// What is wrong with it, in the words of whoever found it.
+        what: String,
     },
     /// This user may not do that.
     #[error("not permitted: {what}")]

@@ -9,7 +9,7 @@ use crate::{
     error::Error,
     progress::{Reporter, WarningKind},
 };
-use backlane_repo::{Reader, RepoError, StoreError};
+use backlane_repo::{Reader, RepoError};
 use std::{
     ffi::OsStr,
     io::{self, ErrorKind},
@@ -131,10 +131,5 @@ fn is_full(error: &io::Error) -> bool {
 
 /// Whether an error concerns some content alone, and not the way to the repository.
 pub(crate) fn is_local_damage(error: &RepoError) -> bool {
-    matches!(
-        error,
-        RepoError::Damaged { .. }
-            | RepoError::BlobNotIndexed { .. }
-            | RepoError::Store(StoreError::NotFound { .. })
-    )
+    error.is_damage()
 }

@@ -1,5 +1,6 @@
 //! Comparing, checking, forgetting, pruning.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use backlane_proto::{ObjectKind, ObjectName};
@@ -8,8 +9,8 @@ use super::support::{
     MadeUp, back_up, content, dir, file, memory_repository, nodes, noise, options, snapshots,
 };
 use crate::{
-    BlobKind, Change, ChangeKind, CheckOptions, DryRun, KeepPolicy, PruneDelete, PruneOptions,
-    RepoError, Repository,
+    BlobKind, Change, ChangeKind, CheckOptions, DryRun, KeepPolicy, ObjectStore, PruneDelete,
+    PruneOptions, RepoError, Repository,
 };
 
 #[test]
@@ -211,4 +212,68 @@ fn policies_by_time_keep_the_newest_of_each_span() {
     };
     assert!((2..=3).contains(&kept(&yearly)), "{}", kept(&yearly));
     assert_eq!(snapshots(&store), 6);
+}
+
+#[test]
+fn a_rotten_snapshot_stops_nobody_who_does_not_need_it() {
+    let (store, repository) = memory_repository();
+    let old = back_up(&repository, tree(1)).snapshot.unwrap();
+    let rotten = back_up(&repository, tree(2)).snapshot.unwrap();
+    let object = ObjectName {
+        kind: ObjectKind::Snapshot,
+        id: rotten,
+    };
+    store.rot(object, |bytes| bytes[30] ^= 1);
+
+    let found = repository.resolve(&old.to_string()[..10]).unwrap();
+    assert_eq!(found.id, old);
+    // Nobody knows whether the rotten one is the latest.
+    let latest = repository.resolve("latest");
+    assert!(matches!(latest, Err(RepoError::Damaged { .. })));
+    let (readable, damage) = repository.readable_snapshots().unwrap();
+    assert_eq!((readable.len(), damage.len()), (1, 1));
+    assert!(damage[0].to_string().contains(&rotten.to_string()));
+    let next = back_up(&repository, tree(3));
+    assert_eq!(next.parent, Some(old));
+
+    repository.forget_snapshot(rotten).unwrap();
+    assert_eq!(repository.snapshots().unwrap().len(), 2);
+}
+
+#[test]
+fn a_rotten_index_object_hides_only_what_it_alone_knows() {
+    let (store, repository) = memory_repository();
+    let first = back_up(&repository, tree(1));
+    let known = store.list(ObjectKind::Index).unwrap();
+    back_up(&repository, tree(2));
+    let newer = store.list(ObjectKind::Index).unwrap();
+    let rotten = newer.iter().find(|info| !known.contains(info)).unwrap();
+    let object = ObjectName {
+        kind: ObjectKind::Index,
+        id: rotten.id,
+    };
+    store.rot(object, |bytes| bytes[30] ^= 1);
+    assert!(repository.index().is_err());
+    let reader = repository.reader().unwrap();
+    assert_eq!(reader.index_damage().len(), 1);
+    assert!(
+        reader.index_damage()[0]
+            .to_string()
+            .contains(&rotten.id.to_string())
+    );
+    reader.tree(first.tree).unwrap();
+}
+
+fn tree(seed: u8) -> Arc<MadeUp> {
+    MadeUp::new(move || {
+        vec![
+            dir(b"/srv"),
+            dir(b"/srv/data"),
+            // Another size each time: what looks unchanged is not read.
+            file(
+                b"/srv/data/file",
+                noise(seed.into(), 10_000 + usize::from(seed)),
+            ),
+        ]
+    })
 }
