@@ -232,6 +232,8 @@ pub struct Coordinator {
     revision: u64,
     devices: Vec<Device>,
     allowed: BTreeMap<SlotIndex, TagKey>,
+    /// Slots that were allowed once: their members' pages still have to be read, until they have let go of everything.
+    revoked: BTreeMap<SlotIndex, TagKey>,
     slots: BTreeMap<SlotIndex, Slot>,
     rests: BTreeMap<SlotIndex, Rest>,
     ports: BTreeMap<Port, Listener>,
@@ -297,6 +299,7 @@ impl Coordinator {
             revision: 1,
             devices,
             allowed: BTreeMap::new(),
+            revoked: BTreeMap::new(),
             slots: BTreeMap::new(),
             rests: BTreeMap::new(),
             ports: BTreeMap::new(),
@@ -325,9 +328,17 @@ impl Coordinator {
         self.config.epoch
     }
 
-    /// Allows slots, each with the key that tags its member's page; others are refused.
+    /// Allows slots, each with the key that tags its member's page; others are refused, and those that were allowed
+    /// until now lose their connections: each is told of in a `Closed`.
     pub fn set_slots(&mut self, now: Tick, slots: BTreeMap<SlotIndex, TagKey>) {
-        self.allowed = slots;
+        let before = std::mem::replace(&mut self.allowed, slots);
+        self.revoked.retain(|slot, _| !self.allowed.contains_key(slot));
+        for (slot, key) in before {
+            if !self.allowed.contains_key(&slot) {
+                self.revoked.insert(slot, key);
+                self.revoke(slot);
+            }
+        }
         self.poll.hasten(now);
     }
 

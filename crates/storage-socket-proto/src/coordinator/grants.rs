@@ -84,7 +84,7 @@ impl Coordinator {
         let device = self.devices[at].index();
         for (pair, index) in bytes.chunks(2 * BLOCK_BYTES).zip(first.0..) {
             let slot = SlotIndex(index);
-            let known = self
+            let seen = self
                 .slots
                 .get(&slot)
                 .map_or(Counter(0), |slot| slot.known(device));
@@ -94,11 +94,12 @@ impl Coordinator {
                 slot,
             };
             let public = TagKey::public();
-            let key = self.allowed.get(&slot).unwrap_or(&public);
+            let known = self.allowed.get(&slot).or(self.revoked.get(&slot));
+            let key = known.unwrap_or(&public);
             let newest = pair
                 .chunks(BLOCK_BYTES)
                 .filter_map(|copy| Unchecked::new(copy).ok())
-                .filter(|block| block.claimed_stamp().counter > known)
+                .filter(|block| block.claimed_stamp().counter > seen)
                 .filter_map(|block| MemberPage::parse(block, &place, key).ok())
                 .max_by_key(|(stamp, _)| *stamp);
             if let Some((stamp, page)) = newest {
@@ -223,6 +224,26 @@ impl Coordinator {
         {
             slot.answers = [None; ENTRIES];
             slot.changed();
+        }
+    }
+
+    /// A slot isn't allowed any more: both sides are told to end its connections. Its units are free once its member has
+    /// let go of them, or is dead.
+    pub(super) fn revoke(&mut self, index: SlotIndex) {
+        let reason = Some(ResetReason::PeerClosed);
+        let mut theirs = Vec::new();
+        for held in self.held.values_mut() {
+            if held.grant.slot == index && !held.let_go {
+                theirs.push((held.grant.connection, !held.drained && !held.told));
+                held.told = true;
+            }
+        }
+        for (connection, is_untold) in theirs {
+            self.answer_closed(connection, reason);
+            if is_untold {
+                self.events
+                    .push_back(CoordinatorEvent::Closed { connection, reason });
+            }
         }
     }
 

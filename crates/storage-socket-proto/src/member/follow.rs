@@ -107,12 +107,7 @@ impl Member {
     }
 
     /// Takes what stands in the coordinator's place on one device; returns the epoch of the newest copy.
-    pub(super) fn read_coordinator(
-        &mut self,
-        now: Tick,
-        at: usize,
-        bytes: &[u8],
-    ) -> Option<Epoch> {
+    pub(super) fn read_coordinator(&mut self, now: Tick, at: usize, bytes: &[u8]) -> Option<Epoch> {
         let index = self.devices[at].index();
         let place = CoordinatorBlock::place(self.config.geometry.pool(), index);
         let key = self.config.coordinator_key.clone();

@@ -162,10 +162,9 @@ fn each_refusal_has_its_reason() {
     );
     let connection = ConnectionId([31; 16]);
     let reason = RefusalReason::NotEnrolled;
-    assert_eq!(
-        member_events(&mut member),
-        [MemberEvent::Refused { connection, reason }]
-    );
+    let refused = MemberEvent::Refused { connection, reason };
+    let events = member_events(&mut member);
+    assert!(events.contains(&refused), "{events:?}");
 }
 
 #[test]

@@ -4,12 +4,12 @@ use crate::bench::{
     Bench, Fate, Machine, PORT, SLOT, always, coordinator_events, member_events, millis, options,
     writes_block,
 };
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 use storage_socket_proto::{
     Challenge, Cipher, Claim, ConnectOptions, ConnectionId, Coordinator, CoordinatorEvent, Counter,
     DeviceIndex, DeviceMask, Epoch, Geometry, Grant, Incarnation, IoFailure, IoId, IoOp, IoOutcome,
-    IoRequest, Lba, Member, MemberConfig, MemberEvent, Name, Place, RefusalReason, SlotIndex,
-    Stamp, TagKey, Timeouts, Unchecked, UnitCount,
+    IoRequest, Lba, Member, MemberConfig, MemberEvent, Name, Place, RefusalReason, ResetReason,
+    SlotIndex, Stamp, TagKey, Timeouts, Unchecked, UnitCount,
     block::{Answer, AnswerPage, MemberEntry, MemberPage, MemberState, Request},
 };
 use storage_socket_sim::device::SimDevice;
@@ -395,4 +395,32 @@ fn a_fenced_member_is_free_again_only_by_the_coordinators_present_word() {
         );
         assert_eq!(member_events(&mut member), [MemberEvent::Unfenced]);
     }
+}
+
+#[test]
+fn a_revoked_slot_loses_its_connections_and_its_units_return_once_it_has_let_go() {
+    let (mut bench, mut coordinator, mut member) = start();
+    let free = coordinator.free_units(DeviceMask(1));
+    let grant = connect(&mut bench, &mut coordinator, &mut member);
+    coordinator.set_slots(bench.now, BTreeMap::new());
+    let connection = grant.connection;
+    let reason = Some(ResetReason::PeerClosed);
+    let event = CoordinatorEvent::Closed { connection, reason };
+    assert_eq!(coordinator_events(&mut coordinator), [event]);
+    coordinator.close(bench.now, connection, reason);
+    bench.run(
+        SECOND * 2,
+        &mut [&mut coordinator, &mut member],
+        &mut always,
+    );
+    assert_eq!(coordinator.free_units(DeviceMask(1)), free - 10);
+    let told = MemberEvent::Closed { connection, reason };
+    assert_eq!(member_events(&mut member), [told]);
+    member.close(bench.now, connection, reason);
+    bench.run(
+        SECOND * 2,
+        &mut [&mut coordinator, &mut member],
+        &mut always,
+    );
+    assert_eq!(coordinator.free_units(DeviceMask(1)), free);
 }
