@@ -163,7 +163,11 @@ impl Geometry {
         let Some(first) = superblocks.first() else {
             return Err(GeometryError::DeviceCount { got: 0 });
         };
-        let mut sizes: Vec<Option<DeviceSize>> = vec![None; usize::from(first.device_count)];
+        let count = usize::from(first.device_count);
+        if count == 0 || count > usize::from(DEVICES_MAX) {
+            return Err(GeometryError::DeviceCount { got: count });
+        }
+        let mut sizes: Vec<Option<DeviceSize>> = vec![None; count];
         for superblock in superblocks {
             let device = superblock.device;
             if superblock.pool != first.pool {

@@ -416,6 +416,25 @@ fn devices_that_make_no_pool_together_are_told_apart() {
 }
 
 #[test]
+fn more_devices_than_a_pool_may_have_are_refused() {
+    let geometry = geometry();
+    let first = Superblock::of(&geometry, Name::lossy("p"), DeviceIndex(0)).unwrap();
+    for device_count in [0, 33, u16::MAX] {
+        let of = |device| Superblock {
+            device: DeviceIndex(device),
+            device_count,
+            ..first.clone()
+        };
+        let superblocks: Vec<_> = (0..device_count.clamp(1, 33)).map(of).collect();
+        let got = usize::from(device_count);
+        assert_eq!(
+            Geometry::from_superblocks(&superblocks),
+            Err(GeometryError::DeviceCount { got })
+        );
+    }
+}
+
+#[test]
 fn a_peer_is_declared_dead_only_after_it_must_have_stopped_writing() {
     let mut timeouts = Timeouts::default();
     assert!(timeouts.check().is_ok());
