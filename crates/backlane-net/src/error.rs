@@ -77,6 +77,14 @@ pub enum Error {
         /// In the server's words.
         what: String,
     },
+    /// The object is there, and is damaged or can't be read; others may be well.
+    #[error("{what}")]
+    Damaged {
+        /// The object asked for.
+        name: ObjectName,
+        /// In the server's words.
+        what: String,
+    },
     /// The server's disk is full.
     #[error("{what}")]
     Full {
@@ -184,6 +192,7 @@ impl Error {
         let what = failure.text;
         match (failure.code, name) {
             (ErrorCode::NotFound, Some(name)) => Self::NotFound { name },
+            (ErrorCode::Damaged, Some(name)) => Self::Damaged { name, what },
             (ErrorCode::Denied, _) => Self::Denied { what },
             (ErrorCode::Full, _) => Self::Full { what },
             (ErrorCode::Busy, _) => Self::Busy { what },

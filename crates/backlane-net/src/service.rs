@@ -102,6 +102,9 @@ pub enum ServiceError {
         /// What was found instead.
         found: String,
     },
+    /// The object is there, and is damaged or can't be read; others may be well.
+    #[error("{0}")]
+    Damaged(String),
     /// The server's disk is full.
     #[error("no space left at the server in {0}")]
     Full(String),

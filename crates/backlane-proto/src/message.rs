@@ -181,6 +181,8 @@ pub enum ErrorCode {
     Cancelled,
     /// The server is shutting down.
     ShuttingDown,
+    /// The object is there, and is damaged or can't be read.
+    Damaged,
 }
 
 /// A message on the control connection towards the server.
@@ -726,7 +728,7 @@ impl Failure {
 }
 
 impl ErrorCode {
-    const TABLE: [(Self, u32); 13] = [
+    const TABLE: [(Self, u32); 14] = [
         (Self::Failed, 0),
         (Self::NotFound, 1),
         (Self::Denied, 2),
@@ -740,6 +742,7 @@ impl ErrorCode {
         (Self::Session, 10),
         (Self::Cancelled, 11),
         (Self::ShuttingDown, 12),
+        (Self::Damaged, 13),
     ];
 
     /// The number on the wire.

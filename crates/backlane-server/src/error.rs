@@ -229,6 +229,15 @@ impl From<ServerError> for ServiceError {
         match error {
             ServerError::NotFound { name } => Self::NotFound(name),
             ServerError::BadBody { name, found } => Self::BadBody { name, found },
+            ServerError::OutOfRange { .. } | ServerError::Damaged { .. } => {
+                Self::Damaged(error.to_string())
+            }
+            // A bad place of the disk: the file system works.
+            ServerError::Io { ref source, .. }
+                if source.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) =>
+            {
+                Self::Damaged(error.to_string())
+            }
             ServerError::Full { path } => Self::Full(path.display().to_string()),
             ServerError::Token(refusal) => Self::Token(refusal.to_string()),
             ServerError::Busy { .. } => Self::Busy(error.to_string()),
@@ -257,5 +266,44 @@ pub(crate) fn io_error(
             path,
             source,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use backlane_proto::ObjectKind;
+
+    #[test]
+    fn an_object_that_is_damaged_or_cannot_be_read_is_told_from_a_server_that_fails() {
+        let told = |error: ServerError| ServiceError::from(error);
+        let name = ObjectName {
+            kind: ObjectKind::Pack,
+            id: ObjectId([7; 32]),
+        };
+        let short = ServerError::OutOfRange {
+            name,
+            bytes: 10,
+            range: ByteRange {
+                offset: 5,
+                length: 10,
+            },
+        };
+        let found = ObjectId([8; 32]);
+        let io = |errno: rustix::io::Errno| io_error("read", "/objects/07")(errno.into());
+        for damage in [
+            short,
+            ServerError::Damaged { name, found },
+            io(rustix::io::Errno::IO),
+        ] {
+            let text = damage.to_string();
+            let error = told(damage);
+            assert!(
+                matches!(&error, ServiceError::Damaged(what) if *what == text),
+                "{error:?}"
+            );
+        }
+        let failed = told(io(rustix::io::Errno::STALE));
+        assert!(matches!(failed, ServiceError::Failed(_)), "{failed:?}");
     }
 }

@@ -206,6 +206,17 @@ fn spoil_data(world: &World, change: impl Fn(&mut Vec<u8>)) {
 }
 
 #[test]
+fn a_pack_that_was_cut_off_loses_only_the_files_in_it_and_names_them() {
+    let world = world();
+    spoil_data(&world, |bytes| bytes.truncate(10));
+    let restored = world.restore();
+    // Two files, and the other name of one of them.
+    assert_eq!(restored.failed, 3, "{:?}", restored.warnings);
+    assert!(world.target.join("link").is_symlink());
+    assert!(world.target.join("dir").is_dir());
+}
+
+#[test]
 fn no_link_is_made_to_what_could_not_be_restored() {
     let world = World::new();
     fs::write(world.source.join("a"), "right").unwrap();

@@ -43,6 +43,11 @@ impl DirStore {
 fn failed(error: io::Error, name: ObjectName) -> StoreError {
     match error.kind() {
         io::ErrorKind::NotFound => StoreError::NotFound { name },
+        // What the server says of a pack that is shorter than the index has it.
+        io::ErrorKind::UnexpectedEof => StoreError::Damaged {
+            name,
+            what: error.to_string(),
+        },
         _ => StoreError::Failed(error.into()),
     }
 }

@@ -164,6 +164,7 @@ pub(super) fn failure(error: &ServiceError) -> Failure {
         ServiceError::NotFound(_) => ErrorCode::NotFound,
         ServiceError::Denied(_) => ErrorCode::Denied,
         ServiceError::BadBody { .. } => ErrorCode::BadBody,
+        ServiceError::Damaged(_) => ErrorCode::Damaged,
         ServiceError::Full(_) => ErrorCode::Full,
         ServiceError::Busy(_) => ErrorCode::Busy,
         ServiceError::Token(_) => ErrorCode::Token,

@@ -38,6 +38,7 @@ impl ObjectStore for Remote {
 fn failed(error: Error) -> StoreError {
     match error {
         Error::NotFound { name } => StoreError::NotFound { name },
+        Error::Damaged { name, what } => StoreError::Damaged { name, what },
         Error::Denied { what } => StoreError::Denied { what },
         error => StoreError::Failed(Box::new(error)),
     }
