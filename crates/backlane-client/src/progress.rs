@@ -49,6 +49,8 @@ pub enum WarningKind {
     LeftOut,
     /// It is in the snapshot, and something of it is not as it was on disk.
     Incomplete,
+    /// It is an object of the repository, and is damaged; what is not restored because of it is named too.
+    Repository,
     /// It was not restored.
     NotRestored,
     /// Its owner or group could not be set.

@@ -127,6 +127,14 @@ pub fn restore(
         progress.total(0, summary.bytes_processed);
     }
     let reporter = Reporter::new(progress, cancel);
+    for error in reader.index_damage() {
+        let what = "a part of the index, without which some content can't be found";
+        reporter.warn(
+            WarningKind::Repository,
+            Path::new("index"),
+            format!("{what}: {error}"),
+        );
+    }
     let at_target = |source| Error::Target {
         path: target.to_owned(),
         source,
