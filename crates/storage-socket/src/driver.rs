@@ -8,7 +8,7 @@ mod conn;
 mod io;
 mod machine;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod watch;
 
 use crate::{

@@ -77,6 +77,17 @@ pub(crate) struct Sealed {
     pub(crate) buf: AlignedBuf,
 }
 
+/// What the driver takes over from the user.
+pub(crate) struct Handover {
+    pub(crate) ready: VecDeque<Sealed>,
+    /// The user sends nothing after these.
+    pub(crate) is_finished: bool,
+    /// The user is gone besides.
+    pub(crate) is_closed: bool,
+    /// The user has finished, but a writer is in between: ask again.
+    pub(crate) is_writer_busy: bool,
+}
+
 /// A frame that was opened and waits for the reader.
 pub(crate) struct Arrived {
     pub(crate) sequence: Sequence,
@@ -336,9 +347,23 @@ impl Flow {
         false
     }
 
-    /// Whether everything that the user wrote was handed to the driver.
-    pub(crate) fn is_drained(send: &Send) -> bool {
-        send.ready.is_empty() && !send.has_tail
+    /// For the driver: takes the frames that are sealed, and tells whether they are the last.
+    pub(crate) fn take_sealed(&self) -> Handover {
+        // A writer that is at it right now may have looked before the user finished, and may seal one frame more.
+        // Once the lock was free after that, nobody does.
+        let writer = match self.writer.try_lock() {
+            Ok(writer) => Some(writer),
+            Err(TryLockError::WouldBlock) => None,
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+        };
+        let mut send = locked(&self.send);
+        let is_last = send.finish && !send.has_tail && writer.is_some();
+        Handover {
+            ready: std::mem::take(&mut send.ready),
+            is_finished: is_last,
+            is_closed: is_last && send.close,
+            is_writer_busy: send.finish && writer.is_none(),
+        }
     }
 
     /// Sends nothing after what was written.
@@ -349,13 +374,23 @@ impl Flow {
 
     /// Wants nothing more that comes in.
     pub(crate) fn discard(&self) {
+        // The frame that was read in part is given back as well, and before those after it.
+        let mut reader = locked(&self.reader);
         let mut receive = locked(&self.receive);
         receive.discard = true;
-        let dropped: Vec<_> = receive.arrived.drain(..).collect();
-        receive
-            .released
-            .extend(dropped.iter().map(|frame| frame.sequence));
-        drop(receive);
+        let half_read = reader.take();
+        let dropped: Vec<_> = half_read
+            .into_iter()
+            .chain(receive.arrived.drain(..))
+            .map(|frame| frame.sequence)
+            .collect();
+        receive.released.extend(dropped);
+        self.receive_changed.notify_all();
+        let waker = receive.waker.take();
+        drop((receive, reader));
+        if let Some(waker) = waker {
+            waker.wake();
+        }
         self.touch();
     }
 
@@ -488,4 +523,63 @@ enum Next {
     Frame(Arrived),
     End,
     Nothing,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Protection, driver::tests::grant};
+    use direct_io::{Engine, EngineOptions};
+    use storage_socket_proto::{ConnectionConfig, Direction};
+
+    fn flow() -> Flow {
+        let grant = grant(Port(1), 100);
+        let identity = ConnectionConfig::identity(PoolId(uuid::Uuid::nil()), &grant);
+        let engine = Engine::new(Vec::new(), EngineOptions::default()).unwrap();
+        Flow::new(
+            StreamAddr {
+                pool: identity.pool,
+                slot: grant.slot,
+                incarnation: grant.incarnation,
+                port: grant.port,
+                connection: grant.connection,
+            },
+            1000,
+            FrameSealer::new(identity, Direction::ToMember, &Protection::Checksum),
+            BufferPool::new(1 << 16, 8),
+            Arc::new(Inbox::new(identity.pool, engine.waker())),
+        )
+    }
+
+    #[test]
+    fn end_is_not_told_while_a_writer_may_seal_one_frame_more() {
+        let flow = flow();
+        locked(&flow.send).limit = 8;
+        let writer = locked(&flow.writer);
+        flow.finish();
+        let handover = flow.take_sealed();
+        assert!(!handover.is_finished && handover.is_writer_busy);
+        drop(writer);
+        let handover = flow.take_sealed();
+        assert!(handover.is_finished && !handover.is_writer_busy);
+        assert!(matches!(flow.try_write(b"late"), Err(Error::ShutDown)));
+    }
+
+    #[test]
+    fn frame_read_in_part_is_given_back_with_the_others() {
+        let flow = flow();
+        for sequence in [0, 1] {
+            flow.deliver(Arrived {
+                sequence: Sequence(sequence),
+                buf: AlignedBuf::new(4096).unwrap(),
+                at: 0,
+                end: 8,
+            });
+        }
+        assert_eq!(flow.try_read(&mut [0; 3]).unwrap(), Some(3));
+        flow.discard();
+        let released = std::mem::take(&mut locked(&flow.receive).released);
+        assert_eq!(released, [Sequence(0), Sequence(1)]);
+        assert_eq!(flow.try_read(&mut [0; 3]).unwrap(), Some(0));
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::io::{Finished, Io, Kind, Owner, Task};
 use crate::{
-    flow::{Arrived, End, Flow},
+    flow::{Arrived, End, Flow, Handover},
     promise::locked,
 };
 use direct_io::{AlignedBuf, BufferPool};
@@ -112,12 +112,13 @@ impl Conn {
     }
 
     fn take_from_users(&mut self, now: Tick) {
-        let (ready, finish, close) = {
-            let mut send = locked(&self.flow.send);
-            let ready = std::mem::take(&mut send.ready);
-            let finish = send.finish && Flow::is_drained(&send);
-            (ready, finish, finish && send.close)
-        };
+        let Handover {
+            ready,
+            is_finished,
+            is_closed,
+            is_writer_busy,
+        } = self.flow.take_sealed();
+        self.tail_waits |= is_writer_busy;
         for frame in ready {
             match self.machine.reserve(now, frame.payload_bytes) {
                 Ok(ticket) => {
@@ -137,11 +138,11 @@ impl Conn {
                 Err(error) => tracing::debug!(%error, connection = %self.id, "frame not taken"),
             }
         }
-        if finish && !self.is_finish_told {
+        if is_finished && !self.is_finish_told {
             self.is_finish_told = true;
             self.machine.finish(now);
         }
-        if close && !self.is_close_told {
+        if is_closed && !self.is_close_told {
             self.is_close_told = true;
             self.machine.close(now);
         }

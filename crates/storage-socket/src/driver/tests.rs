@@ -35,7 +35,8 @@ fn driver(directory: &std::path::Path) -> Driver {
     Driver::new(parts, engine, inbox)
 }
 
-fn grant(port: Port, start: u32) -> Grant {
+/// A grant whose segments begin at a unit.
+pub(crate) fn grant(port: Port, start: u32) -> Grant {
     let segment = |first| Segment {
         first: UnitIndex(first),
         units: UnitCount(9),
