@@ -407,25 +407,40 @@ fn superblock_of(device: &Device) -> Result<Superblock, Error> {
             },
         });
     }
-    let found = match read_superblock(device, Geometry::SUPERBLOCK)? {
-        Ok(superblock) => return Ok(superblock),
-        Err(found @ FormatError::NewerFormat { .. }) => {
+    let first = read_superblock(device, Geometry::SUPERBLOCK);
+    choose_superblock(device.path(), first, || {
+        read_superblock(device, Lba(blocks - 1))
+    })
+}
+
+/// The first superblock; or the copy, when the first can't be read or is damaged.
+fn choose_superblock(
+    path: &Path,
+    first: Result<Result<Superblock, FormatError>, Error>,
+    copy: impl FnOnce() -> Result<Result<Superblock, FormatError>, Error>,
+) -> Result<Superblock, Error> {
+    let path = || path.to_owned();
+    let error = match first {
+        Ok(Ok(superblock)) => return Ok(superblock),
+        Ok(Err(found @ FormatError::NewerFormat { .. })) => {
             return Err(Error::NewerFormat {
                 path: path(),
                 found,
             });
         }
-        Err(found) => found,
-    };
-    match read_superblock(device, Lba(blocks - 1))? {
-        Ok(superblock) => {
-            tracing::warn!(path = %device.path().display(), %found, "the first superblock is damaged; its copy serves");
-            Ok(superblock)
-        }
-        Err(_) => Err(Error::NotAPool {
+        Ok(Err(found)) => Error::NotAPool {
             path: path(),
             found,
-        }),
+        },
+        Err(unreadable) => unreadable,
+    };
+    match copy() {
+        Ok(Ok(superblock)) => {
+            tracing::warn!(path = %path().display(), %error, "the first superblock is of no use; its copy serves");
+            Ok(superblock)
+        }
+        // What is wrong with the first tells more.
+        Ok(Err(_)) | Err(_) => Err(error),
     }
 }
 
@@ -487,5 +502,30 @@ fn info(geometry: &Geometry, name: &Name, devices: &[Arc<Device>]) -> PoolInfo {
                 is_block: device.is_block(),
             })
             .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copy_serves_when_the_first_superblock_cannot_be_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("device");
+        let options = FormatOptions {
+            slots: 8,
+            file_bytes: Some(16 << 20),
+            ..FormatOptions::new("test")
+        };
+        format(std::slice::from_ref(&path), &options).unwrap();
+        let device = Device::open(&path, DeviceOptions::default()).unwrap();
+        let good = read_superblock(&device, Geometry::SUPERBLOCK).unwrap();
+        // Past the end of the device nothing can be read, as in a bad sector.
+        let unreadable = || read_superblock(&device, Lba(1 << 20));
+        let served = choose_superblock(&path, unreadable(), || Ok(good.clone())).unwrap();
+        assert_eq!(served, good.unwrap());
+        let refusal = choose_superblock(&path, unreadable(), unreadable).unwrap_err();
+        assert!(matches!(refusal, Error::Device(_)), "{refusal}");
     }
 }
