@@ -9,7 +9,10 @@ mod probe;
 pub(crate) use members::newest_epoch;
 pub use members::{CoordinatorInfo, MemberInfo, Members, members};
 
-use crate::Error;
+use crate::{
+    Error,
+    patience::{OPEN_PATIENCE, within},
+};
 use direct_io::{Access, AlignedBuf, Device, DeviceOptions};
 use std::{
     fs,
@@ -322,8 +325,14 @@ impl OpenPool {
                 access,
                 ..Default::default()
             };
-            let device = Device::open(path, options)?;
-            let superblock = superblock_of(&device)?;
+            let (device, superblock) = within(path, "open it", OPEN_PATIENCE, {
+                let path = path.clone();
+                move || {
+                    let device = Device::open(&path, options)?;
+                    let superblock = superblock_of(&device)?;
+                    Ok((device, superblock))
+                }
+            })?;
             let wanted = expected.or(found.first().map(|(first, _)| first.pool));
             check_member(&device, &superblock, wanted)?;
             for (other, at) in &found {

@@ -70,6 +70,7 @@ mod format;
 mod inbox;
 mod listener;
 mod lock;
+mod patience;
 mod pool;
 mod promise;
 mod stream;

@@ -4,9 +4,12 @@
 //! is written.
 
 use super::OpenPool;
-use crate::Error;
+use crate::{
+    Error,
+    patience::{OPEN_PATIENCE, within},
+};
 use direct_io::{Access, AlignedBuf, Device};
-use std::{path::PathBuf, thread};
+use std::{path::PathBuf, sync::Arc, thread};
 use storage_socket_proto::{
     BLOCK_BYTES, DeviceIndex, Epoch, FormatError, Geometry, Lba, Place, SlotIndex, Stamp, TagKey,
     Unchecked,
@@ -241,8 +244,15 @@ struct Fixed {
 impl Fixed {
     const PIECE_BLOCKS: u64 = 256;
 
-    fn read(device: &Device, geometry: &Geometry) -> Result<Self, Error> {
-        let end = geometry.data_start().lba().0;
+    fn read(device: &Arc<Device>, geometry: &Geometry) -> Result<Self, Error> {
+        let end = geometry.data_start().lba();
+        within(device.path(), "read its fixed areas", OPEN_PATIENCE, {
+            let device = device.clone();
+            move || Self::read_below(&device, end)
+        })
+    }
+
+    fn read_below(device: &Device, Lba(end): Lba) -> Result<Self, Error> {
         let mut pieces = Vec::new();
         for lba in (0..end).step_by(256) {
             let mut piece = AlignedBuf::new(256 * BLOCK_BYTES)?;
