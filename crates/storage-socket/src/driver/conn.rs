@@ -24,6 +24,8 @@ pub(crate) struct Conn {
     opener: FrameOpener,
     /// Frames that were not acknowledged, or are being written still.
     sent: BTreeMap<Sequence, Sent>,
+    /// Writes that were asked for while the frame's buffer is away with one that took too long.
+    awaiting: BTreeMap<Sequence, Task>,
     acknowledged: Sequence,
     reserved: u64,
     /// Frames that opened and wait for those before them.
@@ -60,6 +62,7 @@ impl Conn {
             flow,
             opener,
             sent: BTreeMap::new(),
+            awaiting: BTreeMap::new(),
             acknowledged: Sequence(0),
             reserved: 0,
             received: BTreeMap::new(),
@@ -181,10 +184,15 @@ impl Conn {
             bytes,
             started: now,
         };
-        match buf {
-            Some(buf) => io.start(task, buf),
+        match (buf, kind) {
+            (Some(buf), _) => io.start(task, buf),
+            // The write before is not back yet: what becomes of it decides this one as well.
+            (None, Kind::WriteFrame(sequence)) if self.sent.contains_key(&sequence) => {
+                self.awaiting.insert(sequence, task);
+                io.park(task);
+            }
             // The buffers are out with transfers that hang: this one can't start either.
-            None => self.fail(now, &task, IoFailure::TimedOut),
+            (None, _) => self.fail(now, &task, IoFailure::TimedOut),
         }
     }
 
@@ -212,12 +220,14 @@ impl Conn {
         } = finished;
         if let Kind::WriteFrame(sequence) = task.kind {
             self.take_back(sequence, buf, result.is_ok());
-            if !is_late {
+            let again = self.awaiting.remove(&sequence).map(|again| again.id);
+            let asked = if is_late { again } else { Some(task.id) };
+            if let Some(id) = asked {
                 let outcome = match result {
                     Ok(()) => IoOutcome::Written,
                     Err(failure) => IoOutcome::Failed(failure),
                 };
-                self.machine.handle_io(now, task.id, outcome);
+                self.machine.handle_io(now, id, outcome);
             }
             return;
         }

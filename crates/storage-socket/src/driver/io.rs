@@ -85,6 +85,8 @@ struct Pending {
     task: Task,
     serial: u64,
     is_late: bool,
+    /// It was never submitted: see [`Io::park`].
+    is_parked: bool,
 }
 
 /// Reads of up to this many bytes take a buffer of `large`; the few larger ones get one of their own.
@@ -130,13 +132,7 @@ impl Io {
     }
 
     pub(crate) fn start(&mut self, task: Task, buf: AlignedBuf) {
-        let index = self.vacant.pop().unwrap_or_else(|| {
-            self.tasks.push(None);
-            self.tasks.len() - 1
-        });
-        self.serial += 1;
-        self.deadlines
-            .push_back((task.started + self.deadline, index, self.serial));
+        let index = self.note(task, false);
         self.engine.submit(Request {
             operation: match task.kind {
                 Kind::Read | Kind::ReadFrame(_) => Operation::Read,
@@ -148,11 +144,30 @@ impl Io {
             buf,
             token: index as u64,
         });
+    }
+
+    /// Takes a transfer that can't be started, for its buffer is away with one that hangs: it expires at its deadline,
+    /// and its owner may answer it before.
+    pub(crate) fn park(&mut self, task: Task) {
+        self.note(task, true);
+    }
+
+    /// Notes a transfer and its deadline; returns its index in `tasks`.
+    fn note(&mut self, task: Task, is_parked: bool) -> usize {
+        let index = self.vacant.pop().unwrap_or_else(|| {
+            self.tasks.push(None);
+            self.tasks.len() - 1
+        });
+        self.serial += 1;
+        self.deadlines
+            .push_back((task.started + self.deadline, index, self.serial));
         self.tasks[index] = Some(Pending {
             task,
             serial: self.serial,
             is_late: false,
+            is_parked,
         });
+        index
     }
 
     /// The transfers whose deadline has passed; their machines are to be told now. Those that never got to the device
@@ -169,12 +184,17 @@ impl Io {
                     pending.is_late = true;
                     let task = pending.task;
                     let device = usize::from(task.device.0);
-                    let withdrawn = self.engine.withdraw(device, index as u64);
-                    if withdrawn.is_some() {
+                    let is_parked = pending.is_parked;
+                    let withdrawn = if is_parked {
+                        None
+                    } else {
+                        self.note_failure(task.device, "no answer within the deadline".to_owned());
+                        self.engine.withdraw(device, index as u64)
+                    };
+                    if is_parked || withdrawn.is_some() {
                         self.tasks[index] = None;
                         self.vacant.push(index);
                     }
-                    self.note_failure(task.device, "no answer within the deadline".to_owned());
                     let withdrawn = withdrawn.map(|request| Finished {
                         task,
                         buf: request.buf,
