@@ -162,6 +162,8 @@ impl Driver {
             return;
         }
         if let Machine::Coordinator(_) = &self.machine {
+            // A member without a doorbell may have come.
+            self.judge_doorbells(now);
             match self.listeners.get(&grant.port) {
                 Some(backlog) => {
                     self.unaccepted.insert(id, grant.port);
@@ -346,8 +348,28 @@ impl Driver {
             conn.machine.set_doorbell(now, doorbell);
             self.hot.insert(conn.id);
         }
-        if let Machine::Member(member) = &mut self.machine {
-            member.set_doorbell(now, doorbell);
+        match &mut self.machine {
+            Machine::Member(member) => member.set_doorbell(now, doorbell),
+            Machine::Coordinator(_) => self.judge_doorbells(now),
+        }
+    }
+
+    /// A coordinator counts on doorbells when every member that is there has one: it polls all of them alike.
+    fn judge_doorbells(&mut self, now: Tick) {
+        let Machine::Coordinator(coordinator) = &self.machine else {
+            return;
+        };
+        let has_doorbell = |slot: &SlotIndex| self.doorbell(*slot) == Doorbell::Present;
+        let alive = coordinator.members(now).into_iter();
+        let mut alive = alive.filter(|member| member.alive);
+        let all = alive.all(|member| has_doorbell(&member.slot));
+        let doorbell = if all && self.doorbells.keys().any(has_doorbell) {
+            Doorbell::Present
+        } else {
+            Doorbell::Absent
+        };
+        if let Machine::Coordinator(coordinator) = &mut self.machine {
+            coordinator.set_doorbell(now, doorbell);
         }
     }
 
