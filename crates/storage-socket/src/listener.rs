@@ -128,7 +128,8 @@ impl Listener {
         poll_fn(|context| self.poll_accept(context)).await
     }
 
-    /// Takes the next connection, or registers the task's waker.
+    /// Takes the next connection, or registers the task's waker. One task at a time may wait: the waker that was
+    /// registered last is the one that is woken.
     ///
     /// # Errors
     /// The pool was closed or lost.

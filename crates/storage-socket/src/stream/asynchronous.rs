@@ -36,7 +36,8 @@ impl Stream {
         Self::connected(pool, reply.await)
     }
 
-    /// Reads what there is, or registers the task's waker.
+    /// Reads what there is, or registers the task's waker. One task at a time may wait to read: the waker that was
+    /// registered last is the one that is woken.
     ///
     /// # Errors
     /// As reading a stream; read time-outs don't apply.
@@ -59,7 +60,8 @@ impl Stream {
         }
     }
 
-    /// Writes what there is room for, or registers the task's waker.
+    /// Writes what there is room for, or registers the task's waker. One task at a time may wait to write: the waker
+    /// that was registered last is the one that is woken.
     ///
     /// # Errors
     /// As writing to a stream; write time-outs don't apply.
