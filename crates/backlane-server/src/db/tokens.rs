@@ -2,7 +2,7 @@
 
 use super::{Database, Event, HostId, SlotRequest, Timestamp};
 use crate::{HostName, ServerError, error::TokenRefusal};
-use sqlx::{Row, Sqlite, Transaction};
+use sqlx::{Row, Sqlite, Transaction, sqlite::SqliteRow};
 use uuid::Uuid;
 
 /// The pool whose slots are allotted.
@@ -74,6 +74,9 @@ impl Database {
         sign: impl FnOnce(&HostName) -> Result<C, ServerError>,
     ) -> Result<Enrolment<C>, ServerError> {
         let now = redemption.now;
+        // Anybody may come with a token: one that is not good must not get as far as the write lock.
+        let found = self.find_token(&self.pool, redemption.hash).await?;
+        self.check_token(found, now)?;
         let mut change = self.begin().await?;
         let name = self.use_token(&mut change, redemption.hash, now).await?;
         let host = self.ensure_host(&mut change, &name, now).await?;
@@ -129,12 +132,32 @@ impl Database {
         hash: [u8; 32],
         now: Timestamp,
     ) -> Result<HostName, ServerError> {
+        let found = self.find_token(&mut **change, hash).await?;
+        let name = self.check_token(found, now)?;
+        sqlx::query("UPDATE tokens SET used_at = $1 WHERE hash = $2")
+            .bind(now.0)
+            .bind(hash.as_slice())
+            .execute(&mut **change)
+            .await
+            .map_err(|error| self.error(error))?;
+        Ok(name)
+    }
+
+    async fn find_token(
+        &self,
+        within: impl sqlx::SqliteExecutor<'_>,
+        hash: [u8; 32],
+    ) -> Result<SqliteRow, ServerError> {
         let row = sqlx::query("SELECT host, expires_at, used_at FROM tokens WHERE hash = $1")
             .bind(hash.as_slice())
-            .fetch_optional(&mut **change)
+            .fetch_optional(within)
             .await
-            .map_err(|error| self.error(error))?
-            .ok_or(TokenRefusal::Unknown)?;
+            .map_err(|error| self.error(error))?;
+        row.ok_or_else(|| TokenRefusal::Unknown.into())
+    }
+
+    /// The host that a token was issued for, if it is good.
+    fn check_token(&self, row: SqliteRow, now: Timestamp) -> Result<HostName, ServerError> {
         let field = |error| self.error(error);
         let host: String = row.try_get("host").map_err(field)?;
         if row
@@ -147,12 +170,6 @@ impl Database {
         if Timestamp(row.try_get("expires_at").map_err(field)?) <= now {
             return Err(TokenRefusal::Expired { host }.into());
         }
-        sqlx::query("UPDATE tokens SET used_at = $1 WHERE hash = $2")
-            .bind(now.0)
-            .bind(hash.as_slice())
-            .execute(&mut **change)
-            .await
-            .map_err(|error| self.error(error))?;
         host.parse()
     }
 
@@ -316,6 +333,19 @@ mod tests {
             .await;
         assert!(failed.is_err());
         assert!(fixture.redeem(1, 150).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn strangers_do_not_wait_for_the_write_lock() {
+        let fixture = Fixture::new().await;
+        fixture.issue(1, "web1").await;
+        fixture.redeem(1, 150).await.unwrap();
+        let writing = fixture.database.begin().await.unwrap();
+        let unknown = fixture.redeem(9, 150).await.unwrap_err();
+        assert!(unknown.contains("did not issue"), "{unknown}");
+        let used = fixture.redeem(1, 150).await.unwrap_err();
+        assert!(used.contains("used before"), "{used}");
+        drop(writing);
     }
 
     #[tokio::test]
