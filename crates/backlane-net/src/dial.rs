@@ -3,7 +3,7 @@
 use crate::{
     Error,
     framed::{ReadError, read_message, write_message},
-    tls,
+    socket, tls,
 };
 use backlane_proto::{Failure, Opened, Opening};
 use std::{future::Future, io, sync::Arc, time::Duration};
@@ -31,7 +31,7 @@ impl Dialer {
             server: server.to_owned(),
             why: error.to_string(),
         })?;
-        tcp.set_nodelay(true).map_err(|error| Error::Connect {
+        socket::set_up(&tcp).map_err(|error| Error::Connect {
             server: server.to_owned(),
             why: error.to_string(),
         })?;

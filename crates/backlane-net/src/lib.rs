@@ -12,6 +12,7 @@ pub mod identity;
 mod pool;
 pub mod server;
 pub mod service;
+mod socket;
 mod tls;
 pub mod token;
 

@@ -1,11 +1,13 @@
 //! One TCP connection from its first byte: TLS, the first message, and where it goes from there.
 //!
-//! Until the first message is read a peer is a stranger: it gets little time and little memory.
+//! Until the first message is read a peer is a stranger: it gets little time and little memory. One that enrols stays
+//! a stranger until it is answered.
 
 use super::{Core, Port, link, session};
 use crate::{
     framed::{ReadError, read_message, write_message},
     service::{EnrollRequest, ServiceError},
+    socket,
     tls::{self, ALPN_ENROLL, ALPN_SESSION},
 };
 use backlane_proto::{
@@ -35,7 +37,6 @@ pub(super) async fn serve(
         greeted = greet(&core, tcp) => greeted,
         _ = stopping.wait_for(|stopping| *stopping) => return,
     };
-    drop(permit);
     let (mut stream, opening) = match greeted {
         Ok(greeted) => greeted,
         Err(error) => {
@@ -47,13 +48,16 @@ pub(super) async fn serve(
     let refusal = match opening {
         Ok(Some(Opening::Enroll(request))) if enrolling => {
             let answer = enroll(&core, request).await;
+            drop(permit);
             return farewell(&mut stream, &answer, peer).await;
         }
         Ok(Some(Opening::Hello(hello))) if !enrolling && port == Port::Designated => {
+            drop(permit);
             return session::serve(core, stream, peer, hello).await;
         }
         Ok(Some(Opening::Attach(attach))) if !enrolling => {
             if port == Port::Designated || attach.purpose == Purpose::Data {
+                drop(permit);
                 return attached(core, stream, peer, attach).await;
             }
             protocol("this port takes data connections alone")
@@ -62,6 +66,7 @@ pub(super) async fn serve(
         Ok(None) => Opened::Unsupported("this first message".to_owned()),
         Err(error) => protocol(&error.to_string()),
     };
+    drop(permit);
     tracing::info!(%peer, ?refusal, "connection refused");
     farewell(&mut stream, &refusal, peer).await;
 }
@@ -70,7 +75,7 @@ type FirstMessage = Result<Option<Opening>, ReadError>;
 
 /// TLS, and the first message or what came in its place.
 async fn greet(core: &Core, tcp: TcpStream) -> io::Result<(Connection, FirstMessage)> {
-    tcp.set_nodelay(true)?;
+    socket::set_up(&tcp)?;
     let handshake = async {
         let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), tcp).await?;
         let wants_enroll = start
@@ -104,6 +109,8 @@ async fn enroll(core: &Core, request: Enroll) -> Opened {
         secret: request.secret,
         csr_pem: request.csr_pem,
     };
+    // The semaphore is never closed.
+    let _turn = core.enrolments.acquire().await;
     match core.service.enroll(request).await {
         Ok(grant) => Opened::Enrolled(Enrolled {
             host: grant.host,

@@ -33,6 +33,8 @@ use uuid::Uuid;
 
 /// Connections that may be between their first byte and the end of their first exchange.
 const HANDSHAKES_MAX: usize = 128;
+/// Enrolments that the service is asked for at once: anybody may ask, and must not take its time from sessions.
+const ENROLMENTS_MAX: usize = 3;
 /// How long a shutdown waits for sessions to end.
 const FAREWELL_WAIT: Duration = Duration::from_secs(10);
 /// Pause after a failed accept.
@@ -99,6 +101,7 @@ pub(crate) struct Core {
     data_port: u16,
     software: String,
     storage: Option<Arc<Storage>>,
+    enrolments: Semaphore,
     stopping: watch::Sender<bool>,
 }
 
@@ -164,6 +167,7 @@ impl Server {
             data_port,
             software: options.software,
             storage,
+            enrolments: Semaphore::new(ENROLMENTS_MAX),
             stopping: watch::Sender::new(false),
         });
         Ok(Self {

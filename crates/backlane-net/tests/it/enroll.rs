@@ -1,6 +1,6 @@
 //! Enrolment, and who is let in.
 
-use crate::world::{Ca, World};
+use crate::world::{Ca, World, in_time, until};
 use backlane_net::{
     Authority, Error, Identity, IdentityError, Session, enroll,
     identity::{SERVER_NAME, write_private},
@@ -8,7 +8,7 @@ use backlane_net::{
 };
 use backlane_proto::ErrorCode;
 use rcgen::ExtendedKeyUsagePurpose;
-use std::{os::unix::fs::PermissionsExt, time::Duration};
+use std::{os::unix::fs::PermissionsExt, sync::atomic::Ordering, time::Duration};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -52,6 +52,35 @@ async fn a_token_becomes_a_host_once() {
         matches!(&again, Err(Error::Token { what }) if what.contains("used")),
         "{again:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_enrolments_take_turns_and_sessions_do_not_wait_for_them() {
+    let world = World::new().await;
+    let service = &world.service;
+    service
+        .desk
+        .forget_permits(service.desk.available_permits());
+    let mut asking = tokio::task::JoinSet::new();
+    for n in 1..=12 {
+        let token = token(&world, &"w".repeat(n));
+        asking.spawn(async move { enroll(&token, PATIENCE).await });
+    }
+    until("enrolments at the desk", || {
+        service.at_desk.load(Ordering::SeqCst) > 0
+    })
+    .await;
+    let mut most = 0;
+    // With sessions as the clock: each takes as many steps as an enrolment, and none of them is held up.
+    for _ in 0..10 {
+        Session::connect(world.client("db1")).await.unwrap();
+        most = most.max(service.at_desk.load(Ordering::SeqCst));
+    }
+    service.desk.add_permits(12);
+    while let Some(enrolled) = in_time("an enrolment", asking.join_next()).await {
+        enrolled.unwrap().unwrap();
+    }
+    assert!(most <= 3, "{most} at once");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

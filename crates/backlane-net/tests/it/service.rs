@@ -35,6 +35,10 @@ pub(crate) struct Memory {
     pub(crate) sign: Sign,
     pub(crate) revoked: Mutex<HashSet<String>>,
     pub(crate) slots: Vec<u32>,
+    /// Permits for enrolments.
+    pub(crate) desk: Semaphore,
+    /// Enrolments that have come to the desk and not left it.
+    pub(crate) at_desk: AtomicUsize,
 }
 
 /// One host's objects.
@@ -88,6 +92,9 @@ impl Service for Memory {
         request: EnrollRequest,
     ) -> BoxFuture<'a, Result<EnrollGrant, ServiceError>> {
         Box::pin(async move {
+            self.at_desk.fetch_add(1, Ordering::SeqCst);
+            self.desk.acquire().await.unwrap().forget();
+            self.at_desk.fetch_sub(1, Ordering::SeqCst);
             let mut tokens = self.tokens.lock().unwrap();
             let token = tokens.get_mut(&request.secret);
             let (host, used) =

@@ -12,10 +12,13 @@ use rcgen::{
 use std::{
     future::Future,
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicUsize},
     time::Duration,
 };
-use tokio::{sync::oneshot, task::JoinHandle};
+use tokio::{
+    sync::{Semaphore, oneshot},
+    task::JoinHandle,
+};
 
 /// A certificate authority.
 #[derive(Clone)]
@@ -92,6 +95,8 @@ impl World {
             }),
             revoked: Mutex::default(),
             slots: vec![1, 2, 3, 4],
+            desk: Semaphore::new(1000),
+            at_desk: AtomicUsize::new(0),
         });
         let listen = "127.0.0.1:0".parse().unwrap();
         let service_object = Arc::clone(&service) as _;
