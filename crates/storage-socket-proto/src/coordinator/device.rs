@@ -258,12 +258,16 @@ impl Device {
             }
             IoOutcome::Failed(failure) => {
                 self.failures += 1;
+                // A claim isn't held up by a device that hangs: it is found again later.
+                let is_new = !self.block_known || matches!(area, Area::OldAnswers(_));
+                let hangs = failure == IoFailure::TimedOut && is_new;
                 match area {
                     Area::Block => self.block_wanted |= !self.block_known,
                     Area::OldAnswers(_) => self.runs.push_back((area, count)),
                     Area::Pages(_) => {}
                 }
-                if failure == IoFailure::DeviceGone || self.failures >= READ_FAILURES_MAX {
+                let gone = failure == IoFailure::DeviceGone;
+                if gone || hangs || self.failures >= READ_FAILURES_MAX {
                     DeviceOutcome::Lost(failure)
                 } else {
                     DeviceOutcome::Again

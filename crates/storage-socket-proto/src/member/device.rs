@@ -249,8 +249,11 @@ impl Device {
             IoOutcome::Failed(failure) => {
                 // Until a place was read once it is read again at once; afterwards the next heartbeat does that.
                 reading.wanted |= !reading.known;
+                // A start isn't held up by a device that hangs: it is found again later.
+                let hangs = failure == IoFailure::TimedOut && !reading.known;
+                let gone = failure == IoFailure::DeviceGone;
                 self.failures += 1;
-                if failure == IoFailure::DeviceGone || self.failures >= READ_FAILURES_MAX {
+                if gone || hangs || self.failures >= READ_FAILURES_MAX {
                     DeviceOutcome::Lost(failure)
                 } else {
                     DeviceOutcome::Again

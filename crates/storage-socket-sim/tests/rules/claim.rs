@@ -267,6 +267,24 @@ fn a_member_of_a_coordinator_that_ended_is_told_of_its_loss() {
 }
 
 #[test]
+fn a_device_that_hangs_from_the_start_holds_up_neither_claim_nor_member() {
+    let mut bench = Bench::new(2);
+    let mut one = bench.coordinator(1, Claim::SameHost);
+    let mut member = bench.member(5);
+    let mut hang = |_: usize, request: &IoRequest, _: &[_]| {
+        if request.device.0 == 0 {
+            Fate::Fail(IoFailure::TimedOut)
+        } else {
+            Fate::Do
+        }
+    };
+    // The driver's deadline passes once: here the answer is immediate.
+    bench.run(millis(1500), &mut [&mut one, &mut member], &mut hang);
+    assert!(serves(&mut one));
+    assert_eq!(member.proved().0, 0b10);
+}
+
+#[test]
 fn devices_that_were_lost_are_found_again() {
     let mut bench = Bench::new(2);
     let mut one = bench.coordinator(1, Claim::SameHost);
