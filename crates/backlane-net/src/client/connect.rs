@@ -2,7 +2,7 @@
 
 use super::{
     ClientConfig, RouteDown,
-    link::{read_control, read_events, run_pair, write_control, write_events},
+    link::{read_control, run_events, run_pair, write_control},
     shared::Shared,
     storage::Starter,
 };
@@ -15,11 +15,14 @@ use backlane_proto::{
     Features, Opened, Opening, Reason, Refusal, Route, RoutePolicy, VersionRange,
     message::{Attach, Hello, Purpose, Welcome},
 };
-use std::{future::Future, sync::Arc};
+use std::{future::Future, sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, oneshot},
-    time::timeout,
+    time::{sleep, timeout},
 };
+
+/// Pause before an events connection that ended, or could not be opened, is opened again.
+const EVENTS_RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Keys of a session, from the TLS of its control connection.
 pub(super) struct Keys {
@@ -63,9 +66,13 @@ pub(super) async fn connect(mut config: ClientConfig) -> Result<Arc<Shared>, Err
     ));
     let (storage_tried, storage_first) = oneshot::channel();
     run_links(&shared, control, to_send);
-    let (from, to) = tokio::io::split(events.stream);
-    shared.spawn(read_events(Arc::clone(&shared), from));
-    shared.spawn(write_events(Arc::clone(&shared), to));
+    let again = attach(Purpose::Events);
+    shared.spawn(keep_events(
+        Arc::clone(&shared),
+        dialer.clone(),
+        events,
+        again,
+    ));
     let (session, server_pool) = (welcome.session, welcome.pool);
     shared.spawn(starter.run(
         Arc::clone(&shared),
@@ -97,6 +104,28 @@ fn run_links(
     let (from, to) = tokio::io::split(control.stream);
     shared.spawn(read_control(Arc::clone(shared), from));
     shared.spawn(write_control(Arc::clone(shared), to, to_send));
+}
+
+/// Runs the events connection, and opens another when it ends: the session goes on meanwhile, slower.
+async fn keep_events(shared: Arc<Shared>, dialer: Dialer, first: Dialed, attach: Opening) {
+    let mut next = Some(first);
+    loop {
+        if let Some(dialed) = next.take() {
+            run_events(&shared, dialed.stream).await;
+        }
+        sleep(EVENTS_RETRY_AFTER).await;
+        let dialed = async {
+            let mut events = dialer.dial(&shared.server).await?;
+            attached(&dialer, &mut events, &attach).await?;
+            Ok::<_, Error>(events)
+        };
+        match dialed.await {
+            Ok(events) => next = Some(events),
+            Err(error) => {
+                tracing::debug!(server = %shared.server, %error, "no events connection");
+            }
+        }
+    }
 }
 
 async fn hello(

@@ -79,8 +79,22 @@ pub(super) async fn write_control<W: AsyncWrite + Unpin>(
     let _ = to.shutdown().await;
 }
 
-/// Reads events: doorbells for the pool, the rest for whoever listens. Without them a session goes on, slower.
-pub(super) async fn read_events<R: AsyncRead + Unpin>(shared: Arc<Shared>, mut from: R) {
+/// Runs an events connection until it ends.
+pub(super) async fn run_events<S>(shared: &Shared, stream: S)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let (from, to) = tokio::io::split(stream);
+    shared.pool.set_attached(true);
+    tokio::select! {
+        () = read_events(shared, from) => {}
+        () = write_events(shared, to) => {}
+    }
+    shared.pool.set_attached(false);
+}
+
+/// Reads events: doorbells for the pool, the rest for whoever listens.
+async fn read_events<R: AsyncRead + Unpin>(shared: &Shared, mut from: R) {
     loop {
         let event = match read_message(&mut from, DEAD_AFTER).await {
             Ok(raw) => Event::decode(&raw).map_err(ReadError::Codec),
@@ -101,7 +115,7 @@ pub(super) async fn read_events<R: AsyncRead + Unpin>(shared: Arc<Shared>, mut f
 }
 
 /// Sends doorbells, many at once as one, and signs of life.
-pub(super) async fn write_events<W: AsyncWrite + Unpin>(shared: Arc<Shared>, mut to: W) {
+async fn write_events<W: AsyncWrite + Unpin>(shared: &Shared, mut to: W) {
     loop {
         let event = match timeout(PING_AFTER, shared.doorbell.notified()).await {
             Ok(()) => Event::Doorbell,

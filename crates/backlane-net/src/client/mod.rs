@@ -223,7 +223,7 @@ impl Session {
                 waited: CLOSE_WAIT,
             });
         }
-        if let Some(pool) = shared.pool.take() {
+        if let Some(pool) = shared.pool.retire() {
             // Waits for the driver; a panic there is its own bug and was logged.
             let _ = tokio::task::spawn_blocking(move || pool.close()).await;
         }

@@ -48,7 +48,18 @@ pub(super) struct Starter {
 /// The pool while the session has it; whoever takes it out leaves it.
 #[derive(Default)]
 pub(super) struct Hand {
-    pool: Mutex<Option<(Pool, SlotIndex)>>,
+    held: Mutex<Held>,
+}
+
+#[derive(Default)]
+struct Held {
+    pool: Option<(Pool, SlotIndex)>,
+    /// The server has proved itself behind this pool.
+    bound: bool,
+    /// The events connection stands.
+    attached: bool,
+    /// The session wants no pool any more; one that is still being opened is left at once.
+    retired: bool,
 }
 
 /// A pool that was joined.
@@ -115,7 +126,10 @@ impl Starter {
                 let down = RouteDown::new(Reason::ServerHasNoPool, &shared.server);
                 shared.route_down(Route::Storage, &down);
                 joining.abort();
-                return self.hand.leave();
+                if let Some(pool) = self.hand.retire() {
+                    leave(pool);
+                }
+                return;
             };
             let attempt = async {
                 let joined = joining
@@ -168,7 +182,7 @@ impl Starter {
         let (mut from, mut to) = stream.into_split();
         let greeted = greet(Turn::First, session, &mut from, &mut to).await;
         greeted.map_err(|error| stream_failed(&error))?;
-        joined.pool.set_doorbell(joined.slot, Doorbell::Present);
+        self.hand.bind();
         tracing::info!(
             server = %shared.server, slot = member.slot, devices = joined.pool.device_count(), "storage is used"
         );
@@ -266,10 +280,33 @@ impl Drop for Starter {
 
 impl Hand {
     fn hold(&self, pool: &Pool, slot: SlotIndex) {
-        let before = self.lock().replace((pool.clone(), slot));
-        if let Some((pool, _)) = before {
+        let mut held = self.lock();
+        let unwanted = if held.retired {
+            Some(pool.clone())
+        } else {
+            held.bound = false;
+            held.pool
+                .replace((pool.clone(), slot))
+                .map(|(before, _)| before)
+        };
+        drop(held);
+        if let Some(pool) = unwanted {
             leave(pool);
         }
+    }
+
+    /// The data pair through the pool is open.
+    fn bind(&self) {
+        let mut held = self.lock();
+        held.bound = true;
+        held.tell();
+    }
+
+    /// The events connection came or went. Without it the pool must look by itself.
+    pub(super) fn set_attached(&self, attached: bool) {
+        let mut held = self.lock();
+        held.attached = attached;
+        held.tell();
     }
 
     /// Leaves the pool in the background.
@@ -279,13 +316,20 @@ impl Hand {
         }
     }
 
-    pub(super) fn take(&self) -> Option<Pool> {
-        self.lock().take().map(|(pool, _)| pool)
+    fn take(&self) -> Option<Pool> {
+        self.lock().pool.take().map(|(pool, _)| pool)
+    }
+
+    /// Takes the pool out for good: one that is still being opened is left as soon as it is.
+    pub(super) fn retire(&self) -> Option<Pool> {
+        let mut held = self.lock();
+        held.retired = true;
+        held.pool.take().map(|(pool, _)| pool)
     }
 
     /// The server was heard of over the network.
     pub(super) fn heard(&self, rang: bool) {
-        if let Some((pool, slot)) = &*self.lock() {
+        if let Some((pool, slot)) = &self.lock().pool {
             if rang {
                 pool.rang(*slot);
             } else {
@@ -294,8 +338,20 @@ impl Hand {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<(Pool, SlotIndex)>> {
-        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Held {
+    fn tell(&self) {
+        if let Some((pool, slot)) = self.pool.as_ref().filter(|_| self.bound) {
+            let doorbell = match self.attached {
+                true => Doorbell::Present,
+                false => Doorbell::Absent,
+            };
+            pool.set_doorbell(*slot, doorbell);
+        }
     }
 }
 

@@ -26,21 +26,28 @@ use tokio::{
 /// Serves a session's events connection.
 pub(super) async fn events(session: Arc<Session>, mut stream: Connection, peer: SocketAddr) {
     let events = session.events.lock().ok().and_then(|mut slot| slot.take());
-    let Some(events) = events else {
+    let Some(mut events) = events else {
         let refusal = refuse("the session has an events connection already", None);
         return farewell(&mut stream, &refusal, peer).await;
     };
-    if let Err(error) = write_message(&mut stream, &Opened::Attached.encode()).await {
-        tracing::debug!(%peer, %error, "events connection ended");
-        return;
-    }
-    let (from, to) = tokio::io::split(stream);
-    let ended = tokio::select! {
-        ended = read_events(&session, from) => ended,
-        ended = write_events(&session, to, events) => ended,
-        () = session.ended() => return,
+    let ended = match write_message(&mut stream, &Opened::Attached.encode()).await {
+        Err(error) => ReadError::Io(error),
+        Ok(()) => {
+            session.set_attached(true);
+            let (from, to) = tokio::io::split(stream);
+            tokio::select! {
+                ended = read_events(&session, from) => ended,
+                ended = write_events(&session, to, &mut events) => ended,
+                () = session.ended() => return,
+            }
+        }
     };
     tracing::debug!(%peer, error = %ended, "events connection ended");
+    session.set_attached(false);
+    // The client may come back.
+    if let Ok(mut slot) = session.events.lock() {
+        *slot = Some(events);
+    }
 }
 
 async fn read_events<R: AsyncRead + Unpin>(session: &Session, mut from: R) -> ReadError {
@@ -59,7 +66,7 @@ async fn read_events<R: AsyncRead + Unpin>(session: &Session, mut from: R) -> Re
 async fn write_events<W: AsyncWrite + Unpin>(
     session: &Session,
     mut to: W,
-    mut events: mpsc::Receiver<Event>,
+    events: &mut mpsc::Receiver<Event>,
 ) -> ReadError {
     loop {
         let next = async {

@@ -56,10 +56,17 @@ pub(super) struct Session {
     pub(super) doorbell: Arc<Notify>,
     /// The member that the client says it is, until it has proved that.
     pub(super) met: Mutex<Option<Met>>,
-    /// The member that the client has proved to be.
-    member: Mutex<Option<(Pool, SlotIndex)>>,
+    /// The member that the client has proved to be, and how it is rung for.
+    ringing: Mutex<Ringing>,
     over: watch::Sender<bool>,
     state: Mutex<State>,
+}
+
+/// The pool's doorbell: it is there while a member is proved and the events connection stands.
+#[derive(Default)]
+struct Ringing {
+    member: Option<(Pool, SlotIndex)>,
+    attached: bool,
 }
 
 struct State {
@@ -111,7 +118,7 @@ pub(super) async fn serve(core: Arc<Core>, mut stream: Connection, peer: SocketA
     tasks.shutdown().await;
     session.state().objects = None;
     drop(registered);
-    session.let_go_of_pool();
+    session.ringing().member = None;
     tracing::info!(%peer, %host, %end, "session ended");
     last_words(session, end, writer).await;
 }
@@ -207,7 +214,7 @@ async fn open(
         to_events,
         doorbell: Arc::new(Notify::new()),
         met: Mutex::new(None),
-        member: Mutex::new(None),
+        ringing: Mutex::default(),
         over: watch::Sender::new(false),
         state: Mutex::new(State {
             calls: Calls::new(),
@@ -354,18 +361,32 @@ impl Session {
 
     /// From now on what is heard from the client over the network counts for its slot in the pool.
     pub(super) fn ring_for(&self, pool: &Pool, slot: SlotIndex) {
-        pool.set_doorbell(slot, Doorbell::Present);
-        *self.member.lock().unwrap_or_else(PoisonError::into_inner) = Some((pool.clone(), slot));
+        let mut ringing = self.ringing();
+        ringing.member = Some((pool.clone(), slot));
+        ringing.tell();
     }
 
-    fn let_go_of_pool(&self) {
-        *self.member.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    /// The pair of this slot is over.
+    pub(super) fn ring_no_more(&self, slot: SlotIndex) {
+        let member = &mut self.ringing().member;
+        member.take_if(|(_, of)| *of == slot);
+    }
+
+    /// The events connection came or went. Without it the pool must look by itself.
+    pub(super) fn set_attached(&self, attached: bool) {
+        let mut ringing = self.ringing();
+        ringing.attached = attached;
+        ringing.tell();
+    }
+
+    fn ringing(&self) -> MutexGuard<'_, Ringing> {
+        // Two fields that are set one by one, and right after each.
+        self.ringing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The client was heard of over the network, and may have said that the pool has news.
     pub(super) fn heard(&self, rang: bool) {
-        let member = self.member.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((pool, slot)) = &*member {
+        if let Some((pool, slot)) = &self.ringing().member {
             if rang {
                 pool.rang(*slot);
             } else {
@@ -478,7 +499,14 @@ impl Session {
         true
     }
 
-    /// A route went down: calls that wait for a body by it get no more.
+    /// A route could not be brought up; one that is up, by another pair, stays so.
+    pub(super) fn route_failed(&self, route: Route, reason: Reason) {
+        if let Err(before) = self.state().route_mut(route) {
+            *before = reason;
+        }
+    }
+
+    /// A route went down, told by the pair that brought it up alone: calls that wait for a body by it get no more.
     pub(super) fn route_down(&self, route: Route, reason: Reason) {
         let mut state = self.state();
         *state.route_mut(route) = Err(reason);
@@ -487,6 +515,18 @@ impl Session {
             if calls.route_of(*call) == Some(route) {
                 open.pieces = None;
             }
+        }
+    }
+}
+
+impl Ringing {
+    fn tell(&self) {
+        if let Some((pool, slot)) = &self.member {
+            let doorbell = match self.attached {
+                true => Doorbell::Present,
+                false => Doorbell::Absent,
+            };
+            pool.set_doorbell(*slot, doorbell);
         }
     }
 }

@@ -20,7 +20,10 @@ use backlane_proto::{
 };
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 use storage_socket::{
     Doorbell, Incoming, ListenProtection, Listener, Pool, PoolOptions, Port, Role, SlotIndex,
@@ -40,10 +43,18 @@ pub(super) struct Storage {
     epoch: u64,
     allowed: Mutex<BTreeSet<SlotIndex>>,
     bells: Arc<Bells>,
+    /// How many pairs there have been.
+    pairs: AtomicU64,
 }
 
 /// Which session rings for which slot.
-type Bells = Mutex<HashMap<SlotIndex, Weak<Notify>>>;
+type Bells = Mutex<HashMap<SlotIndex, Bell>>;
+
+/// What rings for a slot, until a later proof of the same slot brings another.
+struct Bell {
+    doorbell: Weak<Notify>,
+    pair: u64,
+}
 
 /// A member that a session names as its own, and what the server wrote for it.
 pub(super) struct Met {
@@ -65,7 +76,9 @@ impl Storage {
         let mut options = PoolOptions::new(Role::Coordinator { slots }, host, &choice.lock_dir);
         options.expected = choice.uuid;
         options.doorbell = Some(Arc::new(move |slot| {
-            let bell = lock(&to_ring).get(&slot).and_then(Weak::upgrade);
+            let bell = lock(&to_ring)
+                .get(&slot)
+                .and_then(|bell| bell.doorbell.upgrade());
             if let Some(bell) = bell {
                 bell.notify_one();
             }
@@ -86,6 +99,7 @@ impl Storage {
             pool: Mutex::new(Some(pool)),
             allowed: Mutex::default(),
             bells,
+            pairs: AtomicU64::new(0),
         }))
     }
 
@@ -206,13 +220,15 @@ impl Storage {
         let listener = Listener::bind_async(&pool, Port(0), ListenProtection::Sealed).await;
         let listener = listener.map_err(|error| stream_failed(&error))?;
         let port = listener.port().0;
-        lock(&self.bells).insert(slot, Arc::downgrade(&session.doorbell));
+        let pair = self.pairs.fetch_add(1, Ordering::Relaxed);
+        let doorbell = Arc::downgrade(&session.doorbell);
+        lock(&self.bells).insert(slot, Bell { doorbell, pair });
         session.ring_for(&pool, slot);
         tokio::spawn(data_pair(
             Arc::clone(self),
             Arc::clone(session),
             listener,
-            member,
+            (member, pair),
         ));
         let proofs = answer;
         Ok(Answer::Proved { proofs, port })
@@ -256,34 +272,41 @@ async fn data_pair(
     storage: Arc<Storage>,
     session: Arc<Session>,
     listener: Listener,
-    member: Member,
+    (member, pair): (Member, u64),
 ) {
     let down = tokio::select! {
         down = carry(&session, listener, member) => down,
         () = session.ended() => RouteDown::new(Reason::StreamReset, "the session ended"),
     };
-    session.route_down(Route::Storage, down.reason);
     session.log(LogLevel::Info, format!("storage: {down}"));
     let slot = SlotIndex(member.slot);
-    if let Ok(pool) = storage.pool() {
-        pool.set_doorbell(slot, Doorbell::Absent);
-    }
+    // A later pair of the same slot may have the bell by now.
     let mut bells = lock(&storage.bells);
-    let own = bells
-        .get(&slot)
-        .is_some_and(|bell| std::ptr::eq(bell.as_ptr(), Arc::as_ptr(&session.doorbell)));
-    if own {
+    if bells.get(&slot).is_some_and(|bell| bell.pair == pair) {
         bells.remove(&slot);
+        session.ring_no_more(slot);
+        if let Ok(pool) = storage.pool() {
+            pool.set_doorbell(slot, Doorbell::Absent);
+        }
     }
+    drop(bells);
     tracing::info!(host = %session.host, %slot, %down, "storage pair ended");
 }
 
 async fn carry(session: &Session, listener: Listener, member: Member) -> RouteDown {
     match accept(session, &listener, member).await {
-        Ok(down) | Err(down) => down,
+        Ok(down) => {
+            session.route_down(Route::Storage, down.reason);
+            down
+        }
+        Err(down) => {
+            session.route_failed(Route::Storage, down.reason);
+            down
+        }
     }
 }
 
+/// Accepts the pair and carries bodies; fails where the route did not come up.
 async fn accept(
     session: &Session,
     listener: &Listener,
@@ -313,7 +336,9 @@ async fn accept(
         ));
     }
     let greeted = greet(Turn::Second, session.id, &mut from, &mut to).await;
-    greeted.map_err(|error| stream_failed(&error))?;
+    if let Err(error) = greeted {
+        return Ok(stream_failed(&error));
+    }
     tracing::info!(host = %session.host, slot = member.slot, "storage pair begins");
     Ok(run_pair(session, Route::Storage, from, to, chunks).await)
 }

@@ -2,15 +2,23 @@
 
 use crate::{
     hostile::Peer,
+    service::name_of,
     storage::{Files, world},
     world::in_time,
 };
 use aws_lc_rs::hmac;
 use backlane_proto::{
-    Answer, Reason, Request, RoutePolicy,
+    Answer, Decision, ObjectKind, PackContents, Reason, Request, RoutePolicy,
+    message::SessionId,
     proof::{Member, Proof, Seen, Side, transcript},
 };
-use storage_socket::{Identity, Pool, PoolOptions, Role, SlotIndex};
+use bytes::Bytes;
+use std::time::Duration;
+use storage_socket::{
+    Identity, Pool, PoolOptions, Port, Protection, Role, SlotIndex, Stream, StreamOptions,
+    StreamSecret,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use uuid::Uuid;
 
 const SLOT: SlotIndex = SlotIndex(1);
@@ -20,6 +28,8 @@ struct Prover {
     peer: Peer,
     pool: Pool,
     key: [u8; 32],
+    seal: [u8; 32],
+    session: SessionId,
     member: Member,
     own: [u8; 32],
     theirs: Vec<[u8; 32]>,
@@ -34,6 +44,10 @@ impl Prover {
         let tls = peer.0.get_ref().1;
         let label = b"EXPORTER-backlane-pool-proof";
         tls.export_keying_material(&mut key, label, Some(&welcome.session.0))
+            .unwrap();
+        let mut seal = [0; 32];
+        let label = b"EXPORTER-backlane-storage-seal";
+        tls.export_keying_material(&mut seal, label, Some(&welcome.session.0))
             .unwrap();
         let slots = vec![SLOT];
         let options = PoolOptions::new(Role::Member { slots }, "db1", files.dir.path());
@@ -51,6 +65,8 @@ impl Prover {
             peer,
             pool,
             key,
+            seal,
+            session: welcome.session,
             member,
             own: [0; 32],
             theirs: Vec::new(),
@@ -117,6 +133,32 @@ impl Prover {
         self.ask(Request::Prove { member, proofs }).await
     }
 
+    /// Meets again and proves again, for another pair.
+    async fn prove_again(&mut self) -> u16 {
+        let met = self.meet(self.member.pool, SLOT.0).await;
+        assert!(matches!(met, Answer::Met { .. }), "{met:?}");
+        self.own = self.pool.challenges_async(SLOT).await.unwrap()[0].unwrap();
+        loop {
+            self.theirs = self.read_theirs().await;
+            let proofs = self.proofs(self.key, Side::Client, self.own);
+            if let Answer::Proved { port, .. } = self.prove(self.member, proofs).await {
+                return port;
+            }
+        }
+    }
+
+    /// Opens a data pair and greets.
+    async fn pair(&self, port: u16) -> Stream {
+        let secret = StreamSecret::new(self.seal);
+        let options = StreamOptions::new(Protection::Aes256Gcm(secret));
+        let patience = Duration::from_secs(20);
+        let pair = Stream::connect_async(&self.pool, Port(port), options, patience).await;
+        let mut pair = pair.unwrap();
+        pair.write_all(&self.session.0).await.unwrap();
+        pair.flush().await.unwrap();
+        pair
+    }
+
     async fn prove_until_seen(&mut self) -> (Vec<Proof>, u16) {
         loop {
             let proofs = self.proofs(self.key, Side::Client, self.own);
@@ -132,6 +174,44 @@ fn reason(answer: &Answer) -> Option<Reason> {
         Answer::Failed(failure) => failure.reason,
         _ => None,
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_pair_is_refused_and_the_first_stays() {
+    let files = Files::new(2);
+    let world = world(&files).await;
+    let body = Bytes::from_static(b"body");
+    let name = name_of(ObjectKind::Pack, &body);
+    let store = world.service.store("db1");
+    let object = (PackContents::Data, body);
+    store.objects.lock().unwrap().insert(name, object);
+    let mut prover = Prover::new(&files, Peer::host(&world, "db1").await).await;
+    let (_, port) = in_time("the proof", prover.prove_until_seen()).await;
+    let mut first = prover.pair(port).await;
+    let mut greeting = [0; 16];
+    in_time("the greeting", first.read_exact(&mut greeting))
+        .await
+        .unwrap();
+    assert_eq!(greeting, prover.session.0);
+
+    let port = in_time("the second proof", prover.prove_again()).await;
+    let mut second = prover.pair(port).await;
+    let refused = in_time("the refusal", second.read(&mut greeting)).await;
+    assert!(!matches!(refused, Ok(1..)), "{refused:?}");
+    let body = prover.ask(Request::Get { name, range: None }).await;
+    let decision = Decision::Storage;
+    assert_eq!(body, Answer::Body { bytes: 4, decision });
+    // Header and payload of its one chunk.
+    let mut chunk = [0; 20];
+    in_time("the body", first.read_exact(&mut chunk))
+        .await
+        .unwrap();
+    assert_eq!(&chunk[16..], b"body");
+    drop((first, second));
+    let pool = prover.pool.clone();
+    tokio::task::spawn_blocking(move || pool.close())
+        .await
+        .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

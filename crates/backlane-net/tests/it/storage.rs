@@ -7,9 +7,18 @@ use crate::{
 use backlane_net::{ClientConfig, Error, PoolChoice, ServerPool, Session};
 use backlane_proto::{Event, ObjectKind, ObjectName, PackContents, Reason, RoutePolicy};
 use bytes::Bytes;
-use std::{path::PathBuf, sync::atomic::Ordering, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, atomic::Ordering},
+    time::Duration,
+};
 use storage_socket::{FormatOptions, Timeouts};
 use tempfile::TempDir;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::AbortHandle,
+};
 use uuid::Uuid;
 
 /// A pool in files.
@@ -268,6 +277,68 @@ async fn missing_devices_are_named_and_the_network_serves() {
     let report = session.close().await.unwrap();
     assert_eq!(report.reasons[&Reason::PoolNotFound].objects, 1);
     assert_eq!(report.network().objects, 2);
+}
+
+/// Passes connections on to a server, and cuts those that a test names.
+struct Proxy {
+    addr: SocketAddr,
+    passed: Arc<Mutex<Vec<AbortHandle>>>,
+}
+
+impl Proxy {
+    async fn new(to: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let passed = Arc::new(Mutex::new(Vec::new()));
+        let list = Arc::clone(&passed);
+        tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let passing = tokio::spawn(async move {
+                    let mut far = TcpStream::connect(to).await.unwrap();
+                    // However it ends, both ends learn it.
+                    let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                });
+                list.lock().unwrap().push(passing.abort_handle());
+            }
+        });
+        Self { addr, passed }
+    }
+
+    fn count(&self) -> usize {
+        self.passed.lock().unwrap().len()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_loses_its_events_goes_on_and_gets_them_back() {
+    let files = Files::new(1);
+    let world = world(&files).await;
+    // Of the two connections to the designated port either may be the first; cutting control ends the session.
+    for cut in [0, 1].into_iter().cycle().take(40) {
+        let proxy = Proxy::new(world.addr).await;
+        let mut config = config(&world, &files, RoutePolicy::RequireStorage);
+        config.server = proxy.addr.to_string();
+        let session = Session::connect(config).await.unwrap();
+        let mut events = session.events();
+        proxy.passed.lock().unwrap()[cut].abort();
+        until("the cut to show", || {
+            session.failure().is_some() || proxy.count() == 3
+        })
+        .await;
+        if session.failure().is_some() {
+            continue;
+        }
+        for round in 0..3 {
+            let body = body(3_000_000, round);
+            let name = put(&session, &body).await;
+            assert_eq!(session.get(name, None).await.unwrap(), body);
+        }
+        // What the server says comes by the new connection.
+        in_time("the stop", world.stop()).await;
+        while in_time("the end of events", events.next()).await.is_some() {}
+        return;
+    }
+    panic!("the events connection was never the one that was cut");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
