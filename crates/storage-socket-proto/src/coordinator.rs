@@ -332,7 +332,8 @@ impl Coordinator {
     /// until now lose their connections: each is told of in a `Closed`.
     pub fn set_slots(&mut self, now: Tick, slots: BTreeMap<SlotIndex, TagKey>) {
         let before = std::mem::replace(&mut self.allowed, slots);
-        self.revoked.retain(|slot, _| !self.allowed.contains_key(slot));
+        self.revoked
+            .retain(|slot, _| !self.allowed.contains_key(slot));
         for (slot, key) in before {
             if !self.allowed.contains_key(&slot) {
                 self.revoked.insert(slot, key);
