@@ -47,13 +47,28 @@ impl Context {
 const USAGE_CODE: u8 = 2;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => refuse(&error),
+    };
     let output = Output::new(&cli.common);
     start_log(&cli.common);
     match run(cli, output) {
         Ok(outcome) => outcome.into(),
         Err(error) => report(&error, output),
     }
+}
+
+/// Ends the process over arguments that can't be understood, or that ask for help.
+fn refuse(error: &clap::Error) -> ! {
+    let mut arguments = std::env::args_os().take_while(|argument| argument != "--");
+    if error.use_stderr() && arguments.any(|argument| argument == "--json") {
+        let text = error.render().to_string();
+        let what = text.lines().next().unwrap_or_default();
+        let what = what.strip_prefix("error: ").unwrap_or(what).to_owned();
+        print_document(&Usage(what).into());
+    }
+    error.exit()
 }
 
 fn run(cli: Cli, output: Output) -> Result<Outcome> {
@@ -78,9 +93,7 @@ fn report(error: &anyhow::Error, output: Output) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if output.is_json() {
-        let document = serde_json::to_vec(&FailureDocument::new(error)).unwrap_or_default();
-        // Whoever doesn't read it sees the exit code and standard error.
-        let _ = output::write_stdout(&[document, b"\n".to_vec()].concat());
+        print_document(error);
     }
     eprintln!("{}", failure::explain(error));
     if error.is::<Usage>() {
@@ -88,6 +101,12 @@ fn report(error: &anyhow::Error, output: Output) -> ExitCode {
     } else {
         ExitCode::FAILURE
     }
+}
+
+fn print_document(error: &anyhow::Error) {
+    let document = serde_json::to_vec(&FailureDocument::new(error)).unwrap_or_default();
+    // Whoever doesn't read it sees the exit code and standard error.
+    let _ = output::write_stdout(&[document, b"\n".to_vec()].concat());
 }
 
 /// Logs to standard error, so that standard output carries results alone.

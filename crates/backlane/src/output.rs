@@ -1,7 +1,7 @@
 //! What a command prints: one JSON document or text on standard output, everything else on standard error.
 //!
 //! Invariants: with `--json` standard output carries exactly one document, also when the command failed; a reader
-//! that closes the pipe early is no failure; bytes that are not UTF-8 never reach a JSON document unmarked.
+//! that closes the pipe early is no failure, and hides none; bytes that are not UTF-8 never reach a JSON document unmarked.
 
 use anyhow::Result;
 use serde::Serialize;
@@ -109,16 +109,17 @@ impl Output {
 
     /// Prints the result: `body` as JSON, or else the lines that `text` makes.
     ///
-    /// `body` is an object whose fields stand beside `schema`.
+    /// `body` is an object whose fields stand beside `schema`. That nobody reads it changes nothing about how the
+    /// command ended, which is for its exit code to say.
     ///
     /// # Errors
-    /// When standard output can't be written; [`StdoutClosed`] when nobody reads it any more.
+    /// When standard output can't be written.
     pub(crate) fn result<T: Serialize>(
         self,
         body: &T,
         text: impl FnOnce(&T) -> String,
     ) -> Result<()> {
-        match self.form {
+        let written = match self.form {
             Form::Json => {
                 let mut line = serde_json::to_vec(&Document {
                     schema: SCHEMA,
@@ -128,7 +129,11 @@ impl Output {
                 write_stdout(&line)
             }
             Form::Text => write_stdout(text(body).as_bytes()),
-        }
+        };
+        written.or_else(|error| match error.is::<StdoutClosed>() {
+            true => Ok(()),
+            false => Err(error),
+        })
     }
 
     /// Tells a person at the terminal something that is not the result.

@@ -2,10 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
+use backlane_net::token::{JoinSecret, JoinToken};
 use serde_json::Value;
 use std::{
     ffi::OsStr,
     fs,
+    os::unix::fs::FileExt,
     path::Path,
     process::{Command, Output, Stdio},
 };
@@ -81,6 +83,64 @@ fn wrong_usage_exits_2_and_says_so_on_standard_error() {
         );
         assert!(!stderr.is_empty(), "{arguments:?}");
     }
+}
+
+#[test]
+fn wrong_usage_is_a_document_where_documents_are_asked_for() {
+    let failure = document(&["backup"], 2);
+    let error = failure["error"].as_str().unwrap();
+    assert!(error.contains("required"), "{failure}");
+    let failure = document(&["no-such-command"], 2);
+    let error = failure["error"].as_str().unwrap();
+    assert!(error.contains("no-such-command"), "{failure}");
+    // Behind `--` it is a name like any other.
+    let (stdout, _) = check(&["no-such-command", "--", "--json"], 2);
+    assert!(stdout.is_empty(), "{stdout}");
+}
+
+#[test]
+fn join_finds_what_it_can_not_write_before_the_token_is_used() {
+    let directory = tempfile::tempdir().unwrap();
+    // Nobody listens there, so a join that got as far as the server would name it.
+    let token = JoinToken {
+        server: "127.0.0.1:1".to_owned(),
+        authority: [7; 32],
+        secret: JoinSecret::new([7; 32]),
+        host: "web1".to_owned(),
+    };
+    let file = path(directory.path(), "token");
+    fs::write(&file, token.encode().unwrap()).unwrap();
+    let (state, config) = (
+        path(directory.path(), "state"),
+        path(directory.path(), "config"),
+    );
+    let join = |state: &str, config: &str| {
+        let arguments = [
+            "join",
+            "--token-file",
+            &file,
+            "--state",
+            state,
+            "--config",
+            config,
+        ];
+        check(&arguments, 1).1
+    };
+    // A file stands where a directory would have to be.
+    let below = format!("{file}/below");
+    let said = join(&state, &below);
+    assert!(
+        said.contains(&below) || said.contains("cannot make"),
+        "{said}"
+    );
+    assert!(!said.contains("127.0.0.1"), "{said}");
+    let said = join(&below, &config);
+    assert!(!said.contains("127.0.0.1"), "{said}");
+    // With both in order the server is asked, and what was made for that goes again.
+    let said = join(&state, &config);
+    assert!(said.contains("127.0.0.1:1"), "{said}");
+    assert!(!Path::new(&config).exists());
+    assert_eq!(fs::read_dir(&state).unwrap().count(), 0);
 }
 
 #[test]
@@ -212,23 +272,32 @@ fn pool_is_destroyed_only_when_asked_twice() {
 }
 
 #[test]
-fn closed_standard_output_is_no_failure() {
+fn closed_standard_output_is_no_failure_and_hides_none() {
     let directory = tempfile::tempdir().unwrap();
     let device = path(directory.path(), "device");
     check(
         &["pool", "create", &device, "--name", "lane", "--size", "64M"],
         0,
     );
-    let (reader, writer) = std::io::pipe().unwrap();
-    drop(reader);
-    let output = Command::new(env!("CARGO_BIN_EXE_backlane"))
-        .args(["pool", "info", &device])
-        .stdout(writer)
-        .stderr(Stdio::piped())
-        .output()
-        .unwrap();
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
-    assert!(output.stderr.is_empty(), "{output:?}");
+    let unread = |command| {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        Command::new(env!("CARGO_BIN_EXE_backlane"))
+            .args(["pool", command, &device])
+            .stdout(writer)
+            .stderr(Stdio::piped())
+            .output()
+            .unwrap()
+    };
+    let info = unread("info");
+    assert_eq!(info.status.code(), Some(0), "{info:?}");
+    assert!(info.stderr.is_empty(), "{info:?}");
+    assert_eq!(unread("check").status.code(), Some(0));
+    // The first superblock goes; its copy says what it was.
+    let file = fs::File::options().write(true).open(&device).unwrap();
+    file.write_all_at(&[0; 4096], 0).unwrap();
+    let check = unread("check");
+    assert_eq!(check.status.code(), Some(1), "{check:?}");
 }
 
 #[test]

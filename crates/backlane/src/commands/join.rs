@@ -69,6 +69,15 @@ pub(crate) fn run(args: &JoinArgs, context: &Context) -> Result<Outcome> {
     let key = repository_key(args.key_file.as_deref())?;
     let mut made = Made::default();
     make_directory(&state)?;
+    // Before the token is used up, too: what can't be written is better known now.
+    let files = StateFiles::below(&state);
+    made.write(
+        &files.repository_key,
+        format!("{}\n", *key).as_bytes(),
+        SECRET_MODE,
+    )?;
+    let mut config_file = new_file(&config_path)?;
+    made.paths.push(config_path.clone());
     let host = context.runtime.block_on(async {
         tokio::select! {
             host = backlane_net::enroll(&token, ENROLL_TIMEOUT) => {
@@ -86,12 +95,6 @@ pub(crate) fn run(args: &JoinArgs, context: &Context) -> Result<Outcome> {
         pool,
         backup: BackupSection::default(),
     };
-    let files = StateFiles::below(&state);
-    made.write(
-        &files.repository_key,
-        format!("{}\n", *key).as_bytes(),
-        SECRET_MODE,
-    )?;
     made.write(&files.key, host.key_pem.as_bytes(), SECRET_MODE)?;
     made.write(
         &files.certificate,
@@ -99,12 +102,13 @@ pub(crate) fn run(args: &JoinArgs, context: &Context) -> Result<Outcome> {
         PUBLIC_MODE,
     )?;
     made.write(&files.authority, host.authority_pem.as_bytes(), PUBLIC_MODE)?;
-    let mut config_file = new_file(&config_path)?;
-    made.paths.push(config_path.clone());
     config_file
         .write_all(file.text()?.as_bytes())
         .and_then(|()| config_file.sync_all())
         .with_context(|| format!("cannot write {}", config_path.display()))?;
+    // The names as well as the bytes: nothing brings a lost key back.
+    sync_directory_of(&files.repository_key)?;
+    sync_directory_of(&config_path)?;
     made.keep();
     let document = JoinDocument {
         host: host.host,
@@ -233,6 +237,16 @@ fn make_directory(state: &Path) -> Result<()> {
         .mode(STATE_MODE)
         .create(state)
         .with_context(|| format!("cannot make {}", state.display()))
+}
+
+fn sync_directory_of(path: &Path) -> Result<()> {
+    let directory = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    let directory = directory.unwrap_or(Path::new("."));
+    File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .with_context(|| format!("cannot sync {}", directory.display()))
 }
 
 /// Files that were made, and go again unless all of them were.

@@ -10,6 +10,7 @@ use crate::{
     config,
     failure::{Advise, Usage},
     output::{Outcome, bytes, table},
+    signals::Cancel,
 };
 use anyhow::{Context as _, Result};
 use backlane_proto::{ByteRange, ObjectInfo, ObjectKind, ObjectName, PackContents};
@@ -23,15 +24,30 @@ use serde::Serialize;
 use std::{collections::BTreeSet, sync::Arc};
 
 /// A repository at the server, as the repository's engine wants it.
-struct Store(ExclusiveRepository);
+///
+/// Interrupted, it begins nothing new: no object is read or written any more. Removals go on, since by the time that
+/// they begin everything that they rest on is in place, and each leaves the repository whole.
+struct Store {
+    repository: ExclusiveRepository,
+    cancel: Cancel,
+}
+
+impl Store {
+    fn begin(&self) -> Result<&ExclusiveRepository, StoreError> {
+        match self.cancel.is_set() {
+            true => Err(StoreError::Failed("interrupted".into())),
+            false => Ok(&self.repository),
+        }
+    }
+}
 
 impl ObjectStore for Store {
     fn list(&self, kind: ObjectKind) -> Result<Vec<ObjectInfo>, StoreError> {
-        self.0.list(kind).map_err(failed)
+        self.begin()?.list(kind).map_err(failed)
     }
 
     fn read(&self, name: ObjectName, range: Option<ByteRange>) -> Result<Bytes, StoreError> {
-        self.0.read(name, range).map_err(failed)
+        self.begin()?.read(name, range).map_err(failed)
     }
 
     fn write(
@@ -40,11 +56,11 @@ impl ObjectStore for Store {
         contents: PackContents,
         body: Bytes,
     ) -> Result<(), StoreError> {
-        self.0.write(name, contents, &body).map_err(failed)
+        self.begin()?.write(name, contents, &body).map_err(failed)
     }
 
     fn remove(&self, name: ObjectName) -> Result<(), StoreError> {
-        self.0.remove(name).map_err(failed)
+        self.repository.remove(name).map_err(failed)
     }
 }
 
@@ -77,7 +93,10 @@ fn hold(args: &MaintainArgs, context: &Context) -> Result<Held> {
             Ok::<_, anyhow::Error>(state.exclusive(&host).await?)
         })
         .advise("wait until no job of that host runs, and try again")?;
-    let store = Arc::new(Store(exclusive));
+    let store = Arc::new(Store {
+        repository: exclusive,
+        cancel: context.cancel.clone(),
+    });
     let repository = Repository::open(Arc::clone(&store) as Arc<dyn ObjectStore>, &password)
         .with_context(|| format!("cannot open the repository of {host}"))
         .advise("the key file is the one that `backlane join` made on that host")?;
@@ -119,13 +138,13 @@ pub(crate) fn forget(args: &ForgetArgs, context: &Context) -> Result<Outcome> {
     let held = hold(&args.repository, context)?;
     let dry = dry_run(&args.repository);
     let decisions = if args.snapshots.is_empty() {
-        held.repository.forget(&policy, dry)?
+        uninterrupted(held.repository.forget(&policy, dry), context)?
     } else {
-        forget_named(&held, &args.snapshots, dry)?
+        uninterrupted(forget_named(&held, &args.snapshots, dry, context), context)?
     };
     let prune = match args.prune {
         // Nothing was removed, so nothing more can be said to be unused.
-        true if dry == DryRun::No => Some(prune_held(&held, dry)?),
+        true if dry == DryRun::No => Some(uninterrupted(prune_held(&held, dry), context)?),
         _ => None,
     };
     let document = ForgetDocument {
@@ -137,7 +156,20 @@ pub(crate) fn forget(args: &ForgetArgs, context: &Context) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-fn forget_named(held: &Held, wanted: &[String], dry: DryRun) -> Result<Vec<ForgetDecision>> {
+/// What a piece of work came to, told as an interruption where that is why it failed.
+fn uninterrupted<T>(done: Result<T, impl Into<anyhow::Error>>, context: &Context) -> Result<T> {
+    done.map_err(|error| match context.check_cancelled() {
+        Err(interrupted) => interrupted,
+        Ok(()) => error.into(),
+    })
+}
+
+fn forget_named(
+    held: &Held,
+    wanted: &[String],
+    dry: DryRun,
+    context: &Context,
+) -> Result<Vec<ForgetDecision>> {
     // All of them are found before the first goes.
     let mut seen = BTreeSet::new();
     let mut found: Vec<SnapshotInfo> = Vec::new();
@@ -148,6 +180,7 @@ fn forget_named(held: &Held, wanted: &[String], dry: DryRun) -> Result<Vec<Forge
         }
     }
     for snapshot in &found {
+        context.check_cancelled()?;
         if dry == DryRun::No {
             let kind = ObjectKind::Snapshot;
             let name = ObjectName {
@@ -206,7 +239,7 @@ pub(crate) fn prune(args: &PruneArgs, context: &Context) -> Result<Outcome> {
     let held = hold(&args.repository, context)?;
     let document = PruneDocument {
         dry_run: args.repository.dry_run,
-        summary: prune_held(&held, dry_run(&args.repository))?,
+        summary: uninterrupted(prune_held(&held, dry_run(&args.repository)), context)?,
     };
     context.output.result(&document, |document| {
         prune_text(&document.summary, document.dry_run)

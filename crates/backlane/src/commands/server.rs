@@ -252,9 +252,11 @@ fn serve(args: &ServerRunArgs, context: &Context) -> Result<Outcome> {
             devices: pool.devices.clone(),
             lock_dir: config.state.join("locks"),
         });
-        let server = Server::bind(options)
-            .await
-            .context("cannot start the server")?;
+        // The pool may take a while, as another server may still have it.
+        let server = tokio::select! {
+            server = Server::bind(options) => server.context("cannot start the server")?,
+            () = context.cancel.wait() => return Ok(Outcome::Done),
+        };
         let ready = ReadyDocument {
             address: server.local_addr(),
             pool: config.pool.map(|pool| pool.uuid.to_string()),
