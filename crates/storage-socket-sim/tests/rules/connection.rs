@@ -294,6 +294,24 @@ fn one_direction_ends_while_the_other_goes_on() {
 }
 
 #[test]
+fn the_end_is_neither_told_nor_acknowledged_before_every_frame_was_received() {
+    let (mut bench, mut a, mut b) = ends(1, 9, Doorbell::Absent);
+    send(&mut a, bench.now, 0..3);
+    a.connection.finish(bench.now);
+    let mut hold = |_: usize, request: &storage_socket_proto::IoRequest, _: &[_]| {
+        if reads_frame(request, 1) {
+            Fate::Hold
+        } else {
+            Fate::Do
+        }
+    };
+    bench.run(Duration::from_secs(3), &mut [&mut a, &mut b], &mut hold);
+    check(&b, 1);
+    assert!(!b.has(&ConnectionEvent::PeerFinished));
+    assert!(!a.has(&ConnectionEvent::FinishAcknowledged));
+}
+
+#[test]
 fn a_reset_reaches_the_peer_with_its_reason() {
     let (mut bench, mut a, mut b) = ends(1, 9, Doorbell::Absent);
     send(&mut a, bench.now, 0..3);
