@@ -1,5 +1,6 @@
 //! The device that both sides share, and a file system that is full when it shall be.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -60,7 +61,15 @@ impl SharedDevice {
     /// When the kernel refuses.
     pub fn detach_client(&self) -> Result<()> {
         let name = &self.loops[1].0;
-        output(Command::new("losetup").arg("-d").arg(name)).map(drop)
+        let backing = Path::new("/sys/block")
+            .join(name.file_name().context("a loop device has a name")?)
+            .join("loop/backing_file");
+        let before = fs::read_to_string(&backing).ok();
+        output(Command::new("losetup").arg("-d").arg(name))?;
+        // The kernel lets go only when whoever looks at the device just then, a prober say, has closed it.
+        crate::process::until("the loop device is let go", || {
+            Ok(fs::read_to_string(&backing).ok() != before)
+        })
     }
 }
 
