@@ -63,6 +63,10 @@ fn steps(root: &Path) -> Vec<(&'static str, Vec<&'static str>)> {
     }
     // The tests start the binary, so it is built first.
     steps.push(("build", vec!["build", "--workspace", "--locked"]));
+    steps.push((
+        "doc tests",
+        vec!["test", "--workspace", "--locked", "--doc", "--quiet"],
+    ));
     if installed(root, &["nextest", "--version"]) {
         steps.push((
             "tests",
@@ -88,10 +92,6 @@ fn steps(root: &Path) -> Vec<(&'static str, Vec<&'static str>)> {
             ],
         ));
     }
-    steps.push((
-        "doc tests",
-        vec!["test", "--workspace", "--locked", "--doc", "--quiet"],
-    ));
     steps
 }
 
