@@ -22,3 +22,4 @@ pub use error::Error;
 pub use identity::{Authority, Identity, IdentityError};
 pub use pool::DESIGNATED_STORAGE_PORT;
 pub use server::{DataPorts, Server, ServerOptions, ServerPool};
+pub use storage_socket::{EngineChoice, EngineKind};

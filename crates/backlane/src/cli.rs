@@ -2,6 +2,7 @@
 //!
 //! It says what may be typed and nothing of what is done about it.
 
+use backlane_net::EngineChoice;
 use backlane_proto::RoutePolicy;
 use clap::{
     Args, Parser, Subcommand, ValueEnum, ValueHint,
@@ -40,6 +41,9 @@ pub(crate) struct Common {
     /// Log more to standard error; twice for everything. BACKLANE_LOG takes filters of the usual form.
     #[arg(long, short, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
+    /// What does the I/O on pools.
+    #[arg(long, global = true, hide = true, env = "BACKLANE_POOL_ENGINE", value_enum, default_value_t = EngineArg::Auto)]
+    pub(crate) pool_engine: EngineArg,
 }
 
 #[derive(Debug, Subcommand)]
@@ -466,6 +470,16 @@ pub(crate) enum EngineArg {
     IoUring,
     /// A pool of threads.
     Threads,
+}
+
+impl From<EngineArg> for EngineChoice {
+    fn from(engine: EngineArg) -> Self {
+        match engine {
+            EngineArg::Auto => Self::Auto,
+            EngineArg::IoUring => Self::IoUring,
+            EngineArg::Threads => Self::ThreadPool,
+        }
+    }
 }
 
 #[derive(Debug, Args)]

@@ -6,7 +6,7 @@
 use crate::failure::Advise;
 use anyhow::{Context as _, Result, bail};
 use backlane_client::{AccessTimes, Excludes, FileSystems};
-use backlane_net::{Authority, ClientConfig, Identity, PoolChoice};
+use backlane_net::{Authority, ClientConfig, EngineChoice, Identity, PoolChoice};
 use backlane_proto::RoutePolicy;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -155,11 +155,11 @@ impl ClientFile {
         self.repository_key.clone().unwrap_or_else(default)
     }
 
-    /// What a session is opened with.
+    /// What a session is opened with; `engine` does the I/O on the pool.
     ///
     /// # Errors
     /// When keys or certificates can't be read or used.
-    pub(crate) fn session(&self) -> Result<ClientConfig> {
+    pub(crate) fn session(&self, engine: EngineChoice) -> Result<ClientConfig> {
         let files = StateFiles::below(&self.state);
         let identity = Identity::load(&files.certificate, &files.key)?;
         let authority = Authority::load(&files.authority)?;
@@ -174,6 +174,7 @@ impl ClientFile {
                 devices: pool.devices.clone(),
                 slots: pool.slots.clone(),
                 lock_dir: files.locks,
+                engine,
             }),
         };
         Ok(session)

@@ -13,6 +13,7 @@ mod progress;
 mod signals;
 
 use anyhow::{Context as _, Result};
+use backlane_net::EngineChoice;
 use clap::Parser;
 use cli::{Cli, Common};
 use failure::{FailureDocument, Usage};
@@ -27,6 +28,8 @@ pub(crate) struct Context {
     pub(crate) output: Output,
     /// The configuration file that the user named.
     pub(crate) config: Option<PathBuf>,
+    /// What does the I/O on pools.
+    pub(crate) pool_engine: EngineChoice,
     /// Set when the user interrupts.
     pub(crate) cancel: Cancel,
     /// Drives everything asynchronous; commands themselves run on the main thread and may block.
@@ -79,6 +82,7 @@ fn run(cli: Cli, output: Output) -> Result<Outcome> {
     let context = Context {
         output,
         config: cli.common.config,
+        pool_engine: cli.common.pool_engine.into(),
         cancel: Cancel::install(runtime.handle())?,
         runtime,
     };

@@ -62,6 +62,7 @@ fn wrong_usage_exits_2_and_says_so_on_standard_error() {
         &[][..],
         &["no-such-command"],
         &["pool"],
+        &["--pool-engine", "fast", "snapshots"],
         &["pool", "create", "x"],
         &["pool", "create", "--name", "n"],
         &["pool", "create", "x", "--name", "n", "--size", "many"],

@@ -138,6 +138,9 @@ impl Pool {
             engine: engine.kind(),
             refusal: engine.refusal().map(ToString::to_string),
         };
+        tracing::info!(
+            pool = %facts.uuid, engine = %facts.engine, refusal = facts.refusal, "pool opened"
+        );
         let inbox = Arc::new(Inbox::new(geometry.pool(), engine.waker()));
         let (fulfil, ended) = promise();
         let driver = Driver::new(

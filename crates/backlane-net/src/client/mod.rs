@@ -20,6 +20,7 @@ pub use blocking::Blocking;
 use bytes::Bytes;
 use shared::Shared;
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+use storage_socket::{EngineChoice, EngineKind};
 use tokio::{
     sync::{broadcast, watch},
     time::timeout,
@@ -62,6 +63,8 @@ pub struct PoolChoice {
     pub slots: Vec<u32>,
     /// Directory of the lock files that keep two processes of this host from taking the same slot.
     pub lock_dir: PathBuf,
+    /// What does the I/O.
+    pub engine: EngineChoice,
 }
 
 /// Whether each route can take bodies.
@@ -187,6 +190,12 @@ impl Session {
     #[must_use]
     pub fn routes(&self) -> RouteStatus {
         self.inner.shared.routes()
+    }
+
+    /// What does the I/O on the pool, while this session has one.
+    #[must_use]
+    pub fn engine(&self) -> Option<EngineKind> {
+        self.inner.shared.pool.engine()
     }
 
     /// Why the session is over, if it is.

@@ -20,7 +20,9 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
-use storage_socket::{Doorbell, Identity, Pool, PoolOptions, Port, Role, SlotIndex, Stream};
+use storage_socket::{
+    Doorbell, EngineKind, Identity, Pool, PoolOptions, Port, Role, SlotIndex, Stream,
+};
 use tokio::{
     sync::{Notify, oneshot},
     task::JoinHandle,
@@ -327,6 +329,11 @@ impl Hand {
         held.pool.take().map(|(pool, _)| pool)
     }
 
+    /// What does the pool's I/O.
+    pub(super) fn engine(&self) -> Option<EngineKind> {
+        self.lock().pool.as_ref().map(|(pool, _)| pool.engine().0)
+    }
+
     /// The server was heard of over the network.
     pub(super) fn heard(&self, rang: bool) {
         if let Some((pool, slot)) = &self.lock().pool {
@@ -371,6 +378,7 @@ async fn join(
     let slots = choice.slots.iter().copied().map(SlotIndex).collect();
     let mut options = PoolOptions::new(Role::Member { slots }, &host, &choice.lock_dir);
     options.expected = choice.uuid;
+    options.engine = choice.engine;
     options.doorbell = Some(Arc::new(move |_| doorbell.notify_one()));
     let opening = tokio::task::spawn_blocking(move || {
         let pool = Pool::open(&choice.devices, options)?;

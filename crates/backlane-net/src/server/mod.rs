@@ -23,6 +23,7 @@ use std::{
     time::Duration,
 };
 use storage::Storage;
+use storage_socket::{EngineChoice, EngineKind};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
@@ -69,6 +70,8 @@ pub struct ServerPool {
     pub devices: Vec<PathBuf>,
     /// Directory of the lock file that keeps a second server of this host from the pool.
     pub lock_dir: PathBuf,
+    /// What does the I/O.
+    pub engine: EngineChoice,
 }
 
 /// Where network data connections are accepted.
@@ -182,6 +185,12 @@ impl Server {
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// What does the I/O on the pool, if there is one.
+    #[must_use]
+    pub fn engine(&self) -> Option<EngineKind> {
+        self.core.storage.as_ref()?.engine()
     }
 
     /// Serves until `shutdown` is ready; then ends every session with a word of farewell and returns.

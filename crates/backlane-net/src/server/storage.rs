@@ -26,7 +26,8 @@ use std::{
     },
 };
 use storage_socket::{
-    Doorbell, Incoming, ListenProtection, Listener, Pool, PoolOptions, Port, Role, SlotIndex,
+    Doorbell, EngineKind, Incoming, ListenProtection, Listener, Pool, PoolOptions, Port, Role,
+    SlotIndex,
 };
 use tokio::{
     io::AsyncReadExt,
@@ -75,6 +76,7 @@ impl Storage {
         let host = crate::identity::SERVER_NAME;
         let mut options = PoolOptions::new(Role::Coordinator { slots }, host, &choice.lock_dir);
         options.expected = choice.uuid;
+        options.engine = choice.engine;
         options.doorbell = Some(Arc::new(move |slot| {
             let bell = lock(&to_ring)
                 .get(&slot)
@@ -105,6 +107,11 @@ impl Storage {
 
     pub(super) fn uuid(&self) -> Uuid {
         self.uuid
+    }
+
+    /// What does the I/O, until the server leaves the pool.
+    pub(super) fn engine(&self) -> Option<EngineKind> {
+        lock(&self.pool).as_ref().map(|pool| pool.engine().0)
     }
 
     fn pool(&self) -> Result<Pool, RouteDown> {

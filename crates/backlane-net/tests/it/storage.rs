@@ -4,7 +4,9 @@ use crate::{
     service::name_of,
     world::{World, in_time, until},
 };
-use backlane_net::{ClientConfig, Error, PoolChoice, ServerPool, Session};
+use backlane_net::{
+    ClientConfig, EngineChoice, EngineKind, Error, PoolChoice, ServerPool, Session,
+};
 use backlane_proto::{Event, ObjectKind, ObjectName, PackContents, Reason, RoutePolicy};
 use bytes::Bytes;
 use std::{
@@ -26,6 +28,7 @@ pub(crate) struct Files {
     pub(crate) dir: TempDir,
     pub(crate) devices: Vec<PathBuf>,
     pub(crate) uuid: Uuid,
+    pub(crate) engine: EngineChoice,
 }
 
 impl Files {
@@ -47,7 +50,12 @@ impl Files {
         };
         let info = storage_socket::format(&devices, &options).unwrap();
         let uuid = info.uuid;
-        Self { dir, devices, uuid }
+        Self {
+            dir,
+            devices,
+            uuid,
+            engine: EngineChoice::Auto,
+        }
     }
 
     fn server(&self) -> ServerPool {
@@ -55,6 +63,7 @@ impl Files {
             uuid: Some(self.uuid),
             devices: self.devices.clone(),
             lock_dir: self.dir.path().to_owned(),
+            engine: self.engine,
         }
     }
 
@@ -64,6 +73,7 @@ impl Files {
             devices: self.devices.clone(),
             slots: slots.to_vec(),
             lock_dir: self.dir.path().to_owned(),
+            engine: self.engine,
         }
     }
 }
@@ -121,6 +131,25 @@ async fn require_storage_carries_every_body_through_the_pool() {
             ),
             (6, sum)
         );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn both_sides_do_their_io_with_the_engine_that_was_chosen() {
+    for (choice, kind) in [
+        (EngineChoice::IoUring, EngineKind::IoUring),
+        (EngineChoice::ThreadPool, EngineKind::ThreadPool),
+    ] {
+        let mut files = Files::new(1);
+        files.engine = choice;
+        let world = world(&files).await;
+        let config = config(&world, &files, RoutePolicy::RequireStorage);
+        let session = Session::connect(config).await.unwrap();
+        assert_eq!((world.engine, session.engine()), (Some(kind), Some(kind)));
+        let body = body(3_000_000, 8);
+        let name = put(&session, &body).await;
+        assert_eq!(session.get(name, None).await.unwrap(), body);
+        in_time("the close", session.close()).await.unwrap();
     }
 }
 

@@ -2,8 +2,8 @@
 
 use crate::service::Memory;
 use backlane_net::{
-    Authority, ClientConfig, DataPorts, Identity, Server, ServerOptions, identity::SERVER_NAME,
-    identity::request_for,
+    Authority, ClientConfig, DataPorts, EngineKind, Identity, Server, ServerOptions,
+    identity::SERVER_NAME, identity::request_for,
 };
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType,
@@ -75,6 +75,8 @@ pub(crate) struct World {
     pub(crate) ca: Ca,
     pub(crate) service: Arc<Memory>,
     pub(crate) addr: SocketAddr,
+    /// What does the server's I/O on its pool.
+    pub(crate) engine: Option<EngineKind>,
     stop: Option<oneshot::Sender<()>>,
     running: JoinHandle<()>,
 }
@@ -104,7 +106,7 @@ impl World {
         options.data_ports = DataPorts::Any;
         change(&ca, &mut options);
         let server = Server::bind(options).await.unwrap();
-        let addr = server.local_addr();
+        let (addr, engine) = (server.local_addr(), server.engine());
         let (stop, stopped) = oneshot::channel();
         let running = tokio::spawn(async move {
             server.run(async { drop(stopped.await) }).await.unwrap();
@@ -114,6 +116,7 @@ impl World {
             ca,
             service,
             addr,
+            engine,
             stop,
             running,
         }

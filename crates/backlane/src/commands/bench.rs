@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 use storage_socket::{
-    EngineChoice, EngineKind, FormatOptions,
+    EngineKind, FormatOptions,
     bench::{self, BenchOptions, BenchReport, Errand},
 };
 
@@ -59,11 +59,7 @@ struct How {
 impl How {
     fn options(&self) -> BenchOptions {
         BenchOptions {
-            engine: match self.engine {
-                EngineArg::Auto => EngineChoice::Auto,
-                EngineArg::IoUring => EngineChoice::IoUring,
-                EngineArg::Threads => EngineChoice::ThreadPool,
-            },
+            engine: self.engine.into(),
             sealed: self.sealed,
             frame_bytes: self.frame_bytes,
             depth: self.depth,

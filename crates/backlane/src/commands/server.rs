@@ -228,6 +228,8 @@ pub(super) fn new_file(path: &Path) -> Result<File> {
 struct ReadyDocument {
     address: SocketAddr,
     pool: Option<String>,
+    /// What does the I/O on it.
+    engine: Option<String>,
 }
 
 fn serve(args: &ServerRunArgs, context: &Context) -> Result<Outcome> {
@@ -251,6 +253,7 @@ fn serve(args: &ServerRunArgs, context: &Context) -> Result<Outcome> {
             uuid: Some(pool.uuid),
             devices: pool.devices.clone(),
             lock_dir: config.state.join("locks"),
+            engine: context.pool_engine,
         });
         // The pool may take a while, as another server may still have it.
         let server = tokio::select! {
@@ -260,6 +263,7 @@ fn serve(args: &ServerRunArgs, context: &Context) -> Result<Outcome> {
         let ready = ReadyDocument {
             address: server.local_addr(),
             pool: config.pool.map(|pool| pool.uuid.to_string()),
+            engine: server.engine().map(|engine| engine.to_string()),
         };
         context.output.result(&ready, |ready| match &ready.pool {
             Some(pool) => format!("serving on {}, coordinating pool {pool}\n", ready.address),

@@ -218,7 +218,7 @@ async fn close_when_cancelled(cancel: Cancel, session: Session, grace: Duration)
 fn open(context: &Context, route: &RouteArgs) -> Result<Client> {
     let config = ClientFile::read(&config::path(context.config.as_deref()))?;
     let password = config::read_key(&config.repository_key())?;
-    let mut how = config.session()?;
+    let mut how = config.session(context.pool_engine)?;
     if let Some(route) = route.route {
         how.policy = route.into();
     }
