@@ -1,7 +1,8 @@
 //! What the users of a stream and the driver thread share: frames on their way out, frames that came in, and the end.
 //!
 //! Users seal in their own threads, so the long lock (`writer`) is theirs and the driver only tries it; the locks that
-//! both take are held for moments. Sequences are given out here: one frame after another, below the limit that the
+//! both take are held for moments, and whoever waits is woken after they were let go of: a waker is anybody's code.
+//! Sequences are given out here: one frame after another, below the limit that the
 //! driver sets from the room in the ring.
 
 use crate::{Error, error::StopReason, inbox::Inbox, promise::locked};
@@ -376,18 +377,17 @@ impl Flow {
     pub(crate) fn discard(&self) {
         // The frame that was read in part is given back as well, and before those after it.
         let mut reader = locked(&self.reader);
-        let mut receive = locked(&self.receive);
-        receive.discard = true;
-        let half_read = reader.take();
-        let dropped: Vec<_> = half_read
-            .into_iter()
-            .chain(receive.arrived.drain(..))
-            .map(|frame| frame.sequence)
-            .collect();
-        receive.released.extend(dropped);
-        self.receive_changed.notify_all();
-        let waker = receive.waker.take();
-        drop((receive, reader));
+        let waker = self.edit_receive(|receive| {
+            receive.discard = true;
+            let half_read = reader.take();
+            let dropped: Vec<_> = half_read
+                .into_iter()
+                .chain(receive.arrived.drain(..))
+                .map(|frame| frame.sequence)
+                .collect();
+            receive.released.extend(dropped);
+        });
+        drop(reader);
         if let Some(waker) = waker {
             waker.wake();
         }
@@ -450,48 +450,86 @@ impl Flow {
 
     /// For the driver: a frame has come.
     pub(crate) fn deliver(&self, frame: Arrived) {
-        let mut receive = locked(&self.receive);
-        if receive.discard {
-            receive.released.push(frame.sequence);
-            return;
-        }
-        receive.arrived.push_back(frame);
-        self.wake_reader(&mut receive);
+        self.change_receive(|receive| {
+            if receive.discard {
+                receive.released.push(frame.sequence);
+            } else {
+                receive.arrived.push_back(frame);
+            }
+        });
     }
 
     /// For the driver: the peer sends nothing more.
     pub(crate) fn peer_finished(&self) {
-        let mut receive = locked(&self.receive);
-        receive.finished = true;
-        self.wake_reader(&mut receive);
+        self.change_receive(|receive| receive.finished = true);
     }
 
     /// For the driver: the stream is over. The first reason stays.
     pub(crate) fn end(&self, end: &End) {
-        {
-            let mut send = locked(&self.send);
+        self.change_send(|send| {
             send.end.get_or_insert_with(|| end.clone());
             send.ready.clear();
-            self.wake_writer(&mut send);
-        }
-        let mut receive = locked(&self.receive);
-        receive.end.get_or_insert_with(|| end.clone());
-        self.wake_reader(&mut receive);
+        });
+        self.change_receive(|receive| {
+            receive.end.get_or_insert_with(|| end.clone());
+        });
     }
 
-    pub(crate) fn wake_writer(&self, send: &mut Send) {
-        send.changes += 1;
+    /// Changes what writers see, and wakes those that wait.
+    pub(crate) fn change_send(&self, change: impl FnOnce(&mut Send)) {
+        let waker = {
+            let mut send = locked(&self.send);
+            change(&mut send);
+            send.changes += 1;
+            send.waker.take()
+        };
         self.send_changed.notify_all();
-        if let Some(waker) = send.waker.take() {
+        if let Some(waker) = waker {
             waker.wake();
         }
     }
 
-    fn wake_reader(&self, receive: &mut Receive) {
-        self.receive_changed.notify_all();
-        if let Some(waker) = receive.waker.take() {
+    /// Changes what readers see, and wakes those that wait.
+    fn change_receive(&self, change: impl FnOnce(&mut Receive)) {
+        if let Some(waker) = self.edit_receive(change) {
             waker.wake();
         }
+    }
+
+    /// Changes what readers see, and returns the task that waits: it is to be woken without any lock.
+    fn edit_receive(&self, change: impl FnOnce(&mut Receive)) -> Option<Waker> {
+        let mut receive = locked(&self.receive);
+        change(&mut receive);
+        self.receive_changed.notify_all();
+        receive.waker.take()
+    }
+
+    /// Registers whom to wake, if a reader has to wait; returns whether it has to.
+    pub(crate) fn wait_to_read(&self, waker: &Waker) -> bool {
+        // Neither the copy nor the end of the one before is made under the lock.
+        let waker = waker.clone();
+        let mut receive = locked(&self.receive);
+        if !receive.is_idle() {
+            return false;
+        }
+        let before = receive.waker.replace(waker);
+        drop(receive);
+        drop(before);
+        true
+    }
+
+    /// Registers whom to wake, if nothing has changed for writers since the count was `changes`; returns whether it is
+    /// registered.
+    pub(crate) fn wait_to_write(&self, changes: u64, waker: &Waker) -> bool {
+        let waker = waker.clone();
+        let mut send = locked(&self.send);
+        if send.changes != changes {
+            return false;
+        }
+        let before = send.waker.replace(waker);
+        drop(send);
+        drop(before);
+        true
     }
 }
 
@@ -530,6 +568,7 @@ mod tests {
     use super::*;
     use crate::{Protection, driver::tests::grant};
     use direct_io::{Engine, EngineOptions};
+    use std::task::Wake;
     use storage_socket_proto::{ConnectionConfig, Direction};
 
     fn flow() -> Flow {
@@ -563,6 +602,79 @@ mod tests {
         let handover = flow.take_sealed();
         assert!(handover.is_finished && !handover.is_writer_busy);
         assert!(matches!(flow.try_write(b"late"), Err(Error::ShutDown)));
+    }
+
+    /// Notes whether all locks of a flow are free while it is woken, and again when it ends.
+    struct Nosy {
+        flow: Arc<Flow>,
+        free: Arc<Mutex<Vec<bool>>>,
+    }
+
+    impl Nosy {
+        fn look(&self) {
+            let flow = &self.flow;
+            let free = flow.writer.try_lock().is_ok()
+                && flow.reader.try_lock().is_ok()
+                && flow.send.try_lock().is_ok()
+                && flow.receive.try_lock().is_ok();
+            self.free.lock().unwrap().push(free);
+        }
+    }
+
+    impl Wake for Nosy {
+        fn wake(self: Arc<Self>) {
+            self.look();
+        }
+    }
+
+    impl Drop for Nosy {
+        fn drop(&mut self) {
+            self.look();
+        }
+    }
+
+    #[test]
+    fn whoever_is_woken_or_replaced_finds_the_locks_free() {
+        let flow = Arc::new(flow());
+        let free = Arc::new(Mutex::new(Vec::new()));
+        let waker = || {
+            let (flow, free) = (flow.clone(), free.clone());
+            Waker::from(Arc::new(Nosy { flow, free }))
+        };
+        let end = End::Reset {
+            reason: ResetReason::Aborted,
+            device: None,
+        };
+        let arrived = |sequence| Arrived {
+            sequence: Sequence(sequence),
+            buf: AlignedBuf::new(4096).unwrap(),
+            at: 0,
+            end: 8,
+        };
+        // Each has news for a reader, a writer or both.
+        let news: [&dyn Fn(); 5] = [
+            &|| flow.deliver(arrived(0)),
+            &|| flow.peer_finished(),
+            &|| flow.change_send(|send| send.limit += 1),
+            &|| flow.discard(),
+            &|| flow.end(&end),
+        ];
+        for news in news {
+            // The second waker takes the place of the first.
+            for _ in 0..2 {
+                flow.wait_to_read(&waker());
+                let changes = locked(&flow.send).changes;
+                assert!(flow.wait_to_write(changes, &waker()));
+            }
+            news();
+            let before = std::mem::take(&mut *locked(&flow.receive));
+            drop(before);
+        }
+        let free = free.lock().unwrap();
+        assert!(
+            free.len() >= 20 && free.iter().all(|free| *free),
+            "{free:?}"
+        );
     }
 
     #[test]

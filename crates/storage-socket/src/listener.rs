@@ -134,11 +134,15 @@ impl Listener {
     /// # Errors
     /// The pool was closed or lost.
     pub fn poll_accept(&self, context: &mut Context<'_>) -> Poll<io::Result<Incoming>> {
+        let waker = context.waker().clone();
         let mut state = locked(&self.backlog.state);
         if let Some(incoming) = self.take(&mut state) {
             return Poll::Ready(incoming);
         }
-        state.waker = Some(context.waker().clone());
+        // A waker is anybody's code, and its end is too: the one before goes without the lock.
+        let before = state.waker.replace(waker);
+        drop(state);
+        drop(before);
         Poll::Pending
     }
 

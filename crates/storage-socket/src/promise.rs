@@ -95,11 +95,15 @@ impl<T> Future for Promise<T> {
     type Output = Option<T>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<T>> {
+        let waker = context.waker().clone();
         let mut state = locked(&self.0.state);
         if state.value.is_some() || state.is_over {
             return Poll::Ready(state.value.take());
         }
-        state.waker = Some(context.waker().clone());
+        // A waker is anybody's code, and its end is too: the one before goes without the lock.
+        let before = state.waker.replace(waker);
+        drop(state);
+        drop(before);
         Poll::Pending
     }
 }

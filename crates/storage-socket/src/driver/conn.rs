@@ -261,11 +261,11 @@ impl Conn {
         if sequence < self.acknowledged {
             let removed = self.sent.remove(&sequence);
             drop(buf);
-            let mut send = locked(&self.flow.send);
-            if removed.is_some_and(|sent| !sent.is_written) {
-                send.unwritten = send.unwritten.saturating_sub(1);
-            }
-            self.flow.wake_writer(&mut send);
+            self.flow.change_send(|send| {
+                if removed.is_some_and(|sent| !sent.is_written) {
+                    send.unwritten = send.unwritten.saturating_sub(1);
+                }
+            });
         } else if let Some(sent) = self.sent.get_mut(&sequence) {
             sent.buf = Some(buf);
             if is_written && !std::mem::replace(&mut sent.is_written, true) {
@@ -292,9 +292,8 @@ impl Conn {
             },
             ConnectionEvent::PeerFinished => self.flow.peer_finished(),
             ConnectionEvent::FinishAcknowledged => {
-                let mut send = locked(&self.flow.send);
-                send.finish_acknowledged = true;
-                self.flow.wake_writer(&mut send);
+                self.flow
+                    .change_send(|send| send.finish_acknowledged = true);
             }
             ConnectionEvent::Reset {
                 reason,
@@ -344,12 +343,9 @@ impl Conn {
     /// Brings what users see up to date.
     fn tell_users(&mut self) {
         let limit = self.reserved + self.machine.room() as u64;
-        {
-            let mut send = locked(&self.flow.send);
-            if limit != send.limit {
-                send.limit = limit;
-                self.flow.wake_writer(&mut send);
-            }
+        // Nobody else sets it.
+        if locked(&self.flow.send).limit != limit {
+            self.flow.change_send(|send| send.limit = limit);
         }
     }
 }

@@ -51,10 +51,8 @@ impl Stream {
             if let Some(count) = flow.try_read(out)? {
                 return Poll::Ready(Ok(count));
             }
-            let mut receive = locked(&flow.receive);
-            if receive.is_idle() {
+            if flow.wait_to_read(context.waker()) {
                 flow.counters.reads_blocked.fetch_add(1, Ordering::Relaxed);
-                receive.waker = Some(context.waker().clone());
                 return Poll::Pending;
             }
         }
@@ -77,10 +75,8 @@ impl Stream {
             if count > 0 || data.is_empty() {
                 return Poll::Ready(Ok(count));
             }
-            let mut send = locked(&flow.send);
-            if send.changes == before {
+            if flow.wait_to_write(before, context.waker()) {
                 flow.counters.writes_blocked.fetch_add(1, Ordering::Relaxed);
-                send.waker = Some(context.waker().clone());
                 return Poll::Pending;
             }
         }
