@@ -10,22 +10,22 @@ mod slots;
 
 use crate::{
     allocator::Allocator,
-    block::{CoordinatorBlock, CoordinatorState, Grant, Stamp, TagKey},
+    areas::{AreaOutcome, AreaWork, AreaWrites, FixedAreas, Wrote},
+    block::{CoordinatorBlock, CoordinatorState, Grant, TagKey},
     connection::Doorbell,
     error::UsageError,
     geometry::Geometry,
-    io::{IoFailure, IoId, IoIds, IoOutcome, IoRequest},
-    pair::PairOutcome,
+    io::{IoFailure, IoId, IoOutcome, IoRequest},
     poll::Poll,
     reasons::ResetReason,
     seal::Cipher,
     types::{
-        Challenge, ConnectionId, Counter, DeviceIndex, DeviceMask, Epoch, Generation, Incarnation,
-        Name, Port, SlotIndex, Tick, UnitCount,
+        BlockCount, Challenge, ConnectionId, DeviceIndex, DeviceMask, Epoch, Generation,
+        Incarnation, Name, Port, SlotIndex, Tick, UnitCount,
     },
 };
 use claim::{ClaimState, Claiming};
-use device::{Area, Device, DeviceOutcome};
+use device::{Area, CoordinatorReads, SlotRun};
 use grants::Held;
 use slots::{Rest, Slot};
 use std::{
@@ -220,17 +220,10 @@ pub struct MemberView {
 #[derive(Debug)]
 pub struct Coordinator {
     config: CoordinatorConfig,
-    ids: IoIds,
     phase: Phase,
     claiming: Claiming,
-    /// The last counter that was written, or that a predecessor left.
-    counter: Counter,
-    /// This coordinator's counters are above this.
-    inherited: Counter,
     state: CoordinatorState,
-    /// Advances with every change of the block's content.
-    revision: u64,
-    devices: Vec<Device>,
+    areas: FixedAreas<CoordinatorReads>,
     allowed: BTreeMap<SlotIndex, TagKey>,
     /// Slots that were allowed once: their members' pages still have to be read, until they have let go of everything.
     revoked: BTreeMap<SlotIndex, TagKey>,
@@ -243,10 +236,6 @@ pub struct Coordinator {
     next_dynamic: u16,
     events: VecDeque<CoordinatorEvent>,
     rings: VecDeque<SlotIndex>,
-    fence: FenceState,
-    /// When the last block that was written was begun.
-    written_at: Tick,
-    beat_at: Tick,
     poll: Poll,
     deadline: Option<Tick>,
 }
@@ -257,14 +246,6 @@ enum Phase {
     Serving,
     Stopping,
     Ended,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum FenceState {
-    Open,
-    Fenced,
-    /// The block was written again at this tick; it has to be read after it.
-    Proving(Tick),
 }
 
 #[derive(Debug)]
@@ -283,21 +264,19 @@ impl Coordinator {
     #[must_use]
     pub fn new(now: Tick, config: CoordinatorConfig) -> Self {
         let geometry = Arc::clone(&config.geometry);
-        let devices: Vec<Device> = geometry
-            .all_devices()
-            .and(config.devices)
-            .iter()
-            .map(|index| Device::new(index, &geometry))
-            .collect();
+        let first = Geometry::COORDINATOR;
+        let areas = FixedAreas::new(
+            now,
+            &geometry,
+            config.devices,
+            (config.epoch.0, [first, first + BlockCount(1)]),
+            || CoordinatorReads::new(&geometry),
+        );
         let mut coordinator = Self {
-            ids: IoIds::default(),
             phase: Phase::Claiming,
             claiming: Claiming::new(geometry.timeouts()),
-            counter: Counter(0),
-            inherited: Counter(0),
             state: CoordinatorState::Claiming,
-            revision: 1,
-            devices,
+            areas,
             allowed: BTreeMap::new(),
             revoked: BTreeMap::new(),
             slots: BTreeMap::new(),
@@ -309,14 +288,11 @@ impl Coordinator {
             next_dynamic: Port::DYNAMIC_FIRST.0,
             events: VecDeque::new(),
             rings: VecDeque::new(),
-            fence: FenceState::Open,
-            written_at: now,
-            beat_at: now + geometry.timeouts().heartbeat,
             poll: Poll::new(now, SCAN_MIN),
             deadline: None,
             config,
         };
-        if coordinator.devices.is_empty() {
+        if coordinator.areas.devices.is_empty() {
             coordinator.end(EndReason::NoDevice);
         }
         coordinator
@@ -460,7 +436,7 @@ impl Coordinator {
             Phase::Claiming | Phase::Serving => {
                 self.phase = Phase::Stopping;
                 self.state = CoordinatorState::Stopped;
-                self.revision += 1;
+                self.areas.changed();
                 self.deadline = Some(now + self.config.geometry.timeouts().linger);
             }
             Phase::Stopping | Phase::Ended => {}
@@ -486,22 +462,18 @@ impl Coordinator {
 
     /// Takes the outcome of a request.
     pub fn handle_io(&mut self, now: Tick, id: IoId, outcome: IoOutcome<'_>) {
-        if let Some(at) = self.devices.iter().position(|device| device.owns(id)) {
-            let done = self.devices[at].handle_io(now, id, outcome);
-            if self.phase == Phase::Ended {
-                return;
-            }
-            match (done, outcome) {
-                (DeviceOutcome::Pair(outcome), _) => self.handle_pair(now, at, outcome),
-                (DeviceOutcome::Read(area, started), IoOutcome::Read(bytes)) => {
+        match self.areas.handle_io(now, id, outcome) {
+            Some(_) if self.phase == Phase::Ended => return,
+            Some((at, AreaOutcome::Written(wrote))) => self.written(at, wrote),
+            Some((at, AreaOutcome::Read(area, started))) => {
+                if let IoOutcome::Read(bytes) = outcome {
                     self.handle_read(now, at, area, started, bytes);
                 }
-                (DeviceOutcome::Lost(failure), _) => self.lose(now, at, failure),
-                (DeviceOutcome::Found, _) => self.find(at),
-                (DeviceOutcome::Read(..) | DeviceOutcome::Again, _) => {}
             }
-        } else {
-            self.handle_answer_written(now, id, outcome);
+            Some((at, AreaOutcome::Lost(failure))) => self.lost(at, failure),
+            Some((at, AreaOutcome::Found)) => self.find(at),
+            Some((_, AreaOutcome::Nothing)) => {}
+            None => self.handle_answer_written(now, id, outcome),
         }
         self.advance(now);
     }
@@ -517,19 +489,16 @@ impl Coordinator {
                 Doorbell::Present => self.config.geometry.timeouts().heartbeat,
             };
             let slots = self.scanned_slots();
-            if let Some(device) = self.devices.iter_mut().find(|device| !device.is_lost())
-                && device.want_scan(&slots)
+            if let Some(device) = self.areas.primary()
+                && device.reads.want_scan(&slots)
             {
                 self.poll.begun(now, most);
             }
         }
-        for at in 0..self.devices.len() {
-            if let Some(request) = self.devices[at].poll_read(now, &mut self.ids) {
-                return Some(request);
-            }
-            if self.may_write_block() && self.devices[at].wants_write(now, self.revision) {
-                return Some(self.write_block(now, at));
-            }
+        match self.areas.poll_io(now, self.block_writes()) {
+            Some(AreaWork::Request(request)) => return Some(request),
+            Some(AreaWork::Write(at)) => return Some(self.write_block(now, at)),
+            None => {}
         }
         if matches!(self.phase, Phase::Serving | Phase::Stopping) {
             return self.write_answer(now);
@@ -543,25 +512,17 @@ impl Coordinator {
         if self.phase == Phase::Ended {
             return None;
         }
-        let fence = self.config.geometry.timeouts().fence;
-        let primary = self.devices.iter().find(|device| !device.is_lost());
-        let polls = self.phase == Phase::Serving && primary.is_some_and(|d| !d.is_scanning());
-        let fences = self.phase == Phase::Serving && self.fence == FenceState::Open;
-        let blocks = self
-            .devices
-            .iter()
-            .filter(|_| self.may_write_block())
-            .filter_map(|device| device.retry_at(self.revision));
+        let serves = self.phase == Phase::Serving;
+        let polls = serves && self.areas.is_primary(|reads| !reads.is_scanning());
         [
-            Some(self.beat_at),
+            Some(self.areas.poll_timeout(self.block_writes())),
             polls.then(|| self.poll.at()),
-            fences.then(|| self.written_at + fence),
+            self.areas.fence_at().filter(|_| serves),
             self.deadline,
             self.claiming.deadline(),
         ]
         .into_iter()
         .flatten()
-        .chain(blocks)
         .chain(self.answers_due())
         .min()
     }
@@ -572,23 +533,15 @@ impl Coordinator {
             return;
         }
         self.poll.is_due(now);
-        if now >= self.beat_at {
-            self.beat_at = now + self.config.geometry.timeouts().heartbeat;
+        if self.areas.is_beat_due(now) {
             let serves = self.phase == Phase::Serving;
             let slots = if serves { self.all_slots() } else { Vec::new() };
-            for device in &mut self.devices {
-                device.beat(&slots);
-            }
+            self.read_all(&slots);
             for slot in self.slots.values_mut() {
                 slot.refresh();
             }
         }
-        let fence = self.config.geometry.timeouts().fence;
-        if self.phase == Phase::Serving
-            && self.fence == FenceState::Open
-            && now >= self.written_at + fence
-        {
-            self.fence = FenceState::Fenced;
+        if self.phase == Phase::Serving && self.areas.is_fenced_now(now) {
             self.events.push_back(CoordinatorEvent::Fenced);
         }
         self.advance(now);
@@ -603,46 +556,48 @@ impl Coordinator {
     #[must_use]
     pub fn is_stopped(&self) -> bool {
         self.phase == Phase::Ended
-            && self.devices.iter().all(Device::is_quiet)
+            && self.areas.are_quiet()
             && self.slots.values().all(Slot::is_quiet)
     }
 
-    fn may_write_block(&self) -> bool {
-        match self.phase {
+    fn block_writes(&self) -> AreaWrites {
+        let may = match self.phase {
             Phase::Claiming => self.claiming.writes(),
             Phase::Serving | Phase::Stopping => true,
             Phase::Ended => false,
+        };
+        if may {
+            AreaWrites::Allowed
+        } else {
+            AreaWrites::Forbidden
         }
     }
 
     fn write_block(&mut self, now: Tick, at: usize) -> IoRequest {
-        self.counter = self.counter.next();
-        let stamp = Stamp {
-            counter: self.counter,
-            writer: self.config.epoch.0,
-        };
-        let device = &mut self.devices[at];
-        let place = CoordinatorBlock::place(self.config.geometry.pool(), device.index());
+        let stamp = self.areas.stamp();
+        let device = self.areas.devices[at].index();
+        let place = CoordinatorBlock::place(self.config.geometry.pool(), device);
         let block = CoordinatorBlock {
             state: self.state,
             host: self.config.host.clone(),
         };
         let block = block.encode(&place, stamp, &self.config.key);
-        device.write(now, &mut self.ids, block, self.revision)
+        self.areas.write(now, at, block)
     }
 
-    fn handle_pair(&mut self, now: Tick, at: usize, outcome: PairOutcome) {
-        match outcome {
-            PairOutcome::Written => {
-                let began = self.devices[at].written();
-                self.written_at = self.written_at.max(began);
-                if self.fence == FenceState::Fenced {
-                    self.fence = FenceState::Proving(now);
-                    self.devices[at].want_block();
-                }
+    fn written(&mut self, at: usize, wrote: Wrote) {
+        if wrote.is_proving {
+            self.areas.devices[at].reads.want_block();
+        }
+    }
+
+    /// The block is read on each device, and the pages of `slots`.
+    fn read_all(&mut self, slots: &[SlotRun]) {
+        for device in &mut self.areas.devices {
+            device.reads.want_block();
+            if !device.is_lost() {
+                device.reads.want_scan(slots);
             }
-            PairOutcome::ReadBack | PairOutcome::Failed(_) => {}
-            PairOutcome::Lost(failure) => self.lose(now, at, failure),
         }
     }
 
@@ -650,11 +605,9 @@ impl Coordinator {
         match area {
             Area::Block => {
                 self.read_block(now, at, started, bytes);
-                if self.phase == Phase::Serving
-                    && let FenceState::Proving(since) = self.fence
-                    && started >= since
-                {
-                    self.fence = FenceState::Open;
+                let since = self.areas.proving_since();
+                if self.phase == Phase::Serving && since.is_some_and(|since| started >= since) {
+                    self.areas.unfence();
                     self.events.push_back(CoordinatorEvent::Unfenced);
                 }
             }
@@ -663,19 +616,15 @@ impl Coordinator {
         }
     }
 
-    fn lose(&mut self, now: Tick, at: usize, failure: IoFailure) {
-        let device = &mut self.devices[at];
-        if device.is_lost() {
-            return;
-        }
-        device.set_lost(now, &self.config.geometry.timeouts());
-        let device = device.index();
+    /// A device is lost from now on.
+    fn lost(&mut self, at: usize, failure: IoFailure) {
+        let device = self.areas.devices[at].index();
         for slot in self.slots.values_mut() {
             slot.lose_device(device);
         }
         self.events
             .push_back(CoordinatorEvent::DeviceLost { device, failure });
-        if self.devices.iter().all(Device::is_lost) {
+        if self.areas.are_all_lost() {
             self.end(EndReason::NoDevice);
         }
     }
@@ -683,12 +632,14 @@ impl Coordinator {
     /// A lost device answers again.
     fn find(&mut self, at: usize) {
         let slots = self.all_slots();
-        let device = &mut self.devices[at];
-        if self.phase == Phase::Claiming {
-            device.beat(&[]);
-            device.want_old_answers(self.config.geometry.slots());
+        let claims = self.phase == Phase::Claiming;
+        let device = &mut self.areas.devices[at];
+        device.repair();
+        device.reads.want_block();
+        if claims {
+            device.reads.want_old_answers(self.config.geometry.slots());
         } else {
-            device.beat(&slots);
+            device.reads.want_scan(&slots);
         }
         let device = device.index();
         for slot in self.slots.values_mut() {
@@ -711,8 +662,7 @@ impl Coordinator {
             Phase::Claiming => self.advance_claim(now),
             Phase::Stopping => {
                 let is_late = self.deadline.is_some_and(|deadline| now >= deadline);
-                let said = |device: &Device| device.has_written(self.revision);
-                if is_late || self.devices.iter().all(said) {
+                if is_late || self.areas.has_said_all() {
                     self.end(EndReason::Requested);
                 }
             }
@@ -727,14 +677,13 @@ impl Coordinator {
         self.phase = Phase::Serving;
         self.state = CoordinatorState::Serving;
         self.claiming.set(ClaimState::Done);
-        self.revision += 1;
-        self.written_at = now;
+        self.areas.changed();
+        self.areas.restart_fence(now);
         self.poll.hasten(now);
         self.poll.want();
         self.events.push_back(CoordinatorEvent::Serving);
         let slots = self.all_slots();
-        for device in &mut self.devices {
-            device.beat(&slots);
-        }
+        self.areas.beat();
+        self.read_all(&slots);
     }
 }

@@ -25,6 +25,19 @@ pub struct IoRequest {
     pub op: IoOp,
 }
 
+impl IoRequest {
+    /// A read of `blocks` blocks.
+    pub(crate) fn read(id: IoId, device: DeviceIndex, lba: Lba, blocks: BlockCount) -> Self {
+        Self {
+            id,
+            device,
+            lba,
+            blocks,
+            op: IoOp::Read,
+        }
+    }
+}
+
 /// The kind of an I/O and where its bytes are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum IoOp {

@@ -10,6 +10,7 @@
 //! the machine slept has to be known to them before they write.
 
 mod allocator;
+mod areas;
 pub mod block;
 mod connection;
 mod coordinator;

@@ -8,21 +8,21 @@ mod entries;
 mod follow;
 
 use crate::{
-    block::{Grant, MemberPage, MemberState, Place, Stamp, TagKey},
+    areas::{AreaOutcome, AreaWork, AreaWrites, FixedAreas, Wrote},
+    block::{Grant, MemberPage, MemberState, Place, TagKey},
     connection::Doorbell,
     error::UsageError,
     geometry::Geometry,
-    io::{IoFailure, IoId, IoIds, IoOutcome, IoRequest},
-    pair::PairOutcome,
+    io::{IoFailure, IoId, IoOutcome, IoRequest},
     poll::Poll,
     reasons::{RefusalReason, ResetReason},
     seal::Cipher,
     types::{
-        Challenge, ConnectionId, Counter, DeviceIndex, DeviceMask, ENTRIES, Epoch, Incarnation,
-        Name, Port, SlotIndex, Tick, UnitCount,
+        BlockCount, Challenge, ConnectionId, Counter, DeviceIndex, DeviceMask, ENTRIES, Epoch,
+        Incarnation, Name, Port, SlotIndex, Tick, UnitCount,
     },
 };
-use device::{Area, Device, DeviceOutcome};
+use device::{Area, MemberReads};
 use entries::Entry;
 use follow::Followed;
 use std::{collections::VecDeque, sync::Arc, time::Duration};
@@ -164,26 +164,16 @@ pub enum StopReason {
 #[derive(Debug)]
 pub struct Member {
     config: MemberConfig,
-    ids: IoIds,
     phase: Phase,
-    /// The last counter that was written, or that a predecessor left.
-    counter: Counter,
-    /// This member's counters are above this.
-    inherited: Counter,
     /// The highest counter of another incarnation below that, and how often it has advanced.
     foreign: (Counter, u32),
-    /// Advances with every change of the page's content.
-    revision: u64,
-    devices: Vec<Device>,
+    areas: FixedAreas<MemberReads>,
     entries: [Entry; ENTRIES],
     challenges: Vec<Challenge>,
     confirmed: Epoch,
     followed: Followed,
     events: VecDeque<MemberEvent>,
-    fence: FenceState,
-    /// When the last page that was written was begun.
-    written_at: Tick,
-    beat_at: Tick,
+    proof: Proof,
     poll: Poll,
     ring: bool,
     deadline: Option<Tick>,
@@ -198,18 +188,9 @@ enum Phase {
     Stopped,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum FenceState {
-    Open,
-    Fenced,
-    /// The page was written again.
-    Proving(Proof),
-}
-
-/// What has to be read, with reads begun after the page was written, before a fenced member is free.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What was read, with reads begun after the page was written, before a fenced member is free.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Proof {
-    since: Tick,
     /// The epoch whose coordinator block was read, as that of the coordinator that is followed.
     block: Option<Epoch>,
     /// The epoch whose answers to this incarnation were read.
@@ -228,34 +209,30 @@ impl Member {
     #[must_use]
     pub fn new(now: Tick, config: MemberConfig) -> Self {
         let geometry = &config.geometry;
-        let devices: Vec<Device> = geometry
-            .all_devices()
-            .and(config.devices)
-            .iter()
-            .map(|index| Device::new(index, geometry, config.slot))
-            .collect();
+        let page = geometry.member_page(config.slot);
+        let areas = FixedAreas::new(
+            now,
+            geometry,
+            config.devices,
+            (config.incarnation.0, [page, page + BlockCount(1)]),
+            || MemberReads::new(geometry, config.slot),
+        );
         let mut member = Self {
-            ids: IoIds::default(),
             phase: Phase::Starting,
-            counter: Counter(0),
-            inherited: Counter(0),
             foreign: (Counter(0), 0),
-            revision: 1,
-            devices,
+            areas,
             entries: [Entry::default(); ENTRIES],
             challenges: Vec::new(),
             confirmed: Epoch(0),
             followed: Followed::new(geometry.timeouts()),
             events: VecDeque::new(),
-            fence: FenceState::Open,
-            written_at: now,
-            beat_at: now + geometry.timeouts().heartbeat,
+            proof: Proof::default(),
             poll: Poll::new(now, POLL_MIN),
             ring: false,
             deadline: None,
             config,
         };
-        if member.devices.is_empty() {
+        if member.areas.devices.is_empty() {
             member.end(StopReason::NoDevice);
         }
         member
@@ -289,12 +266,8 @@ impl Member {
             return Err(UsageError::Stopped);
         }
         let forgotten = self.followed.serving().is_none();
-        let there = self.devices.iter().filter(|device| !device.is_lost());
-        let there = there.fold(DeviceMask::NONE, |mask, device| {
-            mask.or(DeviceMask::only(device.index()))
-        });
         let options = ConnectOptions {
-            devices: options.devices.and(there),
+            devices: options.devices.and(self.areas.mask(|_| true)),
             ..options
         };
         let entry = entries::place(&mut self.entries, &options, forgotten)?;
@@ -325,8 +298,8 @@ impl Member {
     /// The coordinator's challenge on a device, if a current one was read.
     #[must_use]
     pub fn challenge_seen(&self, device: DeviceIndex) -> Option<Challenge> {
-        let device = self.devices.iter().find(|known| known.index() == device)?;
-        device.challenge_seen
+        let at = self.areas.position(device)?;
+        self.areas.devices[at].reads.challenge_seen
     }
 
     /// The coordinator was heard of over the network: its silence counts from now.
@@ -369,24 +342,26 @@ impl Member {
 
     /// Takes the outcome of a request.
     pub fn handle_io(&mut self, now: Tick, id: IoId, outcome: IoOutcome<'_>) {
-        let Some(at) = self.devices.iter().position(|device| device.owns(id)) else {
+        let Some((at, done)) = self.areas.handle_io(now, id, outcome) else {
             return;
         };
-        let done = self.devices[at].handle_io(now, id, outcome);
         if self.phase == Phase::Stopped {
             return;
         }
         match done {
-            DeviceOutcome::Pair(outcome) => self.handle_pair(now, at, outcome),
-            DeviceOutcome::Read(area, started) => {
+            AreaOutcome::Written(wrote) => self.written(wrote),
+            AreaOutcome::Read(area, started) => {
                 if let IoOutcome::Read(bytes) = outcome {
                     self.handle_read(now, at, area, started, bytes);
                 }
             }
-            DeviceOutcome::Again => {}
-            DeviceOutcome::Lost(failure) => self.lose(now, at, failure),
-            DeviceOutcome::Found => {
-                let device = self.devices[at].index();
+            AreaOutcome::Nothing => {}
+            AreaOutcome::Lost(failure) => self.lost(now, at, failure),
+            AreaOutcome::Found => {
+                let device = &mut self.areas.devices[at];
+                device.repair();
+                device.reads.want_all();
+                let device = device.index();
                 self.events.push_back(MemberEvent::DeviceFound { device });
                 self.changed(now);
             }
@@ -401,22 +376,16 @@ impl Member {
         }
         if self.poll.is_wanted() && self.phase != Phase::Starting {
             let most = self.poll_max();
-            if let Some(device) = self.devices.iter_mut().find(|device| !device.is_lost())
-                && device.want_answer()
+            if let Some(device) = self.areas.primary()
+                && device.reads.want_answer()
             {
                 self.poll.begun(now, most);
             }
         }
-        for at in 0..self.devices.len() {
-            if let Some(request) = self.devices[at].poll_read(now, &mut self.ids) {
-                return Some(request);
-            }
-            let may_write = matches!(self.phase, Phase::Running | Phase::Stopping);
-            if may_write && self.devices[at].wants_write(now, self.revision) {
-                return Some(self.write_page(now, at));
-            }
+        match self.areas.poll_io(now, self.page_writes())? {
+            AreaWork::Request(request) => Some(request),
+            AreaWork::Write(at) => Some(self.write_page(now, at)),
         }
-        None
     }
 
     /// When [`Member::handle_timeout`] has to be called.
@@ -425,22 +394,18 @@ impl Member {
         if self.phase == Phase::Stopped {
             return None;
         }
-        let fence = self.config.geometry.timeouts().fence;
-        let primary = self.devices.iter().find(|device| !device.is_lost());
-        let poll = primary.is_some_and(|device| !device.is_reading_answer());
-        let writes = self.phase != Phase::Starting;
-        let retry = |device: &Device| device.retry_at(self.revision).filter(|_| writes);
+        let runs = self.phase == Phase::Running;
+        let polls = self.phase != Phase::Starting;
+        let polls = polls && self.areas.is_primary(|reads| !reads.is_reading_answer());
         [
-            Some(self.beat_at),
-            (poll && self.phase != Phase::Starting).then(|| self.poll.at()),
-            (self.fence == FenceState::Open && self.phase == Phase::Running)
-                .then(|| self.written_at + fence),
+            Some(self.areas.poll_timeout(self.page_writes())),
+            polls.then(|| self.poll.at()),
+            self.areas.fence_at().filter(|_| runs),
             self.deadline,
         ]
         .into_iter()
         .flatten()
         .chain(self.entries.iter().filter_map(Entry::deadline))
-        .chain(self.devices.iter().filter_map(retry))
         .min()
     }
 
@@ -450,10 +415,9 @@ impl Member {
             return;
         }
         self.poll.is_due(now);
-        if now >= self.beat_at {
-            self.beat_at = now + self.config.geometry.timeouts().heartbeat;
-            for device in &mut self.devices {
-                device.beat();
+        if self.areas.is_beat_due(now) {
+            for device in &mut self.areas.devices {
+                device.reads.want_all();
             }
         }
         let mut any = false;
@@ -467,12 +431,7 @@ impl Member {
         if any {
             self.changed(now);
         }
-        let fence = self.config.geometry.timeouts().fence;
-        if self.phase == Phase::Running
-            && self.fence == FenceState::Open
-            && now >= self.written_at + fence
-        {
-            self.fence = FenceState::Fenced;
+        if self.phase == Phase::Running && self.areas.is_fenced_now(now) {
             self.events.push_back(MemberEvent::Fenced);
         }
         self.advance(now);
@@ -486,18 +445,14 @@ impl Member {
     /// Whether the member has ended and no I/O is under way.
     #[must_use]
     pub fn is_stopped(&self) -> bool {
-        self.phase == Phase::Stopped && self.devices.iter().all(Device::is_quiet)
+        self.phase == Phase::Stopped && self.areas.are_quiet()
     }
 
     /// The devices whose coordinator block of the present epoch was read and whose own page was written.
     fn seen_devices(&self) -> DeviceMask {
         let epoch = self.followed.known();
-        self.devices
-            .iter()
-            .filter(|device| device.sees(epoch))
-            .fold(DeviceMask::NONE, |mask, device| {
-                mask.or(DeviceMask::only(device.index()))
-            })
+        self.areas
+            .mask(|reads| epoch.is_some() && reads.sees == epoch)
     }
 
     fn poll_max(&self) -> Duration {
@@ -511,17 +466,21 @@ impl Member {
     }
 
     fn changed(&mut self, now: Tick) {
-        self.revision += 1;
+        self.areas.changed();
         self.poll.hasten(now);
     }
 
+    fn page_writes(&self) -> AreaWrites {
+        if self.phase == Phase::Starting {
+            AreaWrites::Forbidden
+        } else {
+            AreaWrites::Allowed
+        }
+    }
+
     fn write_page(&mut self, now: Tick, at: usize) -> IoRequest {
-        self.counter = self.counter.next();
-        let stamp = Stamp {
-            counter: self.counter,
-            writer: self.config.incarnation.0,
-        };
-        let index = self.devices[at].index();
+        let stamp = self.areas.stamp();
+        let index = self.areas.devices[at].index();
         let page = MemberPage {
             state: if self.phase == Phase::Stopping {
                 MemberState::Stopped
@@ -539,7 +498,7 @@ impl Member {
             entries: self.entries.map(|entry| entry.page()),
         };
         let block = page.encode(&self.place(index), stamp, &self.config.page_key);
-        self.devices[at].write(now, &mut self.ids, block, self.revision)
+        self.areas.write(now, at, block)
     }
 
     fn place(&self, device: DeviceIndex) -> Place {
@@ -550,23 +509,11 @@ impl Member {
         }
     }
 
-    fn handle_pair(&mut self, now: Tick, at: usize, outcome: PairOutcome) {
-        match outcome {
-            PairOutcome::Written => {
-                let (began, news) = self.devices[at].written();
-                self.written_at = self.written_at.max(began);
-                self.ring |= news;
-                if self.fence == FenceState::Fenced {
-                    self.fence = FenceState::Proving(Proof {
-                        since: now,
-                        block: None,
-                        answers: None,
-                    });
-                    self.poll.want();
-                }
-            }
-            PairOutcome::ReadBack | PairOutcome::Failed(_) => {}
-            PairOutcome::Lost(failure) => self.lose(now, at, failure),
+    fn written(&mut self, wrote: Wrote) {
+        self.ring |= wrote.is_news;
+        if wrote.is_proving {
+            self.proof = Proof::default();
+            self.poll.want();
         }
     }
 
@@ -586,31 +533,25 @@ impl Member {
 
     /// A fenced member is free once the coordinator that it follows has said so much as its block and its answers do.
     fn prove(&mut self, started: Tick, add: impl FnOnce(&mut Proof)) {
-        let FenceState::Proving(proof) = &mut self.fence else {
-            return;
-        };
-        if started < proof.since {
+        let since = self.areas.proving_since();
+        if since.is_none_or(|since| started < since) {
             return;
         }
-        add(proof);
+        add(&mut self.proof);
         let known = self.followed.known();
-        if known.is_some() && proof.block == known && proof.answers == known {
-            self.fence = FenceState::Open;
+        if known.is_some() && self.proof.block == known && self.proof.answers == known {
+            self.areas.unfence();
             self.events.push_back(MemberEvent::Unfenced);
         }
     }
 
-    fn lose(&mut self, now: Tick, at: usize, failure: IoFailure) {
-        let device = &mut self.devices[at];
-        if device.is_lost() {
-            return;
-        }
-        device.set_lost(now, &self.config.geometry.timeouts());
-        let device = device.index();
+    /// A device is lost from now on.
+    fn lost(&mut self, now: Tick, at: usize, failure: IoFailure) {
+        let device = self.areas.devices[at].index();
         self.events
             .push_back(MemberEvent::DeviceLost { device, failure });
         self.changed(now);
-        if self.devices.iter().all(Device::is_lost) {
+        if self.areas.are_all_lost() {
             self.end(StopReason::NoDevice);
         }
     }
@@ -625,18 +566,14 @@ impl Member {
 
     fn advance(&mut self, now: Tick) {
         match self.phase {
-            Phase::Starting if self.devices.iter().all(Device::is_known) => {
-                self.inherited = self.counter.succession();
-                self.counter = self.inherited;
-                self.foreign.0 = self.foreign.0.max(Counter(0));
+            Phase::Starting if self.areas.are_known() => {
+                self.areas.succeed(now);
                 self.phase = Phase::Running;
-                self.written_at = now;
                 self.poll.hasten(now);
             }
             Phase::Stopping => {
                 let is_late = self.deadline.is_some_and(|deadline| now >= deadline);
-                let said = |device: &Device| device.has_written(self.revision);
-                if is_late || self.devices.iter().all(said) {
+                if is_late || self.areas.has_said_all() {
                     self.end(StopReason::Requested);
                 }
             }

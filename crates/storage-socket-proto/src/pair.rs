@@ -121,13 +121,8 @@ impl PairWriter {
         }
         let id = ids.fresh();
         self.state = State::ReadingBack(id);
-        Some(IoRequest {
-            id,
-            device: self.device,
-            lba: self.copies[self.turn],
-            blocks: BlockCount(1),
-            op: IoOp::Read,
-        })
+        let lba = self.copies[self.turn];
+        Some(IoRequest::read(id, self.device, lba, BlockCount(1)))
     }
 
     /// Takes the outcome of an I/O that this writer owns.
@@ -169,6 +164,76 @@ impl PairWriter {
                 }
             }
         }
+    }
+}
+
+/// A block that is kept up to date on one device: which revision of its content stands there.
+#[derive(Debug)]
+pub(crate) struct Posting {
+    pub(crate) pair: PairWriter,
+    began: Tick,
+    /// The revision that is being written, and the one that was; 0 before the first.
+    writing: u64,
+    written: u64,
+    was_news: bool,
+}
+
+impl Posting {
+    pub(crate) fn new(device: DeviceIndex, copies: [Lba; 2]) -> Self {
+        Self {
+            pair: PairWriter::new(device, copies),
+            began: Tick::default(),
+            writing: 0,
+            written: 0,
+            was_news: false,
+        }
+    }
+
+    /// Whether this revision was written.
+    pub(crate) fn has_written(&self, revision: u64) -> bool {
+        self.written >= revision
+    }
+
+    pub(crate) fn has_to_write(&self, revision: u64) -> bool {
+        !self.has_written(revision) || self.pair.needs_rewrite()
+    }
+
+    /// What stands on the device is unknown: it is written again.
+    pub(crate) fn forget(&mut self) {
+        self.written = 0;
+    }
+
+    /// Begins to write this revision; the pair has to be ready.
+    pub(crate) fn write(
+        &mut self,
+        now: Tick,
+        ids: &mut IoIds,
+        block: Box<Block>,
+        revision: u64,
+    ) -> IoRequest {
+        self.began = now;
+        self.writing = revision;
+        self.pair.write(ids, block)
+    }
+
+    /// Takes the outcome of an I/O that the pair owns.
+    pub(crate) fn handle(&mut self, now: Tick, outcome: IoOutcome<'_>) -> PairOutcome {
+        let outcome = self.pair.handle(now, outcome);
+        if outcome == PairOutcome::Written {
+            self.was_news = self.written < self.writing;
+            self.written = self.writing;
+        }
+        outcome
+    }
+
+    /// When the last write was begun.
+    pub(crate) fn began(&self) -> Tick {
+        self.began
+    }
+
+    /// Whether the last revision that was written hadn't been written before.
+    pub(crate) fn was_news(&self) -> bool {
+        self.was_news
     }
 }
 

@@ -1,9 +1,9 @@
 //! A lost device is looked at again, ever more rarely: what came back may be granted again.
 
 use crate::{
-    geometry::Timeouts,
-    io::{IoId, IoIds, IoOp, IoRequest},
-    types::{BlockCount, DeviceIndex, Lba, Tick},
+    geometry::{Geometry, Timeouts},
+    io::{IoId, IoIds, IoRequest},
+    types::{BlockCount, DeviceIndex, Tick},
 };
 use std::time::Duration;
 
@@ -53,13 +53,8 @@ impl Probe {
         }
         let id = ids.fresh();
         self.under_way = Some(id);
-        Some(IoRequest {
-            id,
-            device,
-            lba: Lba(crate::geometry::Geometry::COORDINATOR.0),
-            blocks: BlockCount(2),
-            op: IoOp::Read,
-        })
+        let lba = Geometry::COORDINATOR;
+        Some(IoRequest::read(id, device, lba, BlockCount(2)))
     }
 
     /// The probe failed.

@@ -7,7 +7,7 @@
 use crate::{
     block::{ControlBlock, Place, Stamp, TagKey, Unchecked},
     geometry::{CONTROL_STRIDE, Ring},
-    io::{IoFailure, IoId, IoIds, IoOp, IoOutcome, IoRequest},
+    io::{IoFailure, IoId, IoIds, IoOutcome, IoRequest},
     pair::{PairOutcome, PairWriter},
     types::{BLOCK_BYTES, BlockCount, Counter, DeviceIndex, Lba, Tick},
 };
@@ -157,13 +157,8 @@ impl Control {
     pub(crate) fn read(&mut self, ids: &mut IoIds) -> IoRequest {
         let id = ids.fresh();
         self.reading = Some(id);
-        IoRequest {
-            id,
-            device: self.device,
-            lba: self.peer_at,
-            blocks: BlockCount(CONTROL_STRIDE.0 + 1),
-            op: IoOp::Read,
-        }
+        let blocks = BlockCount(CONTROL_STRIDE.0 + 1);
+        IoRequest::read(id, self.device, self.peer_at, blocks)
     }
 
     pub(crate) fn owns(&self, id: IoId) -> bool {

@@ -2,7 +2,7 @@
 
 use crate::{
     block::{AnswerPage, CoordinatorBlock, CoordinatorState, Place, Unchecked},
-    coordinator::{Claim, Coordinator, EndReason, Phase, device::Device, slots::Rest},
+    coordinator::{Claim, Coordinator, EndReason, Phase, slots::Rest},
     error::FormatError,
     geometry::Timeouts,
     liveness::Silence,
@@ -73,7 +73,7 @@ impl Claiming {
 impl Coordinator {
     /// Takes what stands in the coordinator's place on one device.
     pub(super) fn read_block(&mut self, now: Tick, at: usize, started: Tick, bytes: &[u8]) {
-        let index = self.devices[at].index();
+        let index = self.areas.devices[at].index();
         let place = CoordinatorBlock::place(self.config.geometry.pool(), index);
         let mut newest = Counter(0);
         for copy in bytes.chunks(BLOCK_BYTES) {
@@ -83,35 +83,30 @@ impl Coordinator {
                 continue;
             };
             newest = newest.max(stamp.counter);
-            let is_own = stamp.writer == self.config.epoch.0;
             if !self.claiming.writes() {
                 if stamp.counter >= self.claiming.newest {
                     self.claiming.newest = stamp.counter;
                     self.claiming.other = Some((Epoch(stamp.writer), block.host, block.state));
                 }
-                self.counter = self.counter.max(stamp.counter);
+                self.areas.inherit(stamp.counter);
                 continue;
             }
-            if is_own {
-                let last = self.devices[at].last();
-                let same = last
-                    .and_then(|block| Unchecked::new(&block.0).ok())
-                    .is_some_and(|block| block.claimed_stamp() == stamp);
-                if stamp.counter > self.counter || (same && last.is_some_and(|b| b.0[..] != *copy))
-                {
-                    self.end(EndReason::ClonedHost);
-                    return;
-                }
-            } else if stamp.counter > self.inherited {
+            if self.areas.is_cloned(at, stamp, copy) {
+                self.end(EndReason::ClonedHost);
+                return;
+            }
+            if self.areas.is_own(stamp) {
+                continue;
+            }
+            if self.areas.is_overtaken_by(stamp) {
                 self.end(EndReason::ForeignEpoch {
                     epoch: Epoch(stamp.writer),
                     host: block.host,
                 });
                 return;
-            } else {
-                // A ghost, or a predecessor that will see this coordinator's epoch.
-                self.devices[at].repair();
             }
+            // A ghost, or a predecessor that will see this coordinator's epoch.
+            self.areas.devices[at].repair();
         }
         match self.claiming.state {
             ClaimState::Watching => {
@@ -130,7 +125,7 @@ impl Coordinator {
             return;
         }
         let pool = self.config.geometry.pool();
-        let device = self.devices[at].index();
+        let device = self.areas.devices[at].index();
         for (pair, index) in bytes.chunks(2 * BLOCK_BYTES).zip(first.0..) {
             let slot = SlotIndex(index);
             let place = Place { pool, device, slot };
@@ -142,7 +137,7 @@ impl Coordinator {
                 match found {
                     Ok((stamp, page)) => {
                         is_legible = true;
-                        self.counter = self.counter.max(stamp.counter);
+                        self.areas.inherit(stamp.counter);
                         let rest = self.rests.entry(slot);
                         rest.or_insert_with(|| Rest::new(self.config.geometry.timeouts()))
                             .take(stamp, &page);
@@ -160,7 +155,7 @@ impl Coordinator {
 
     pub(super) fn advance_claim(&mut self, now: Tick) {
         match self.claiming.state {
-            ClaimState::Reading if self.devices.iter().all(|device| device.is_known()) => {
+            ClaimState::Reading if self.areas.are_known() => {
                 let others = self.claiming.other.as_ref().map(|(_, _, state)| *state);
                 let is_free = others.is_none_or(|state| state == CoordinatorState::Stopped);
                 if is_free || self.config.claim == Claim::SameHost {
@@ -187,25 +182,27 @@ impl Coordinator {
                 }
             }
             // The wait begins when the claim stands on every device.
-            ClaimState::Writing if self.devices.iter().all(|d| d.has_written(self.revision)) => {
+            ClaimState::Writing if self.areas.has_said_all() => {
                 self.claiming.state = ClaimState::Waiting(now + self.claiming.timeouts.claim);
             }
             ClaimState::Waiting(until) if now >= until => {
                 self.claiming.state = ClaimState::Rereading(now);
                 self.claiming.reread = DeviceMask::NONE;
                 let slots = self.config.geometry.slots();
-                for device in &mut self.devices {
-                    device.want_block();
+                for device in &mut self.areas.devices {
+                    device.reads.want_block();
                     // What was granted until everybody could see the claim rests as well.
-                    device.want_old_answers(slots);
+                    if !device.is_lost() {
+                        device.reads.want_old_answers(slots);
+                    }
                 }
             }
             ClaimState::Rereading(_) => {
                 let reread = self.claiming.reread;
-                let is_reread = |device: &Device| {
+                let mut devices = self.areas.devices.iter();
+                if devices.all(|device| {
                     device.is_lost() || (reread.contains(device.index()) && device.is_known())
-                };
-                if self.devices.iter().all(is_reread) {
+                }) {
                     self.serve(now);
                 }
             }
@@ -217,8 +214,7 @@ impl Coordinator {
     }
 
     fn begin_claim(&mut self, now: Tick) {
-        self.inherited = self.counter.succession();
-        self.counter = self.inherited;
+        self.areas.succeed(now);
         if self.config.claim == Claim::SameHost {
             self.serve(now);
         } else {

@@ -7,7 +7,7 @@ use crate::{
         TagKey, Unchecked,
     },
     connection::Doorbell,
-    coordinator::{Coordinator, CoordinatorEvent, FenceState, Phase, device::SlotRun, slots::Slot},
+    coordinator::{Coordinator, CoordinatorEvent, Phase, device::SlotRun, slots::Slot},
     geometry::FRAME_UNITS_MAX,
     io::{IoId, IoOutcome, IoRequest},
     pair::PairOutcome,
@@ -81,7 +81,7 @@ impl Coordinator {
         if self.phase != Phase::Serving && self.phase != Phase::Stopping {
             return;
         }
-        let device = self.devices[at].index();
+        let device = self.areas.devices[at].index();
         for (pair, index) in bytes.chunks(2 * BLOCK_BYTES).zip(first.0..) {
             let slot = SlotIndex(index);
             let seen = self
@@ -118,14 +118,15 @@ impl Coordinator {
         stamp: Stamp,
         page: MemberPage,
     ) {
-        let device = self.devices[at].index();
+        let device = self.areas.devices[at].index();
         let epoch = self.config.epoch;
         let is_first = !self.slots.contains_key(&index);
         let mask = self.config.geometry.all_devices().and(self.config.devices);
         let geometry = &self.config.geometry;
         let slot = self.slots.entry(index).or_insert_with(|| {
             let mut slot = Slot::new(index, stamp, page.clone(), geometry, mask);
-            for device in self.devices.iter().filter(|device| device.is_lost()) {
+            let devices = self.areas.devices.iter();
+            for device in devices.filter(|device| device.is_lost()) {
                 slot.lose_device(device.index());
             }
             slot
@@ -299,7 +300,7 @@ impl Coordinator {
             }
             // A fenced one may have been followed by another: the request stands until it is known to be free.
             if let MemberEntry::Request(request) = entry
-                && self.fence == FenceState::Open
+                && self.areas.is_fence_open()
                 && self.is_ripe(now, index, at, request)
             {
                 let answer = self.decide(index, at, request);
@@ -311,10 +312,7 @@ impl Coordinator {
     /// Whether a request is to be answered: not while devices that may be used are still to be proved, for a stream
     /// uses the devices of its grant to its end.
     fn is_ripe(&mut self, now: Tick, index: SlotIndex, at: usize, request: &Request) -> bool {
-        let there = self.devices.iter().filter(|device| !device.is_lost());
-        let wish = there.fold(DeviceMask::NONE, |mask, device| {
-            mask.or(request.devices.and(DeviceMask::only(device.index())))
-        });
+        let wish = self.areas.mask(|_| true).and(request.devices);
         let patience = self.config.geometry.timeouts().heartbeat * 2;
         let Some(slot) = self.slots.get_mut(&index) else {
             return false;
@@ -536,7 +534,7 @@ impl Coordinator {
     }
 
     pub(super) fn write_answer(&mut self, now: Tick) -> Option<IoRequest> {
-        if self.fence != FenceState::Open {
+        if !self.areas.is_fence_open() {
             return None;
         }
         for (&index, slot) in &mut self.slots {
@@ -544,31 +542,27 @@ impl Coordinator {
                 // The page is the only record of what rests, should this coordinator die as well.
                 continue;
             }
-            if let Some(request) = slot.poll_read_back(&mut self.ids, now) {
+            if let Some(request) = slot.poll_read_back(&mut self.areas.ids, now) {
                 return Some(request);
             }
             let Some((device, page)) = slot.answer_due(now) else {
                 continue;
             };
-            self.counter = self.counter.next();
-            let stamp = Stamp {
-                counter: self.counter,
-                writer: self.config.epoch.0,
-            };
+            let stamp = self.areas.stamp();
             let place = Place {
                 pool: self.config.geometry.pool(),
                 device,
                 slot: index,
             };
             let block = page.encode(&place, stamp, &self.config.key);
-            return Some(slot.pair(device)?.write(&mut self.ids, block));
+            return slot.write_answer(now, &mut self.areas.ids, device, block);
         }
         None
     }
 
     pub(super) fn answers_due(&self) -> impl Iterator<Item = Tick> {
-        let writes = matches!(self.phase, Phase::Serving | Phase::Stopping)
-            && self.fence == FenceState::Open;
+        let writes =
+            matches!(self.phase, Phase::Serving | Phase::Stopping) && self.areas.is_fence_open();
         self.slots
             .iter()
             .filter(move |(index, _)| writes && !self.rests.contains_key(index))
@@ -587,12 +581,10 @@ impl Coordinator {
                 }
             }
             Some((_, device, PairOutcome::Lost(failure))) => {
-                let at = self
-                    .devices
-                    .iter()
-                    .position(|known| known.index() == device);
-                if let Some(at) = at {
-                    self.lose(now, at, failure);
+                if let Some(at) = self.areas.position(device)
+                    && self.areas.lose(now, at)
+                {
+                    self.lost(at, failure);
                 }
             }
             Some((_, _, PairOutcome::ReadBack | PairOutcome::Failed(_))) | None => {}

@@ -4,11 +4,11 @@ use crate::{
     allocator::{Allocator, HoldId},
     block::{Answer, AnswerEntry, AnswerPage, MemberEntry, MemberPage, SegmentGroup, Stamp},
     geometry::{Geometry, Timeouts},
-    io::{IoId, IoOutcome},
+    io::{IoId, IoIds, IoOutcome, IoRequest},
     liveness::Silence,
-    pair::{PairOutcome, PairWriter},
+    pair::{PairOutcome, Posting},
     types::{
-        BlockCount, Challenge, ConnectionId, Counter, DeviceIndex, DeviceMask, ENTRIES,
+        Block, BlockCount, Challenge, ConnectionId, Counter, DeviceIndex, DeviceMask, ENTRIES,
         Incarnation, Name, SlotIndex, Tick,
     },
 };
@@ -37,9 +37,7 @@ struct SlotDevice {
     /// The newest page that was read here.
     stamp: Stamp,
     challenge: Option<Challenge>,
-    pair: PairWriter,
-    writing: u64,
-    written: u64,
+    posting: Posting,
 }
 
 impl Slot {
@@ -55,9 +53,7 @@ impl Slot {
             lost: false,
             stamp: Stamp::default(),
             challenge: None,
-            pair: PairWriter::new(device, [at, at + BlockCount(1)]),
-            writing: 0,
-            written: 0,
+            posting: Posting::new(device, [at, at + BlockCount(1)]),
         };
         Self {
             stamp,
@@ -89,7 +85,8 @@ impl Slot {
     }
 
     pub(super) fn is_quiet(&self) -> bool {
-        self.devices.values().all(|device| device.pair.is_quiet())
+        let mut devices = self.devices.values();
+        devices.all(|device| device.posting.pair.is_quiet())
     }
 
     pub(super) fn lose_device(&mut self, device: DeviceIndex) {
@@ -103,9 +100,9 @@ impl Slot {
     pub(super) fn find_device(&mut self, device: DeviceIndex) {
         if let Some(device) = self.devices.get_mut(&device) {
             device.lost = false;
-            device.pair.forgive();
+            device.posting.pair.forgive();
+            device.posting.forget();
             device.stamp = Stamp::default();
-            device.written = 0;
         }
     }
 
@@ -202,7 +199,7 @@ impl Slot {
         let (&index, _) = self
             .devices
             .iter()
-            .find(|(_, device)| device.has_to_write(self.revision) && device.pair.is_ready(now))?;
+            .find(|(_, device)| device.is_due(now, self.revision))?;
         let page = AnswerPage {
             incarnation: self.incarnation(),
             challenge: self
@@ -217,23 +214,24 @@ impl Slot {
         Some((index, page))
     }
 
-    /// The writer of the answers on a device; what it writes is the present revision.
-    pub(super) fn pair(&mut self, device: DeviceIndex) -> Option<&mut PairWriter> {
-        let device = self.devices.get_mut(&device)?;
-        device.writing = self.revision;
-        Some(&mut device.pair)
+    /// Begins to write the present answers on a device.
+    pub(super) fn write_answer(
+        &mut self,
+        now: Tick,
+        ids: &mut IoIds,
+        device: DeviceIndex,
+        block: Box<Block>,
+    ) -> Option<IoRequest> {
+        let posting = &mut self.devices.get_mut(&device)?.posting;
+        Some(posting.write(now, ids, block, self.revision))
     }
 
     /// The read that proves a rewritten copy, when one is due.
-    pub(super) fn poll_read_back(
-        &mut self,
-        ids: &mut crate::io::IoIds,
-        now: Tick,
-    ) -> Option<crate::io::IoRequest> {
+    pub(super) fn poll_read_back(&mut self, ids: &mut IoIds, now: Tick) -> Option<IoRequest> {
         self.devices
             .values_mut()
             .filter(|device| !device.lost)
-            .find_map(|device| device.pair.poll_read_back(ids, now))
+            .find_map(|device| device.posting.pair.poll_read_back(ids, now))
     }
 
     /// When answers that have to wait may be written.
@@ -241,7 +239,7 @@ impl Slot {
         self.devices
             .values()
             .filter(|device| device.has_to_write(self.revision))
-            .filter_map(|device| device.pair.ready_at())
+            .filter_map(|device| device.posting.pair.ready_at())
             .min()
     }
 
@@ -254,18 +252,18 @@ impl Slot {
         let (&index, device) = self
             .devices
             .iter_mut()
-            .find(|(_, device)| device.pair.owns(id))?;
-        let outcome = device.pair.handle(now, outcome);
-        if outcome == PairOutcome::Written {
-            device.written = device.writing;
-        }
-        Some((index, outcome))
+            .find(|(_, device)| device.posting.pair.owns(id))?;
+        Some((index, device.posting.handle(now, outcome)))
     }
 }
 
 impl SlotDevice {
     fn has_to_write(&self, revision: u64) -> bool {
-        !self.lost && (self.written < revision || self.pair.needs_rewrite())
+        !self.lost && self.posting.has_to_write(revision)
+    }
+
+    fn is_due(&self, now: Tick, revision: u64) -> bool {
+        self.has_to_write(revision) && self.posting.pair.is_ready(now)
     }
 }
 

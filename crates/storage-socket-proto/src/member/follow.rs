@@ -59,7 +59,7 @@ impl Followed {
 impl Member {
     /// Looks at its own slot for its predecessor, for ghosts, and for a clone of this host.
     pub(super) fn read_own(&mut self, _now: Tick, at: usize, bytes: &[u8]) {
-        let place = self.place(self.devices[at].index());
+        let place = self.place(self.areas.devices[at].index());
         for copy in bytes.chunks(BLOCK_BYTES) {
             let found = Unchecked::new(copy)
                 .and_then(|block| MemberPage::parse(block, &place, &self.config.page_key));
@@ -67,7 +67,7 @@ impl Member {
                 continue;
             };
             if self.phase == Phase::Starting {
-                self.counter = self.counter.max(stamp.counter);
+                self.areas.inherit(stamp.counter);
                 self.foreign.0 = self.foreign.0.max(stamp.counter);
                 continue;
             }
@@ -78,24 +78,19 @@ impl Member {
                 });
                 return;
             }
-            if stamp.writer != self.config.incarnation.0 {
-                self.devices[at].repair();
+            if !self.areas.is_own(stamp) {
+                self.areas.devices[at].repair();
             }
         }
     }
 
     /// Whether what was found in this member's slot was written by another living process.
     fn is_anothers(&mut self, at: usize, stamp: Stamp, copy: &[u8]) -> bool {
-        let is_own = stamp.writer == self.config.incarnation.0;
-        if stamp.counter > self.counter || (!is_own && stamp.counter > self.inherited) {
+        if self.areas.is_cloned(at, stamp, copy) || self.areas.is_overtaken_by(stamp) {
             return true;
         }
-        if is_own {
-            let last = self.devices[at].last();
-            let same_counter = last
-                .and_then(|block| Unchecked::new(&block.0).ok())
-                .is_some_and(|block| block.claimed_stamp() == stamp);
-            return same_counter && last.is_some_and(|block| block.0[..] != *copy);
+        if self.areas.is_own(stamp) {
+            return false;
         }
         // A predecessor's ghost, or the predecessor itself: ghosts are few.
         let (highest, advances) = &mut self.foreign;
@@ -108,7 +103,7 @@ impl Member {
 
     /// Takes what stands in the coordinator's place on one device; returns the epoch of the newest copy.
     pub(super) fn read_coordinator(&mut self, now: Tick, at: usize, bytes: &[u8]) -> Option<Epoch> {
-        let index = self.devices[at].index();
+        let index = self.areas.devices[at].index();
         let place = CoordinatorBlock::place(self.config.geometry.pool(), index);
         let key = self.config.coordinator_key.clone();
         let newest = newest(bytes, |block| CoordinatorBlock::parse(block, &place, &key));
@@ -116,7 +111,10 @@ impl Member {
             self.watch(now, Counter(0));
             return None;
         };
-        let seen_here = self.devices[at].sees.replace(Epoch(stamp.writer));
+        let seen_here = self.areas.devices[at]
+            .reads
+            .sees
+            .replace(Epoch(stamp.writer));
         let was_lost = self.followed.lost;
         if stamp.counter > self.followed.counter {
             self.followed.counter = stamp.counter;
@@ -139,8 +137,8 @@ impl Member {
             self.followed.answered = Counter(0);
             self.followed.lost = false;
             self.followed.silence = Silence::new(self.config.geometry.timeouts().heartbeat);
-            for device in &mut self.devices {
-                device.challenge_seen = None;
+            for device in &mut self.areas.devices {
+                device.reads.challenge_seen = None;
             }
         }
         let had = self.followed.state;
@@ -226,12 +224,12 @@ impl Member {
     /// Takes the answers that stand on one device; returns their epoch if they are the followed coordinator's to this
     /// incarnation.
     pub(super) fn read_answer(&mut self, now: Tick, at: usize, bytes: &[u8]) -> Option<Epoch> {
-        let place = self.place(self.devices[at].index());
+        let place = self.place(self.areas.devices[at].index());
         let key = self.config.coordinator_key.clone();
         let newest = newest(bytes, |block| AnswerPage::parse(block, &place, &key));
         let (stamp, page) = newest?;
         if self.phase == Phase::Starting {
-            self.counter = self.counter.max(page.seen);
+            self.areas.inherit(page.seen);
             return None;
         }
         let is_current = self.followed.epoch == Some(Epoch(stamp.writer))
@@ -239,9 +237,9 @@ impl Member {
         if !is_current {
             return None;
         }
-        let device = &mut self.devices[at];
-        if device.challenge_seen != Some(page.challenge) {
-            device.challenge_seen = Some(page.challenge);
+        let device = &mut self.areas.devices[at];
+        if device.reads.challenge_seen != Some(page.challenge) {
+            device.reads.challenge_seen = Some(page.challenge);
             let device = device.index();
             self.events.push_back(MemberEvent::ChallengeSeen {
                 device,
