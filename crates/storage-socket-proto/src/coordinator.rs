@@ -6,6 +6,7 @@
 mod claim;
 mod device;
 mod grants;
+mod scan;
 mod slots;
 
 use crate::{
@@ -27,11 +28,11 @@ use crate::{
 use claim::{ClaimState, Claiming};
 use device::{Area, CoordinatorReads, SlotRun};
 use grants::Held;
+use scan::SCAN_MIN;
 use slots::{Rest, Slot};
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
-    time::Duration,
 };
 
 /// What a coordinator is made of.
@@ -49,7 +50,7 @@ pub struct CoordinatorConfig {
     pub claim: Claim,
     /// The key that tags the coordinator's blocks.
     pub key: TagKey,
-    /// Whether doorbells tell of news; without, the pages are polled more often.
+    /// Whether doorbells tell of news of members of whom nothing else was said ([`Coordinator::set_doorbell`]).
     pub doorbell: Doorbell,
     /// Units of a frame slot at most.
     pub frame_units_max: UnitCount,
@@ -236,6 +237,12 @@ pub struct Coordinator {
     next_dynamic: u16,
     events: VecDeque<CoordinatorEvent>,
     rings: VecDeque<SlotIndex>,
+    /// What was said of single slots.
+    doorbells: BTreeMap<SlotIndex, Doorbell>,
+    /// Members that rang and were not read since.
+    rung: BTreeSet<SlotIndex>,
+    /// The first of the slots that are looked at next though nobody may use them.
+    strangers: u32,
     poll: Poll,
     deadline: Option<Tick>,
 }
@@ -253,11 +260,6 @@ struct Listener {
     options: ListenOptions,
     waiting: usize,
 }
-
-/// The shortest time between two scans of the members' pages.
-const SCAN_MIN: Duration = Duration::from_millis(1);
-/// The longest while no doorbell is there.
-const SCAN_MAX: Duration = Duration::from_millis(100);
 
 impl Coordinator {
     /// A coordinator that begins to claim the pool.
@@ -288,6 +290,9 @@ impl Coordinator {
             next_dynamic: Port::DYNAMIC_FIRST.0,
             events: VecDeque::new(),
             rings: VecDeque::new(),
+            doorbells: BTreeMap::new(),
+            rung: BTreeSet::new(),
+            strangers: 0,
             poll: Poll::new(now, SCAN_MIN),
             deadline: None,
             config,
@@ -443,23 +448,6 @@ impl Coordinator {
         }
     }
 
-    /// Says whether doorbells are there.
-    pub fn set_doorbell(&mut self, now: Tick, doorbell: Doorbell) {
-        self.config.doorbell = doorbell;
-        self.poll.hasten(now);
-    }
-
-    /// A member rang: there are news to read.
-    pub fn handle_doorbell(&mut self, now: Tick) {
-        self.poll.hasten(now);
-        self.poll.want();
-    }
-
-    /// The slot of a member that should be rung; asked once per ring.
-    pub fn poll_doorbell(&mut self) -> Option<SlotIndex> {
-        self.rings.pop_front()
-    }
-
     /// Takes the outcome of a request.
     pub fn handle_io(&mut self, now: Tick, id: IoId, outcome: IoOutcome<'_>) {
         match self.areas.handle_io(now, id, outcome) {
@@ -483,18 +471,7 @@ impl Coordinator {
         if self.phase == Phase::Ended {
             return None;
         }
-        if self.poll.is_wanted() && self.phase == Phase::Serving {
-            let most = match self.config.doorbell {
-                Doorbell::Absent => SCAN_MAX.min(self.config.geometry.timeouts().heartbeat),
-                Doorbell::Present => self.config.geometry.timeouts().heartbeat,
-            };
-            let slots = self.scanned_slots();
-            if let Some(device) = self.areas.primary()
-                && device.reads.want_scan(&slots)
-            {
-                self.poll.begun(now, most);
-            }
-        }
+        self.scan(now);
         match self.areas.poll_io(now, self.block_writes()) {
             Some(AreaWork::Request(request)) => return Some(request),
             Some(AreaWork::Write(at)) => return Some(self.write_block(now, at)),
@@ -513,10 +490,9 @@ impl Coordinator {
             return None;
         }
         let serves = self.phase == Phase::Serving;
-        let polls = serves && self.areas.is_primary(|reads| !reads.is_scanning());
         [
             Some(self.areas.poll_timeout(self.block_writes())),
-            polls.then(|| self.poll.at()),
+            self.scan_at(),
             self.areas.fence_at().filter(|_| serves),
             self.deadline,
             self.claiming.deadline(),
@@ -535,7 +511,11 @@ impl Coordinator {
         self.poll.is_due(now);
         if self.areas.is_beat_due(now) {
             let serves = self.phase == Phase::Serving;
-            let slots = if serves { self.all_slots() } else { Vec::new() };
+            let slots = if serves {
+                self.beat_slots()
+            } else {
+                Vec::new()
+            };
             self.read_all(&slots);
             for slot in self.slots.values_mut() {
                 slot.refresh();

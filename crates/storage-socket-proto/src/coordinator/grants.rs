@@ -6,8 +6,7 @@ use crate::{
         Answer, Grant, MemberEntry, MemberPage, MemberState, Place, Request, SegmentGroup, Stamp,
         TagKey, Unchecked,
     },
-    connection::Doorbell,
-    coordinator::{Coordinator, CoordinatorEvent, Phase, device::SlotRun, slots::Slot},
+    coordinator::{Coordinator, CoordinatorEvent, Phase, slots::Slot},
     geometry::FRAME_UNITS_MAX,
     io::{IoId, IoOutcome, IoRequest},
     pair::PairOutcome,
@@ -45,37 +44,7 @@ impl Held {
     }
 }
 
-/// Slots between two runs that are read along, rather than in two reads.
-const GAP_MAX: u32 = 8;
-
 impl Coordinator {
-    /// The runs of slots that may ask for something, or where something rests.
-    pub(super) fn scanned_slots(&self) -> Vec<SlotRun> {
-        let mut runs: Vec<SlotRun> = Vec::new();
-        let all = self.config.geometry.slots();
-        let mut slots: Vec<u32> = self
-            .allowed
-            .keys()
-            .chain(self.rests.keys())
-            .map(|slot| slot.0)
-            .collect();
-        slots.retain(|&slot| slot < all);
-        slots.sort_unstable();
-        for slot in slots {
-            match runs.last_mut() {
-                Some((first, count)) if slot < first.0 + *count + GAP_MAX => {
-                    *count = slot + 1 - first.0;
-                }
-                _ => runs.push((SlotIndex(slot), 1)),
-            }
-        }
-        runs
-    }
-
-    pub(super) fn all_slots(&self) -> Vec<SlotRun> {
-        vec![(SlotIndex(0), self.config.geometry.slots())]
-    }
-
     /// Takes the member pages of a run of slots on one device.
     pub(super) fn read_pages(&mut self, now: Tick, at: usize, first: SlotIndex, bytes: &[u8]) {
         if self.phase != Phase::Serving && self.phase != Phase::Stopping {
@@ -576,9 +545,7 @@ impl Coordinator {
         });
         match found {
             Some((slot, _, PairOutcome::Written)) => {
-                if self.config.doorbell == Doorbell::Present && !self.rings.contains(&slot) {
-                    self.rings.push_back(slot);
-                }
+                self.ring(slot);
             }
             Some((_, device, PairOutcome::Lost(failure))) => {
                 if let Some(at) = self.areas.position(device)

@@ -103,12 +103,17 @@ pub(crate) const PORT: Port = Port(7);
 
 impl Bench {
     pub(crate) fn new(devices: u16) -> Self {
+        Self::with_slots(devices, 4)
+    }
+
+    pub(crate) fn with_slots(devices: u16, slots: u32) -> Self {
         let size = DeviceSize {
             blocks: 4096,
             logical_block: 4096,
         };
         let sizes = vec![size; usize::from(devices)];
-        let geometry = Geometry::new(PoolId::default(), 4, &sizes, Timeouts::default()).unwrap();
+        let geometry = Geometry::new(PoolId::default(), slots, &sizes, Timeouts::default());
+        let geometry = geometry.unwrap();
         Self {
             now: Tick::from_millis(1000),
             devices: sizes.iter().map(|_| SimDevice::new()).collect(),

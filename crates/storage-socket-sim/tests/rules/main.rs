@@ -5,6 +5,7 @@
     reason = "helpers of tests, where a panic is the finding"
 )]
 
+mod bells;
 mod bench;
 mod claim;
 mod connection;

@@ -162,8 +162,6 @@ impl Driver {
             return;
         }
         if let Machine::Coordinator(_) = &self.machine {
-            // A member without a doorbell may have come.
-            self.judge_doorbells(now);
             match self.listeners.get(&grant.port) {
                 Some(backlog) => {
                     self.unaccepted.insert(id, grant.port);
@@ -350,26 +348,7 @@ impl Driver {
         }
         match &mut self.machine {
             Machine::Member(member) => member.set_doorbell(now, doorbell),
-            Machine::Coordinator(_) => self.judge_doorbells(now),
-        }
-    }
-
-    /// A coordinator counts on doorbells when every member that is there has one: it polls all of them alike.
-    fn judge_doorbells(&mut self, now: Tick) {
-        let Machine::Coordinator(coordinator) = &self.machine else {
-            return;
-        };
-        let has_doorbell = |slot: &SlotIndex| self.doorbell(*slot) == Doorbell::Present;
-        let alive = coordinator.members(now).into_iter();
-        let mut alive = alive.filter(|member| member.alive);
-        let all = alive.all(|member| has_doorbell(&member.slot));
-        let doorbell = if all && self.doorbells.keys().any(has_doorbell) {
-            Doorbell::Present
-        } else {
-            Doorbell::Absent
-        };
-        if let Machine::Coordinator(coordinator) = &mut self.machine {
-            coordinator.set_doorbell(now, doorbell);
+            Machine::Coordinator(coordinator) => coordinator.set_doorbell(now, slot, doorbell),
         }
     }
 
@@ -377,7 +356,10 @@ impl Driver {
         if self.doorbells.get(&slot) != Some(&Doorbell::Present) {
             self.set_doorbell(now, slot, Doorbell::Present);
         }
-        self.machine.handle_doorbell(now);
+        match &mut self.machine {
+            Machine::Member(member) => member.handle_doorbell(now),
+            Machine::Coordinator(coordinator) => coordinator.handle_doorbell_of(now, slot),
+        }
         for conn in self.conns.values_mut().filter(|conn| conn.slot == slot) {
             conn.machine.handle_doorbell(now);
             let heard = &conn.flow.counters.doorbells_heard;
