@@ -33,6 +33,10 @@ pub(super) struct Shared {
     pub(super) events: broadcast::Sender<Event>,
     /// Rung when the pool has news for the server.
     pub(super) doorbell: Arc<Notify>,
+    /// Rung when the server shows no sign of life on storage.
+    pub(super) suspicion: Arc<Notify>,
+    /// Rung when the server asks for a sign of life.
+    pub(super) asked: Notify,
     /// The pool, while the session has it.
     pub(super) pool: Arc<Hand>,
     /// Set once, when the session is over.
@@ -115,6 +119,8 @@ impl Shared {
             permits: Arc::new(Semaphore::new(calls_max)),
             events: broadcast::Sender::new(EVENTS_KEPT_MAX),
             doorbell: starter.doorbell(),
+            suspicion: starter.suspicion(),
+            asked: Notify::new(),
             pool: starter.hand(),
             over: watch::Sender::new(false),
             state: Mutex::new(State {
@@ -281,8 +287,17 @@ impl Shared {
         self.state().report.sent(decision, bytes);
     }
 
+    /// Counts a body that came. While a server waits for its client to come through the pool, it can't know what keeps
+    /// the client; the client does.
     pub(super) fn count_received(&self, decision: Decision, bytes: u64) {
-        self.state().report.received(decision, bytes);
+        let mut state = self.state();
+        let decision = match (decision, &state.storage) {
+            (Decision::Network(Reason::Pending | Reason::NoAnswer), RouteState::Down(down)) => {
+                Decision::Network(down.reason)
+            }
+            (decision, _) => decision,
+        };
+        state.report.received(decision, bytes);
     }
 
     /// Hands an answer to its call; answers to calls that are over are late, and skipped.
@@ -385,12 +400,36 @@ mod tests {
     use super::*;
     use backlane_proto::{ObjectId, ObjectKind, ObjectName, PackContents};
 
-    #[tokio::test]
-    async fn a_route_that_fails_is_told_to_the_calls_that_count_on_it_alone() {
-        let (control, _requests) = mpsc::unbounded_channel();
+    fn shared() -> (Shared, mpsc::UnboundedReceiver<FromClient>) {
+        let (control, requests) = mpsc::unbounded_channel();
         let starter = Starter::begin(None, "db1");
         let policy = RoutePolicy::PreferStorage;
         let shared = Shared::new("s:1".into(), "db1".into(), policy, 8, control, &starter);
+        (shared, requests)
+    }
+
+    #[tokio::test]
+    async fn a_body_that_came_by_network_is_counted_with_what_keeps_this_side_from_storage() {
+        let (shared, _requests) = shared();
+        let waits = Decision::Network(Reason::Pending);
+        shared.count_received(waits, 1);
+        let full = RouteDown::new(Reason::NoFreeSegments, "");
+        shared.route_down(Route::Storage, &full);
+        shared.count_received(waits, 10);
+        shared.count_received(Decision::Network(Reason::NoAnswer), 20);
+        // What the server knows for itself stands.
+        shared.count_received(Decision::Network(Reason::DeviceError), 5);
+        let report = shared.report();
+        let bytes = |reason| report.reasons.get(&reason).map(|traffic| traffic.bytes);
+        assert_eq!(bytes(Reason::Pending), Some(1));
+        assert_eq!(bytes(Reason::NoFreeSegments), Some(30));
+        assert_eq!(bytes(Reason::DeviceError), Some(5));
+        assert_eq!(bytes(Reason::NoAnswer), None);
+    }
+
+    #[tokio::test]
+    async fn a_route_that_fails_is_told_to_the_calls_that_count_on_it_alone() {
+        let (shared, _requests) = shared();
         let name = ObjectName {
             kind: ObjectKind::Pack,
             id: ObjectId::NONE,
