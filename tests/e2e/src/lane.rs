@@ -123,6 +123,14 @@ impl Lane {
         ip(&["-n", &self.client.0, "link", "set", "lane", "down"])
     }
 
+    /// Mends the wire.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn mend(&self) -> Result<()> {
+        ip(&["-n", &self.client.0, "link", "set", "lane", "up"])
+    }
+
     /// The name of a side's namespace, for tools that want it.
     #[must_use]
     pub fn namespace(&self, side: Side) -> &str {

@@ -12,13 +12,17 @@ mod device;
 mod lane;
 mod need;
 mod process;
+mod scene;
 mod sweep;
 mod system;
+mod terminal;
 
 pub use data::{plant, same};
 pub use device::{Sector, SharedDevice, Tmpfs};
 pub use lane::{Lane, Side, Wire};
 pub use need::{ready, ready_with};
 pub use process::{Ended, Process, binary, output, until};
+pub use scene::Scene;
 pub use sweep::base;
-pub use system::{Client, Job, Setup, System};
+pub use system::{Client, Engine, Job, Setup, System};
+pub use terminal::Terminal;

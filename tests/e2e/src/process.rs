@@ -91,31 +91,39 @@ impl Process {
     /// # Errors
     /// When it can't be started.
     pub fn start(command: &mut Command, dir: &Path, input: Option<&str>) -> Result<Self> {
+        let mut process = Self::start_with(command, dir, Stdio::piped())?;
+        if let Some(input) = input
+            && let Some(mut stdin) = process.child.stdin.take()
+        {
+            // A program that doesn't read its input has no need of it.
+            let _ = stdin.write_all(input.as_bytes());
+        }
+        Ok(process)
+    }
+
+    /// As [`Process::start`], with a standard input of one's own.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub(crate) fn start_with(command: &mut Command, dir: &Path, stdin: Stdio) -> Result<Self> {
         let shown = format!("{command:?}");
         let name = crate::sweep::unique("log");
         let [stdout, stderr] = ["out", "err"].map(|end| dir.join(format!("{name}.{end}")));
         let create = |path: &Path| {
             File::create(path).with_context(|| format!("creating {}", path.display()))
         };
-        let mut child = command
-            .stdin(Stdio::piped())
+        let child = command
+            .stdin(stdin)
             .stdout(create(&stdout)?)
             .stderr(create(&stderr)?)
             .spawn()
             .with_context(|| format!("starting {shown}"))?;
-        if let Some(input) = input
-            && let Some(mut stdin) = child.stdin.take()
-        {
-            // A program that doesn't read its input has no need of it.
-            let _ = stdin.write_all(input.as_bytes());
-        }
-        let started = Instant::now();
         Ok(Self {
             child,
             shown,
             stdout,
             stderr,
-            started,
+            started: Instant::now(),
             peak_memory_bytes: 0,
         })
     }
@@ -143,6 +151,20 @@ impl Process {
     pub fn is_running(&mut self) -> Result<bool> {
         self.look();
         Ok(self.child.try_wait().context("waiting")?.is_none())
+    }
+
+    /// Whether it does I/O by `io_uring`, as the kernel's list of its open files has it.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn has_io_uring(&self) -> Result<bool> {
+        let files = format!("/proc/{}/fd", self.id());
+        let entries = std::fs::read_dir(&files).with_context(|| format!("listing {files}"))?;
+        Ok(entries
+            .flatten()
+            // A file may be closed before it is looked at.
+            .filter_map(|entry| std::fs::read_link(entry.path()).ok())
+            .any(|what| what.as_os_str() == "anon_inode:[io_uring]"))
     }
 
     /// Waits for the end.

@@ -20,24 +20,54 @@ const PORT: u16 = 4710;
 pub struct Setup {
     /// What the wire carries.
     pub wire: Wire,
-    /// Size of the shared disk.
+    /// How many disks the two sides share.
+    pub devices: u16,
+    /// Size of all shared disks together.
     pub pool_bytes: u64,
-    /// Block size of the shared disk.
+    /// Block size of the shared disks.
     pub sector: Sector,
     /// How many slots the pool has, where it isn't what `pool create` takes by default.
     pub max_members: Option<u32>,
     /// Puts the server's objects on a file system of this size.
     pub objects_bytes: Option<u64>,
+    /// What does the I/O on the shared disks, on both sides.
+    pub engine: Engine,
+}
+
+/// What does a process's I/O on the shared disks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// What the program chooses.
+    Auto,
+    /// Threads, as where `io_uring` is forbidden.
+    Threads,
 }
 
 impl Default for Setup {
     fn default() -> Self {
         Self {
             wire: Wire::GIGABIT,
+            devices: 1,
             pool_bytes: 256 << 20,
             sector: Sector::B4096,
             max_members: None,
             objects_bytes: None,
+            engine: Engine::Auto,
+        }
+    }
+}
+
+impl Setup {
+    /// A pool in which there is room for one session and not for two, even if the second takes the least that it can.
+    ///
+    /// The pool keeps 3 MiB for itself. A session's stream on the designated port takes 640 KiB, its data pair the
+    /// largest of twice 32 MiB, 16, 8… and 64 KiB of control blocks for each direction: 8.1 MiB of 10 here. A second
+    /// one wants twice 1 MiB at least, and has less.
+    #[must_use]
+    pub fn one_session() -> Self {
+        Self {
+            pool_bytes: 13 << 20,
+            ..Self::default()
         }
     }
 }
@@ -49,12 +79,13 @@ pub struct System {
     server: Option<Process>,
     /// The wire.
     pub lane: Lane,
-    /// The shared disk.
-    pub device: SharedDevice,
+    /// The shared disks.
+    pub devices: Vec<SharedDevice>,
     /// The file system of the server's objects, if it has one of its own.
     pub objects: Option<Tmpfs>,
     dir: tempfile::TempDir,
     binary: PathBuf,
+    engine: Engine,
 }
 
 /// An enrolled host.
@@ -77,8 +108,10 @@ pub struct Job {
     pub ended: Ended,
     /// Bytes that crossed the wire.
     pub wire_bytes: u64,
-    /// Bytes that were written to or read from the shared disk.
+    /// Bytes that were written to or read from the shared disks together.
     pub device_bytes: u64,
+    /// The same of each disk.
+    pub each_device_bytes: Vec<u64>,
 }
 
 impl System {
@@ -102,7 +135,11 @@ impl System {
             .prefix(&format!("{}-", crate::sweep::unique("dir")))
             .tempdir_in(crate::sweep::base())
             .context("making a directory for the test")?;
-        let device = SharedDevice::new(dir.path(), setup.pool_bytes, setup.sector)?;
+        // Whole blocks, whatever their size.
+        let bytes = setup.pool_bytes / u64::from(setup.devices) / 4096 * 4096;
+        let devices = (0..setup.devices)
+            .map(|_| SharedDevice::new(dir.path(), bytes, setup.sector))
+            .collect::<Result<_>>()?;
         let objects = setup
             .objects_bytes
             .map(|bytes| Tmpfs::new(&dir.path().join("objects"), bytes))
@@ -110,16 +147,17 @@ impl System {
         let system = Self {
             server: None,
             lane,
-            device,
+            devices,
             objects,
             dir,
             binary: binary()?,
+            engine: setup.engine,
         };
 
         let mut create = system.command(Side::Server);
         create
             .args(["pool", "create", "--name", "test"])
-            .arg(&system.device.at_server);
+            .args(system.at_server());
         if let Some(slots) = setup.max_members {
             create.args(["--max-members", &slots.to_string()]);
         }
@@ -131,7 +169,9 @@ impl System {
             "--address",
             &format!("{}:{PORT}", Side::Server.address()),
         ]);
-        init.arg("--pool").arg(&system.device.at_server);
+        for device in system.at_server() {
+            init.arg("--pool").arg(device);
+        }
         init.arg("--state").arg(system.path("server"));
         init.arg("--objects").arg(system.path("objects"));
         output(&mut init)?;
@@ -141,6 +181,44 @@ impl System {
     /// A path in the directory that lives as long as the system.
     pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// The shared disks as the server sees them.
+    pub fn at_server(&self) -> impl Iterator<Item = &Path> {
+        self.devices.iter().map(|device| device.at_server.as_path())
+    }
+
+    /// The shared disks as the clients see them.
+    #[must_use]
+    pub fn at_client(&self) -> Vec<&Path> {
+        let devices = self.devices.iter();
+        devices.map(|device| device.at_client.as_path()).collect()
+    }
+
+    /// Bytes read from and written to each shared disk from both sides, by the counters of the block layer.
+    ///
+    /// # Errors
+    /// When the counters can't be read.
+    pub fn each_device_bytes(&self) -> Result<Vec<u64>> {
+        self.devices.iter().map(SharedDevice::bytes).collect()
+    }
+
+    /// The sum of [`System::each_device_bytes`].
+    ///
+    /// # Errors
+    /// When the counters can't be read.
+    pub fn device_bytes(&self) -> Result<u64> {
+        Ok(self.each_device_bytes()?.iter().sum())
+    }
+
+    /// Takes the disks away from the clients.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn detach_client(&self) -> Result<()> {
+        self.devices
+            .iter()
+            .try_for_each(SharedDevice::detach_client)
     }
 
     /// Where the server keeps the objects of a host's repository: the directory that stock tools open.
@@ -174,6 +252,11 @@ impl System {
     pub fn command(&self, side: Side) -> Command {
         let mut command = self.lane.command(side, &self.binary);
         command.env_remove("BACKLANE_CONFIG");
+        let engine = match self.engine {
+            Engine::Auto => "auto",
+            Engine::Threads => "threads",
+        };
+        command.env("BACKLANE_POOL_ENGINE", engine);
         command
     }
 
@@ -253,11 +336,12 @@ impl System {
         Ok(token.to_owned())
     }
 
-    /// Joins with a token, as a host that sees the pool at `device`.
+    /// The command by which `host` joins, and what it will be then. The host sees the pool at `devices`. Unless it is
+    /// told where to read the token, it asks.
     ///
     /// # Errors
-    /// When the program can't be run; that it was refused is in what it says.
-    pub fn join(&self, host: &str, token: &str, device: Option<&Path>) -> Result<(Client, Ended)> {
+    /// When there is no room for the host's files.
+    pub fn join_command(&self, host: &str, devices: &[&Path]) -> Result<(Client, Command)> {
         let home = self.path(format!("client-{host}"));
         std::fs::create_dir_all(&home)?;
         let client = Client {
@@ -267,24 +351,32 @@ impl System {
             key_file: home.join("state/repository.key"),
         };
         let mut join = self.client_command(&client);
-        join.args(["join", "--token-file", "-", "--state"])
-            .arg(&client.state);
-        if let Some(device) = device {
+        join.arg("join").arg("--state").arg(&client.state);
+        for device in devices {
             join.arg("--device").arg(device);
         }
+        Ok((client, join))
+    }
+
+    /// Joins with a token, as a host that sees the pool at `devices`.
+    ///
+    /// # Errors
+    /// When the program can't be run; that it was refused is in what it says.
+    pub fn join(&self, host: &str, token: &str, devices: &[&Path]) -> Result<(Client, Ended)> {
+        let (client, mut join) = self.join_command(host, devices)?;
+        join.args(["--token-file", "-"]);
         let ended =
             Process::start(&mut join, self.dir.path(), Some(&format!("{token}\n")))?.wait()?;
         Ok((client, ended))
     }
 
-    /// Enrols a host that sees the shared disk.
+    /// Enrols a host that sees the shared disks.
     ///
     /// # Errors
     /// When any step fails.
     pub fn client(&self, host: &str) -> Result<Client> {
         let token = self.token(host, &[])?;
-        let device = self.device.at_client.clone();
-        let (client, ended) = self.join(host, &token, Some(&device))?;
+        let (client, ended) = self.join(host, &token, &self.at_client())?;
         let document = ended.success()?.json()?;
         let key_file = document["repository_key"].as_str().map(Path::new);
         ensure!(
@@ -317,12 +409,18 @@ impl System {
         client: &Client,
         arguments: impl IntoIterator<Item = A>,
     ) -> Result<Job> {
-        let before = (self.lane.bytes()?, self.device.bytes()?);
+        let before = (self.lane.bytes()?, self.each_device_bytes()?);
         let ended = self.start(client, arguments)?.wait()?;
+        let after = self.each_device_bytes()?.into_iter();
+        let each_device_bytes: Vec<u64> = after
+            .zip(before.1)
+            .map(|(after, before)| after - before)
+            .collect();
         Ok(Job {
             ended,
             wire_bytes: self.lane.bytes()? - before.0,
-            device_bytes: self.device.bytes()? - before.1,
+            device_bytes: each_device_bytes.iter().sum(),
+            each_device_bytes,
         })
     }
 
@@ -386,7 +484,7 @@ impl System {
         let mut members = self.command(Side::Server);
         members
             .args(["--json", "pool", "members"])
-            .arg(&self.device.at_server);
+            .args(self.at_server());
         serde_json::from_str(&output(&mut members)?).context("the document of pool members")
     }
 }

@@ -2,10 +2,12 @@
 
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use backlane_e2e::{
-    Client, Ended, Sector, Setup, SharedDevice, Side, System, output, plant, ready, same, until,
+    Client, Ended, Scene, Sector, Setup, SharedDevice, Side, System, output, plant, ready, same,
+    until,
 };
+use rustix::process::Signal;
 
 const MIB: u64 = 1 << 20;
 
@@ -61,10 +63,9 @@ fn token_works_once() -> Result<()> {
     }
     let system = System::new(&Setup::default())?;
     let token = system.token("alpha", &[])?;
-    let device = system.device.at_client.clone();
-    let (alpha, first) = system.join("alpha", &token, Some(&device))?;
+    let (alpha, first) = system.join("alpha", &token, &system.at_client())?;
     first.success()?;
-    let (_, second) = system.join("second", &token, Some(&device))?;
+    let (_, second) = system.join("second", &token, &system.at_client())?;
     refused(&second, &["token", "used"]);
     works(&system, &alpha, 1)
 }
@@ -75,11 +76,10 @@ fn token_works_until_it_expires() -> Result<()> {
         return Ok(());
     }
     let system = System::new(&Setup::default())?;
-    let device = system.device.at_client.clone();
     let token = system.token("alpha", &["--expires", "1s"])?;
     let expired = SystemTime::now() + Duration::from_secs(2);
     until("the token expires", || Ok(SystemTime::now() > expired))?;
-    let (_, late) = system.join("alpha", &token, Some(&device))?;
+    let (_, late) = system.join("alpha", &token, &system.at_client())?;
     refused(&late, &["token", "expired"]);
     works(&system, &system.client("alpha")?, 1)
 }
@@ -91,11 +91,11 @@ fn mistyped_token_is_told_from_a_refused_one() -> Result<()> {
     }
     let system = System::new(&Setup::default())?;
     let token = system.token("alpha", &[])?;
-    let (_, cut) = system.join("alpha", &token[..token.len() - 3], None)?;
+    let (_, cut) = system.join("alpha", &token[..token.len() - 3], &[])?;
     refused(&cut, &["token"]);
-    let (_, empty) = system.join("alpha", "", None)?;
+    let (_, empty) = system.join("alpha", "", &[])?;
     refused(&empty, &["token"]);
-    let (_, joined) = system.join("alpha", &token, None)?;
+    let (_, joined) = system.join("alpha", &token, &[])?;
     joined.success()?;
     Ok(())
 }
@@ -142,7 +142,7 @@ fn device_of_another_pool_is_refused_by_name() -> Result<()> {
     works(&system, &client, 1)?;
     let config = std::fs::read_to_string(&client.config)?;
     let [right, wrong] =
-        [&system.device.at_client, &other.at_client].map(|path| path.display().to_string());
+        [&system.devices[0].at_client, &other.at_client].map(|path| path.display().to_string());
     assert!(config.contains(&right), "{config}");
     std::fs::write(&client.config, config.replace(&right, &wrong))?;
     let source = system.path("works-source-1");
@@ -182,7 +182,7 @@ fn pool_without_a_slot_left_refuses_the_host() -> Result<()> {
             .as_str()
             .context("a token")?
             .to_owned();
-        let (_, joined) = system.join(&host, &token, Some(&system.device.at_client))?;
+        let (_, joined) = system.join(&host, &token, &system.at_client())?;
         if joined.code() != 0 {
             break joined;
         }
@@ -207,6 +207,53 @@ fn disk_too_small_for_a_pool_is_refused() -> Result<()> {
     let ended = backlane_e2e::Process::start(&mut create, &system.path(""), Some(""))?.wait()?;
     refused(&ended, &[&small.at_server.display().to_string(), "needed"]);
     Ok(())
+}
+
+#[test]
+fn pool_without_room_for_a_session_is_not_waited_for() -> Result<()> {
+    let Some(scene) = Scene::new(&Setup::one_session(), 32 * MIB)? else {
+        return Ok(());
+    };
+    let system = &scene.system;
+    let beta = system.client("beta")?;
+    let source = system.path("source-beta");
+    plant(&source, 8 * MIB, 8)?;
+    // All zeros, none of them on the disk: a job that goes on reading until it is told not to.
+    let endless = std::fs::File::create(scene.source.join("endless"))?;
+    endless.set_len(1 << 42)?;
+    let mut first = scene.underway(16 * MIB)?;
+
+    let preferred = system
+        .backup(&beta, &source, &["--route", "prefer-storage"])?
+        .success()?;
+    assert_eq!(preferred.number("bytes_storage")?, 0);
+    assert!(preferred.number("bytes_network")? > 8 * MIB * 99 / 100);
+    let document = preferred.ended.json()?;
+    let reasons = document["network_reasons"].as_array();
+    let named = reasons.is_some_and(|all| all.iter().all(|r| r["reason"] == "no_free_segments"));
+    assert!(named, "{document}");
+    let down = document["storage_down"].as_str().unwrap_or_default();
+    assert!(down.contains("the pool has no free segments"), "{document}");
+
+    let required = system.backup(&beta, &source, &["--route", "require-storage"])?;
+    refused(
+        &required.ended,
+        &["require-storage", "the pool has no free segments"],
+    );
+    assert!(
+        required.wire_bytes < MIB,
+        "{} on the wire",
+        required.wire_bytes
+    );
+
+    ensure!(first.is_running()?, "the first job ended: {}", first.said());
+    scene.interrupt(first, Signal::INT)?;
+    let again = ["--route", "require-storage"];
+    let target = system.path("target-beta");
+    system.backup(&beta, &source, &again)?.success()?;
+    let restored = system.restore(&beta, &source, &target, &again)?.success()?;
+    assert!(restored.number("bytes_storage")? > 8 * MIB);
+    same(&source, &target)
 }
 
 #[test]
