@@ -1,0 +1,82 @@
+//! `join` at a terminal: the token is asked for, hidden while it is typed, and what is wrong with it is said.
+
+use anyhow::{Result, ensure};
+use backlane_e2e::{Client, Ended, Setup, System, Terminal, plant, ready, same};
+
+/// What `join` asks with.
+const PROMPT: &str = "Join token:";
+
+/// Has `host` join at a terminal, where `keys` are typed when the token is asked for. Whatever comes of it, nothing that
+/// was typed may be seen.
+fn join(system: &System, host: &str, keys: &str) -> Result<(Client, Ended)> {
+    let (client, command) = system.join_command(host, &system.at_client())?;
+    let mut terminal = Terminal::start(&command, &system.path(""))?;
+    terminal.asked_in_secret(PROMPT)?;
+    terminal.type_in(keys)?;
+    let (ended, screen) = terminal.wait()?;
+    ensure!(screen.contains(PROMPT), "the screen: {screen}");
+    let typed = keys.trim();
+    for shown in [&screen, &ended.stdout, &ended.stderr] {
+        ensure!(
+            typed.len() < 2 || !shown.contains(typed),
+            "what was typed can be seen: {shown}"
+        );
+    }
+    Ok((client, ended))
+}
+
+fn refused(ended: &Ended, word: &str) {
+    assert_eq!(ended.code(), 1, "{ended}");
+    assert!(ended.text().contains(word), "no `{word}` in {ended}");
+}
+
+#[test]
+fn token_is_typed_unseen() -> Result<()> {
+    if !ready() {
+        return Ok(());
+    }
+    let system = System::new(&Setup::default())?;
+    let token = system.token("alpha", &[])?;
+    let (client, joined) = join(&system, "alpha", &format!("{token}\n"))?;
+    let document = joined.success()?.json()?;
+    assert_eq!(document["host"], "alpha", "{document}");
+    let (source, target) = (system.path("source"), system.path("target"));
+    plant(&source, 4 << 20, 1)?;
+    let route = ["--route", "require-storage"];
+    system.backup(&client, &source, &route)?.success()?;
+    system
+        .restore(&client, &source, &target, &route)?
+        .success()?;
+    same(&source, &target)
+}
+
+#[test]
+fn wrong_token_at_the_terminal_is_told_and_the_right_one_works_after_it() -> Result<()> {
+    if !ready() {
+        return Ok(());
+    }
+    let system = System::new(&Setup::default())?;
+    let token = system.token("alpha", &[])?;
+    // What a person types: nothing, another thing, a token with a letter lost, one that was used.
+    refused(&join(&system, "alpha", "\n")?.1, "token");
+    refused(&join(&system, "alpha", "correct horse\n")?.1, "token");
+    let lost = format!("{}\n", &token[..token.len() - 1]);
+    refused(&join(&system, "alpha", &lost)?.1, "token");
+    join(&system, "alpha", &format!("{token}\n"))?.1.success()?;
+    refused(&join(&system, "beta", &format!("{token}\n"))?.1, "used");
+    Ok(())
+}
+
+#[test]
+fn interrupt_at_the_prompt_ends_the_join_and_leaves_nothing() -> Result<()> {
+    if !ready() {
+        return Ok(());
+    }
+    let system = System::new(&Setup::default())?;
+    let token = system.token("alpha", &[])?;
+    let (client, interrupted) = join(&system, "alpha", "\x03")?;
+    refused(&interrupted, "interrupted");
+    assert!(!client.config.exists() && !client.state.exists());
+    join(&system, "alpha", &format!("{token}\n"))?.1.success()?;
+    Ok(())
+}
