@@ -10,6 +10,7 @@ use crate::{
     io::{IoFailure, IoId, IoIds, IoOutcome, IoRequest},
     pair::{PairOutcome, Posting},
     probe::Probe,
+    progress::Progress,
     types::{BLOCK_BYTES, Block, Counter, DeviceIndex, DeviceMask, Lba, Tick},
 };
 
@@ -62,6 +63,8 @@ pub(crate) enum AreaOutcome<A> {
     Nothing,
     /// The device is lost from now on.
     Lost(IoFailure),
+    /// A device that was lost for its silence is given up: if no other is left, the writer is at its end.
+    GivenUp,
     /// A lost device answers again.
     Found,
 }
@@ -105,6 +108,9 @@ pub(crate) struct AreaDevice<R> {
     index: DeviceIndex,
     posting: Posting,
     lost: Option<Probe>,
+    /// It is lost for its silence alone, which may end.
+    is_silent: bool,
+    progress: Progress,
     failures: u32,
     /// The block is to be written, whatever there is to say.
     beat: bool,
@@ -170,9 +176,16 @@ impl<R: Reads> AreaDevice<R> {
             if let Some(probe) = &mut self.lost {
                 probe.failed(now);
             }
-            return AreaOutcome::Nothing;
+            self.failures += 1;
+            let is_over = self.failures >= READ_FAILURES_MAX;
+            return if is_over && std::mem::take(&mut self.is_silent) {
+                AreaOutcome::GivenUp
+            } else {
+                AreaOutcome::Nothing
+            };
         }
         self.lost = None;
+        self.is_silent = false;
         self.failures = 0;
         self.posting.pair.forgive();
         AreaOutcome::Found
@@ -235,6 +248,8 @@ impl<R: Reads> FixedAreas<R> {
             index,
             posting: Posting::new(index, copies),
             lost: None,
+            is_silent: false,
+            progress: Progress::default(),
             failures: 0,
             beat: false,
             reads: reads(),
@@ -280,13 +295,33 @@ impl<R: Reads> FixedAreas<R> {
         primary.is_some_and(|device| holds(&device.reads))
     }
 
-    pub(crate) fn are_all_lost(&self) -> bool {
-        self.devices.iter().all(AreaDevice::is_lost)
+    /// Whether no device is left, nor one that is merely silent.
+    pub(crate) fn are_all_given_up(&self) -> bool {
+        let mut devices = self.devices.iter();
+        devices.all(|device| device.is_lost() && !device.is_silent)
+    }
+
+    fn is_any_there(&self) -> bool {
+        self.devices.iter().any(|device| !device.is_lost())
+    }
+
+    /// The devices that aren't lost and have answered of late, or if there is none, those that aren't lost.
+    pub(crate) fn answering(&self, now: Tick) -> DeviceMask {
+        let patience = self.timeouts.route_leave;
+        let there = self.mask(|_| true);
+        let is_silent = |device: &&AreaDevice<R>| device.progress.is_silent(now, patience);
+        let answering = self.devices.iter().filter(is_silent);
+        let answering = answering.fold(there, |mask, device| mask.without(device.index));
+        if answering.is_empty() {
+            there
+        } else {
+            answering
+        }
     }
 
     /// Whether what a start has to know was read on every device that isn't lost.
     pub(crate) fn are_known(&self) -> bool {
-        self.devices.iter().all(AreaDevice::is_known)
+        self.is_any_there() && self.devices.iter().all(AreaDevice::is_known)
     }
 
     pub(crate) fn are_quiet(&self) -> bool {
@@ -301,7 +336,8 @@ impl<R: Reads> FixedAreas<R> {
     /// Whether what there is to say stands on every device that isn't lost.
     pub(crate) fn has_said_all(&self) -> bool {
         let mut devices = self.devices.iter();
-        devices.all(|device| device.is_lost() || device.posting.has_written(self.revision))
+        self.is_any_there()
+            && devices.all(|device| device.is_lost() || device.posting.has_written(self.revision))
     }
 
     /// Another writer's counter was read.
@@ -362,6 +398,11 @@ impl<R: Reads> FixedAreas<R> {
     ) -> Option<(usize, AreaOutcome<R::Area>)> {
         let at = self.devices.iter().position(|device| device.owns(id))?;
         let device = &mut self.devices[at];
+        let failure = match outcome {
+            IoOutcome::Failed(failure) => Some(failure),
+            IoOutcome::Read(_) | IoOutcome::Written => None,
+        };
+        let is_silent = device.progress.ended(now, id, failure);
         let probes = device.lost.as_ref().is_some_and(|probe| probe.owns(id));
         let done = if probes {
             device.handle_probe(now, outcome)
@@ -374,9 +415,14 @@ impl<R: Reads> FixedAreas<R> {
         } else {
             device.handle_read(id, outcome)
         };
-        let done = match done {
-            AreaOutcome::Lost(_) if !self.lose(now, at) => AreaOutcome::Nothing,
-            done => done,
+        let done = match (done, failure) {
+            (AreaOutcome::Lost(_), _) if !self.lose(now, at) => AreaOutcome::Nothing,
+            // Nothing else was answered meanwhile: no more I/O is to wait there for its deadline.
+            (AreaOutcome::Nothing, Some(failure)) if is_silent && self.lose(now, at) => {
+                self.devices[at].is_silent = true;
+                AreaOutcome::Lost(failure)
+            }
+            (done, _) => done,
         };
         Some((at, done))
     }
@@ -388,6 +434,7 @@ impl<R: Reads> FixedAreas<R> {
             return false;
         }
         device.lost = Some(Probe::new(now, &self.timeouts));
+        device.failures = 0;
         device.reads.lost();
         true
     }
@@ -396,6 +443,7 @@ impl<R: Reads> FixedAreas<R> {
     pub(crate) fn poll_io(&mut self, now: Tick, writes: AreaWrites) -> Option<AreaWork> {
         for (at, device) in self.devices.iter_mut().enumerate() {
             if let Some(request) = device.poll_read(now, &mut self.ids) {
+                device.progress.begun(now, request.id);
                 return Some(AreaWork::Request(request));
             }
             if writes == AreaWrites::Allowed && device.wants_write(now, self.revision) {
@@ -410,7 +458,9 @@ impl<R: Reads> FixedAreas<R> {
         let device = &mut self.devices[at];
         device.beat = false;
         let revision = self.revision;
-        device.posting.write(now, &mut self.ids, block, revision)
+        let request = device.posting.write(now, &mut self.ids, block, revision);
+        device.progress.begun(now, request.id);
+        request
     }
 
     /// When something here is due.

@@ -14,14 +14,18 @@ use crate::{
     error::UsageError,
     io::{IoFailure, IoId, IoIds, IoOutcome, IoRequest},
     poll::Poll,
+    progress::Progress,
     reasons::ResetReason,
     seal::{FrameVerdict, StreamIdentity, frame_blocks},
-    types::{Direction, Sequence, Tick},
+    types::{DeviceIndex, Direction, Sequence, Tick},
 };
 use control::{Control, ControlEnds, ControlProgress};
 use recv::{Asked, RecvHalf, RecvProgress};
 use send::{SendHalf, SendProgress};
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 pub use types::{
     ConnectionConfig, ConnectionEvent, ConnectionStats, Depths, Doorbell, Fence, FrameTicket,
     ResetBy,
@@ -37,6 +41,8 @@ pub struct Connection {
     send: SendHalf,
     recv: RecvHalf,
     control: Control,
+    /// This connection's I/O on each device of its group.
+    progress: BTreeMap<DeviceIndex, Progress>,
     events: VecDeque<ConnectionEvent>,
     fence: Fence,
     poll: Poll,
@@ -120,6 +126,7 @@ impl Connection {
             send: SendHalf::new(sends, config.depths.write),
             recv: RecvHalf::new(receives, config.depths.read, config.timeouts),
             control,
+            progress: BTreeMap::new(),
             events: VecDeque::new(),
             fence: Fence::Open,
             poll: Poll::new(now, POLL_MIN),
@@ -275,6 +282,11 @@ impl Connection {
 
     /// Takes the outcome of a `Read`, `Write` or `WriteFrame`.
     pub fn handle_io(&mut self, now: Tick, id: IoId, outcome: IoOutcome<'_>) {
+        let failure = match outcome {
+            IoOutcome::Failed(failure) => Some(failure),
+            IoOutcome::Read(_) | IoOutcome::Written => None,
+        };
+        self.answered(now, id, failure);
         if self.control.owns(id) {
             match self.control.handle_io(now, id, outcome) {
                 ControlProgress::Written => {
@@ -313,6 +325,11 @@ impl Connection {
     /// Unless the verdict is `Whole`, the driver may drop the buffer; if it is, the buffer is kept until `Delivered`
     /// (and then `release`), or until the stream is reset.
     pub fn handle_frame_read(&mut self, now: Tick, id: IoId, verdict: FrameVerdict) {
+        let failure = match verdict {
+            FrameVerdict::Failed(failure) => Some(failure),
+            _ => None,
+        };
+        self.answered(now, id, failure);
         match self.recv.handle_read(now, id, &verdict) {
             RecvProgress::Whole => {
                 // More may be there already, announced or not.
@@ -339,6 +356,13 @@ impl Connection {
 
     /// The next request for I/O.
     pub fn poll_io(&mut self, now: Tick) -> Option<IoRequest> {
+        let request = self.next_io(now)?;
+        let progress = self.progress.entry(request.device).or_default();
+        progress.begun(now, request.id);
+        Some(request)
+    }
+
+    fn next_io(&mut self, now: Tick) -> Option<IoRequest> {
         if matches!(self.phase, Phase::Draining(_) | Phase::Closed) {
             return None;
         }
@@ -384,6 +408,9 @@ impl Connection {
         }
         if self.phase == Phase::Open {
             add(self.recv.next_wait());
+            let patience = self.config.timeouts.route_leave;
+            let silences = self.progress.values();
+            add(silences.filter_map(|device| device.due(patience)).min());
         }
         if self.fence == Fence::Open
             && let Some(ready) = self.control.ready_at()
@@ -407,6 +434,9 @@ impl Connection {
         if self.poll.is_due(now) {
             self.recv.probe();
         }
+        if self.phase == Phase::Open && self.is_stalled(now) {
+            self.device_lost(now, IoFailure::TimedOut);
+        }
         self.advance(now);
     }
 
@@ -419,6 +449,23 @@ impl Connection {
     #[must_use]
     pub fn stats(&self) -> ConnectionStats {
         self.stats
+    }
+
+    fn answered(&mut self, now: Tick, id: IoId, failure: Option<IoFailure>) {
+        for device in self.progress.values_mut() {
+            device.ended(now, id, failure);
+        }
+    }
+
+    /// Whether one of the devices has answered nothing for as long as a route without progress is kept.
+    fn is_stalled(&mut self, now: Tick) -> bool {
+        let patience = self.config.timeouts.route_leave;
+        let slack = self.config.timeouts.heartbeat;
+        let mut stalled = false;
+        for device in self.progress.values_mut() {
+            stalled |= device.is_stalled(now, patience, slack);
+        }
+        stalled
     }
 
     /// Whether something was said in passing that now has to be written, or was said and not heard.

@@ -440,6 +440,8 @@ impl Coordinator {
             }
             Phase::Claiming | Phase::Serving => {
                 self.phase = Phase::Stopping;
+                // Nothing is waited for any more: a wait that is over would be due for ever.
+                self.claiming.set(ClaimState::Done);
                 self.state = CoordinatorState::Stopped;
                 self.areas.changed();
                 self.deadline = Some(now + self.config.geometry.timeouts().linger);
@@ -461,6 +463,7 @@ impl Coordinator {
             Some((at, AreaOutcome::Lost(failure))) => self.lost(at, failure),
             Some((at, AreaOutcome::Found)) => self.find(at),
             Some((_, AreaOutcome::Nothing)) => {}
+            Some((_, AreaOutcome::GivenUp)) => self.given_up(),
             None => self.handle_answer_written(now, id, outcome),
         }
         self.advance(now);
@@ -604,7 +607,11 @@ impl Coordinator {
         }
         self.events
             .push_back(CoordinatorEvent::DeviceLost { device, failure });
-        if self.areas.are_all_lost() {
+        self.given_up();
+    }
+
+    fn given_up(&mut self) {
+        if self.areas.are_all_given_up() {
             self.end(EndReason::NoDevice);
         }
     }

@@ -22,6 +22,7 @@ mod member;
 mod pair;
 mod poll;
 mod probe;
+mod progress;
 mod reasons;
 mod seal;
 mod types;

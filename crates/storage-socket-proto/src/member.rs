@@ -267,7 +267,7 @@ impl Member {
         }
         let forgotten = self.followed.serving().is_none();
         let options = ConnectOptions {
-            devices: options.devices.and(self.areas.mask(|_| true)),
+            devices: options.devices.and(self.areas.answering(now)),
             ..options
         };
         let entry = entries::place(&mut self.entries, &options, forgotten)?;
@@ -356,6 +356,7 @@ impl Member {
                 }
             }
             AreaOutcome::Nothing => {}
+            AreaOutcome::GivenUp => self.given_up(),
             AreaOutcome::Lost(failure) => self.lost(now, at, failure),
             AreaOutcome::Found => {
                 let device = &mut self.areas.devices[at];
@@ -551,7 +552,11 @@ impl Member {
         self.events
             .push_back(MemberEvent::DeviceLost { device, failure });
         self.changed(now);
-        if self.areas.are_all_lost() {
+        self.given_up();
+    }
+
+    fn given_up(&mut self) {
+        if self.areas.are_all_given_up() {
             self.end(StopReason::NoDevice);
         }
     }

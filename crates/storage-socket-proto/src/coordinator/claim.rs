@@ -200,9 +200,12 @@ impl Coordinator {
             ClaimState::Rereading(_) => {
                 let reread = self.claiming.reread;
                 let mut devices = self.areas.devices.iter();
-                if devices.all(|device| {
-                    device.is_lost() || (reread.contains(device.index()) && device.is_known())
-                }) {
+                let is_any = !self.areas.mask(|_| true).is_empty();
+                if is_any
+                    && devices.all(|device| {
+                        device.is_lost() || (reread.contains(device.index()) && device.is_known())
+                    })
+                {
                     self.serve(now);
                 }
             }

@@ -272,7 +272,7 @@ impl Coordinator {
                 && self.areas.is_fence_open()
                 && self.is_ripe(now, index, at, request)
             {
-                let answer = self.decide(index, at, request);
+                let answer = self.decide(now, index, at, request);
                 self.answer(now, index, at, Some(answer));
             }
         }
@@ -298,9 +298,9 @@ impl Coordinator {
         }
     }
 
-    fn decide(&mut self, index: SlotIndex, at: usize, request: &Request) -> Answer {
+    fn decide(&mut self, now: Tick, index: SlotIndex, at: usize, request: &Request) -> Answer {
         let connection = request.connection;
-        match self.grant(index, at, request) {
+        match self.grant(now, index, at, request) {
             Ok(grant) => Answer::Accepted {
                 connection,
                 port: grant.port,
@@ -312,6 +312,7 @@ impl Coordinator {
 
     fn grant(
         &mut self,
+        now: Tick,
         index: SlotIndex,
         at: usize,
         request: &Request,
@@ -344,7 +345,13 @@ impl Coordinator {
             return Err(RefusalReason::Busy);
         }
         let slot = self.slots.get(&index).ok_or(RefusalReason::NotEnrolled)?;
-        let devices = slot.proved().and(request.devices);
+        let proved = slot.proved().and(request.devices);
+        let answering = proved.and(self.areas.answering(now));
+        let devices = if answering.is_empty() {
+            proved
+        } else {
+            answering
+        };
         if devices.is_empty() {
             return Err(RefusalReason::NoCommonDevice);
         }

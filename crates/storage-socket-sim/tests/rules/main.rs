@@ -11,4 +11,5 @@ mod claim;
 mod connection;
 mod grants;
 mod slots;
+mod stall;
 mod trust;
