@@ -224,20 +224,27 @@ pub enum TokenRefusal {
     },
 }
 
+impl ServerError {
+    /// Whether it says of an object that it is damaged or can't be read, while others may be well.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::OutOfRange { .. } | Self::Damaged { .. } => true,
+            // A bad place of the disk: the file system works.
+            Self::Io { source, .. } => {
+                source.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+            }
+            _ => false,
+        }
+    }
+}
+
 impl From<ServerError> for ServiceError {
     fn from(error: ServerError) -> Self {
         match error {
             ServerError::NotFound { name } => Self::NotFound(name),
             ServerError::BadBody { name, found } => Self::BadBody { name, found },
-            ServerError::OutOfRange { .. } | ServerError::Damaged { .. } => {
-                Self::Damaged(error.to_string())
-            }
-            // A bad place of the disk: the file system works.
-            ServerError::Io { ref source, .. }
-                if source.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) =>
-            {
-                Self::Damaged(error.to_string())
-            }
+            ref damage if damage.is_damage() => Self::Damaged(error.to_string()),
             ServerError::Full { path } => Self::Full(path.display().to_string()),
             ServerError::Token(refusal) => Self::Token(refusal.to_string()),
             ServerError::Busy { .. } => Self::Busy(error.to_string()),
@@ -274,36 +281,181 @@ mod tests {
     use super::*;
     use backlane_proto::ObjectKind;
 
-    #[test]
-    fn an_object_that_is_damaged_or_cannot_be_read_is_told_from_a_server_that_fails() {
-        let told = |error: ServerError| ServiceError::from(error);
-        let name = ObjectName {
+    const HOST: &str = "web1";
+    const WHY: &str = "the reason why";
+
+    fn name() -> ObjectName {
+        ObjectName {
             kind: ObjectKind::Pack,
             id: ObjectId([7; 32]),
-        };
-        let short = ServerError::OutOfRange {
-            name,
-            bytes: 10,
-            range: ByteRange {
-                offset: 5,
-                length: 10,
-            },
-        };
-        let found = ObjectId([8; 32]);
-        let io = |errno: rustix::io::Errno| io_error("read", "/objects/07")(errno.into());
-        for damage in [
-            short,
-            ServerError::Damaged { name, found },
-            io(rustix::io::Errno::IO),
-        ] {
-            let text = damage.to_string();
-            let error = told(damage);
-            assert!(
-                matches!(&error, ServiceError::Damaged(what) if *what == text),
-                "{error:?}"
-            );
         }
-        let failed = told(io(rustix::io::Errno::STALE));
-        assert!(matches!(failed, ServiceError::Failed(_)), "{failed:?}");
+    }
+
+    fn io(errno: rustix::io::Errno) -> ServerError {
+        io_error("read", "/srv/objects/07")(errno.into())
+    }
+
+    /// How an error travels; the codes have no order, and no other names.
+    fn code(error: &ServiceError) -> &'static str {
+        match error {
+            ServiceError::NotFound(_) => "not-found",
+            ServiceError::Denied(_) => "denied",
+            ServiceError::BadBody { .. } => "bad-body",
+            ServiceError::Damaged(_) => "damaged",
+            ServiceError::Full(_) => "full",
+            ServiceError::Busy(_) => "busy",
+            ServiceError::Token(_) => "token",
+            ServiceError::Failed(_) => "failed",
+            other => panic!("{other:?} has no code here"),
+        }
+    }
+
+    /// The code that an error must have, and what its text must name. A variant that is missing here doesn't compile.
+    fn wanted(error: &ServerError) -> (&'static str, Vec<String>) {
+        let own = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+        let object = || vec![name().to_string()];
+        match error {
+            ServerError::HostName { .. } => ("denied", own(&["we b", WHY])),
+            ServerError::UnknownHost { .. } => ("denied", own(&[HOST])),
+            ServerError::Request { .. } => ("denied", own(&[WHY])),
+            ServerError::ConfigExists => ("denied", own(&["config"])),
+            ServerError::Denied(_) => ("denied", own(&[WHY])),
+            ServerError::Token(TokenRefusal::Unknown) => ("token", own(&["issue"])),
+            ServerError::Token(_) => ("token", own(&[HOST])),
+            ServerError::NotFound { .. } => ("not-found", object()),
+            ServerError::BadBody { .. } => ("bad-body", [object(), own(&[WHY])].concat()),
+            ServerError::OutOfRange { .. } => ("damaged", [object(), own(&["10 bytes"])].concat()),
+            ServerError::Damaged { .. } => ("damaged", object()),
+            ServerError::Io { source, .. } => {
+                let bad_place = source.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error());
+                let code = if bad_place { "damaged" } else { "failed" };
+                (code, own(&["/srv/objects/07", "read"]))
+            }
+            ServerError::Full { .. } => ("full", own(&["/srv"])),
+            ServerError::Busy { .. } => ("busy", own(&[HOST, WHY])),
+            ServerError::Config { .. } | ServerError::Authority { .. } => {
+                ("failed", own(&["/srv/file", WHY]))
+            }
+            ServerError::AlreadyInitialised { .. }
+            | ServerError::NotInitialised { .. }
+            | ServerError::DatabaseLocked { .. }
+            | ServerError::Database { .. } => ("failed", own(&["/srv/file"])),
+            ServerError::DatabaseNewer { .. } => ("failed", own(&["/srv/file", "9", "3"])),
+            ServerError::DatabaseForeign { .. } => ("failed", own(&["/srv/file", "0xff"])),
+            ServerError::TokenLifetime { .. } => ("failed", own(&["24 hours", "90"])),
+            ServerError::Randomness { .. } => ("failed", own(&[WHY])),
+            ServerError::NoSlots { .. } => ("failed", own(&[HOST, "4", "2", "64"])),
+            ServerError::NoPool => ("failed", own(&["[pool]"])),
+            ServerError::Foreign { .. } => ("failed", own(&["/srv/file", WHY])),
+            ServerError::Abandoned { .. } => ("failed", object()),
+            ServerError::Stopping => ("failed", own(&["stopping"])),
+        }
+    }
+
+    fn all() -> Vec<ServerError> {
+        let host = || HOST.to_owned();
+        let why = || WHY.to_owned();
+        let path = || PathBuf::from("/srv/file");
+        let range = ByteRange {
+            offset: 5,
+            length: 10,
+        };
+        vec![
+            ServerError::HostName {
+                name: "we b".to_owned(),
+                why: WHY,
+            },
+            ServerError::UnknownHost { host: host() },
+            ServerError::Config {
+                path: path(),
+                why: why(),
+            },
+            ServerError::AlreadyInitialised { path: path() },
+            ServerError::NotInitialised { path: path() },
+            ServerError::Authority {
+                path: path(),
+                why: why(),
+            },
+            ServerError::Request { why: why() },
+            TokenRefusal::Unknown.into(),
+            TokenRefusal::Used { host: host() }.into(),
+            TokenRefusal::Expired { host: host() }.into(),
+            ServerError::TokenLifetime {
+                asked: Duration::from_secs(90),
+                most: Duration::from_secs(86_400),
+            },
+            ServerError::Randomness { why: why() },
+            ServerError::NoSlots {
+                host: host(),
+                wanted: 4,
+                free: 2,
+                all: 64,
+            },
+            ServerError::NoPool,
+            ServerError::DatabaseLocked { path: path() },
+            ServerError::DatabaseNewer {
+                path: path(),
+                found: 9,
+                known: 3,
+            },
+            ServerError::DatabaseForeign {
+                path: path(),
+                found: 255,
+            },
+            ServerError::Database {
+                path: path(),
+                source: sqlx::Error::PoolClosed,
+            },
+            ServerError::NotFound { name: name() },
+            ServerError::OutOfRange {
+                name: name(),
+                bytes: 10,
+                range,
+            },
+            ServerError::BadBody {
+                name: name(),
+                found: why(),
+            },
+            ServerError::ConfigExists,
+            ServerError::Damaged {
+                name: name(),
+                found: ObjectId([8; 32]),
+            },
+            ServerError::Foreign {
+                path: path(),
+                why: WHY,
+            },
+            io(rustix::io::Errno::NOSPC),
+            io(rustix::io::Errno::DQUOT),
+            ServerError::Busy {
+                host: host(),
+                why: WHY,
+            },
+            ServerError::Abandoned { name: name() },
+            ServerError::Denied(WHY),
+            io(rustix::io::Errno::IO),
+            io(rustix::io::Errno::STALE),
+            ServerError::Stopping,
+        ]
+    }
+
+    #[test]
+    fn every_error_names_what_it_is_about_and_travels_with_its_code() {
+        for error in all() {
+            let (wanted_code, names) = wanted(&error);
+            let text = error.to_string();
+            for name in names {
+                assert!(text.contains(&name), "{name} is not in {text:?}");
+            }
+            let shown = format!("{error:?}");
+            let told = ServiceError::from(error);
+            assert_eq!(code(&told), wanted_code, "{shown}");
+            // What the client is told names it no less.
+            let told = told.to_string();
+            let facts = [HOST, &name().to_string(), "/srv"];
+            for fact in facts.into_iter().filter(|fact| text.contains(*fact)) {
+                assert!(told.contains(fact), "{fact} is not in {told:?}");
+            }
+        }
     }
 }
