@@ -192,6 +192,9 @@ struct Order {
 
 impl Order {
     fn admit(&mut self, entry: &Entry) -> Result<(), &'static str> {
+        if matches!(entry.kind, FileKind::Unknown { .. }) {
+            return Err("which is of no kind that the format has");
+        }
         let directory = entry.kind == FileKind::Directory;
         let path = entry.path.as_slice();
         if path == b"/" {

@@ -43,6 +43,7 @@ pub(crate) fn node_to_engine(
         FileKind::CharDevice { rdev } => engine::NodeType::Chardev { device: *rdev },
         FileKind::Fifo => engine::NodeType::Fifo,
         FileKind::Socket => engine::NodeType::Socket,
+        FileKind::Unknown { .. } => unreachable!("no source may give such entries"),
     };
     let mut time = |what: &str, time: Option<Time>| {
         let stamp = timestamp(time?, &TimeZone::system());
@@ -144,6 +145,7 @@ fn go_mode(mode: u32, kind: &FileKind) -> u32 {
         FileKind::CharDevice { .. } => GO_DEVICE | GO_CHAR_DEVICE,
         FileKind::Fifo => GO_FIFO,
         FileKind::Socket => GO_SOCKET,
+        FileKind::Unknown { .. } => 0,
     };
     let special = SPECIAL_BITS.iter().filter(|(ours, _)| mode & ours != 0);
     special.fold(kind | (mode & 0o777), |bits, (_, go)| bits | go)
@@ -159,7 +161,13 @@ struct TreeJson {
     nodes: Option<Vec<NodeJson>>,
 }
 
+/// A tree whose nodes are looked at one by one.
 #[derive(Deserialize)]
+struct LooseTreeJson {
+    nodes: Vec<serde_json::Value>,
+}
+
+#[derive(Default, Deserialize)]
 struct NodeJson {
     name: String,
     #[serde(rename = "type")]
@@ -195,20 +203,50 @@ struct XattrJson {
     value: Option<String>,
 }
 
-/// Reads the JSON of a tree.
+/// Reads the JSON of a tree. A node of a kind that is not known costs no more than itself.
 pub(crate) fn tree_from_json(json: &[u8]) -> Result<Tree, Damage> {
-    let tree: TreeJson = serde_json::from_slice(json).map_err(|error| Damage::Content {
-        what: error.to_string(),
-    })?;
-    let nodes = tree.nodes.unwrap_or_default();
-    let nodes = nodes.into_iter().map(node_from_json);
-    Ok(Tree {
-        nodes: nodes.collect::<Result<_, _>>()?,
-    })
+    let nodes: Result<Vec<Node>, Damage> = match serde_json::from_slice::<TreeJson>(json) {
+        Ok(tree) => {
+            let nodes = tree.nodes.unwrap_or_default();
+            nodes.into_iter().map(node_from_json).collect()
+        }
+        // What is said of a kind that is not known may have any form.
+        Err(error) => match serde_json::from_slice::<LooseTreeJson>(json) {
+            Ok(tree) => tree.nodes.iter().map(loose_node).collect(),
+            Err(_) => Err(malformed(&error)),
+        },
+    };
+    Ok(Tree { nodes: nodes? })
+}
+
+fn malformed(error: &serde_json::Error) -> Damage {
+    let what = error.to_string();
+    Damage::Content { what }
+}
+
+/// A node of a known kind as it must be, or one of an unknown kind with no more than name and kind.
+fn loose_node(json: &serde_json::Value) -> Result<Node, Damage> {
+    let error = match NodeJson::deserialize(json) {
+        Ok(node) => return node_from_json(node),
+        Err(error) => malformed(&error),
+    };
+    let text = |field: &str| json[field].as_str().map(str::to_owned);
+    let (Some(name), Some(kind)) = (text("name"), text("type")) else {
+        return Err(error);
+    };
+    let stub = NodeJson {
+        name,
+        kind,
+        ..NodeJson::default()
+    };
+    let node = node_from_json(stub)?;
+    match node.kind {
+        FileKind::Unknown { .. } => Ok(node),
+        _ => Err(error),
+    }
 }
 
 fn node_from_json(json: NodeJson) -> Result<Node, Damage> {
-    let content = |what: String| Damage::Content { what };
     let kind = match json.kind.as_str() {
         "file" => FileKind::File,
         "dir" => FileKind::Directory,
@@ -222,11 +260,14 @@ fn node_from_json(json: NodeJson) -> Result<Node, Damage> {
         "chardev" => FileKind::CharDevice { rdev: json.device },
         "fifo" => FileKind::Fifo,
         "socket" => FileKind::Socket,
-        other => {
-            return Err(content(format!(
-                "`{}` has unknown type `{other}`",
-                json.name
-            )));
+        _ => {
+            return Ok(Node {
+                name: unescaped(json.name),
+                kind: FileKind::Unknown { kind: json.kind },
+                meta: Metadata::default(),
+                content: Vec::new(),
+                subtree: None,
+            });
         }
     };
     let xattr = |xattr: XattrJson| {
@@ -377,12 +418,32 @@ mod tests {
     }
 
     #[test]
+    fn a_node_of_unknown_kind_costs_no_other() {
+        // What restic writes for what it can't classify, and forms that nobody writes yet.
+        for node in [
+            r#"{"name":"x","type":"irregular","mode":67108864,"content":null}"#,
+            r#"{"name":"x","type":"door","content":{"to":"y"},"inode":"7","mtime":5}"#,
+            r#"{"name":"x","type":"door","subtree":"elsewhere"}"#,
+        ] {
+            let known = r#"{"name":"a","type":"file","size":3}"#;
+            let json = format!(r#"{{"nodes":[{known},{node}]}}"#);
+            let tree = tree_from_json(json.as_bytes()).unwrap();
+            assert_eq!(tree.nodes[0].kind, FileKind::File);
+            assert_eq!(tree.nodes[0].meta.size, 3);
+            assert_eq!(tree.nodes[1].name, b"x");
+            let kind = &tree.nodes[1].kind;
+            assert!(matches!(kind, FileKind::Unknown { .. }), "{kind:?}");
+        }
+    }
+
+    #[test]
     fn malformed_trees_are_errors() {
         for bad in [
             "",
             "{}x",
             "[]",
-            r#"{"nodes":[{"name":"a","type":"door"}]}"#,
+            r#"{"nodes":[{"name":7,"type":"door","content":{}}]}"#,
+            r#"{"nodes":[{"name":"a","type":"file","size":{}}]}"#,
             r#"{"nodes":[{"name":"a","type":"file","content":["00"]}]}"#,
             r#"{"nodes":[{"name":"a","type":"symlink","linktarget_raw":"%"}]}"#,
         ] {

@@ -92,6 +92,14 @@ pub enum RepoError {
         /// The node's name.
         name: Vec<u8>,
     },
+    /// An entry is of a kind that this program doesn't know.
+    #[error("`{}` is of a kind that this version does not know (`{kind}`)", name.escape_ascii())]
+    UnknownKind {
+        /// The node's name.
+        name: Vec<u8>,
+        /// What the snapshot calls its kind.
+        kind: String,
+    },
     /// A glob pattern can't be parsed.
     #[error("bad pattern: {what}")]
     BadPattern {

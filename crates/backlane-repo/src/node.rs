@@ -40,6 +40,12 @@ pub enum FileKind {
     Fifo,
     /// A socket.
     Socket,
+    /// Something that a program wrote which knows more kinds than this one. It has a name and can't be restored; what
+    /// else is said of it isn't looked at.
+    Unknown {
+        /// What the snapshot calls its kind.
+        kind: String,
+    },
 }
 
 /// An extended attribute; POSIX ACLs and file capabilities are such.

@@ -177,8 +177,12 @@ impl Reader {
     /// Copies a file's content out. Holds no more than about [`READ_BYTES_MAX`] at once, or one blob.
     ///
     /// # Errors
-    /// [`RepoError::NotAFile`], [`RepoError::Output`], or when a blob is missing or damaged.
+    /// [`RepoError::NotAFile`], [`RepoError::UnknownKind`], [`RepoError::Output`], or when a blob is missing or damaged.
     pub fn dump(&self, node: &Node, out: &mut dyn Write) -> Result<(), RepoError> {
+        if let FileKind::Unknown { kind } = &node.kind {
+            let (name, kind) = (node.name.clone(), kind.clone());
+            return Err(RepoError::UnknownKind { name, kind });
+        }
         if node.kind != FileKind::File {
             let name = node.name.clone();
             return Err(RepoError::NotAFile { name });

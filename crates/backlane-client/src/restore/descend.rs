@@ -233,6 +233,12 @@ impl<'a> Descender<'a> {
         let name = OsString::from_vec(node.name.clone());
         let path = self.job.path(place.unwrap_or(PlaceId::TARGET), &name);
         self.job.reporter.progress.current(&path);
+        if let FileKind::Unknown { kind } = &node.kind {
+            let what = "it is of a kind that this version does not know";
+            let what = format!("{what} (`{kind}`); what stands there is left as it is");
+            self.job.warn(&path, what);
+            return Ok(());
+        }
         let arrival = match place {
             None => None,
             Some(place) => {
@@ -543,7 +549,9 @@ fn make_other(dir: &OwnedFd, name: &OsStr, kind: &FileKind) -> io::Result<()> {
         FileKind::CharDevice { rdev } => node(FileType::CharacterDevice, *rdev),
         FileKind::Fifo => node(FileType::Fifo, 0),
         FileKind::Socket => node(FileType::Socket, 0),
-        FileKind::File | FileKind::Directory => return Err(ErrorKind::InvalidInput.into()),
+        FileKind::File | FileKind::Directory | FileKind::Unknown { .. } => {
+            return Err(ErrorKind::InvalidInput.into());
+        }
     }?;
     Ok(())
 }

@@ -48,18 +48,21 @@ fn node(name: &str, kind: FileKind) -> Node {
 
 /// Restores a tree into `target` and gives the warnings.
 fn restore_tree(nodes: Vec<Node>, target: &Path) -> Warnings {
+    restore_tree_with(nodes, target, &RestoreOptions::default())
+}
+
+fn restore_tree_with(nodes: Vec<Node>, target: &Path, options: &RestoreOptions) -> Warnings {
     let store: Arc<dyn ObjectStore> = Arc::new(Memory::default());
     let repository = Repository::init(store, "x", &InitOptions::default()).unwrap();
     let reader = repository.reader().unwrap();
-    let options = RestoreOptions::default();
-    let handle = open_target(target, &options).unwrap().unwrap();
+    let handle = open_target(target, options).unwrap().unwrap();
     let reporter = Reporter::new(Arc::new(()), Cancel::default());
     let job = Job {
         reader: &reader,
         places: &Places::new(handle, target).unwrap(),
         names: &TemporaryNames::new().unwrap(),
         reporter: &reporter,
-        options: &options,
+        options,
         counts: Counts::default(),
     };
     Descender::new(&job, &[])
@@ -100,6 +103,45 @@ fn a_link_and_a_directory_of_one_name_lead_nowhere() {
     let warnings = restore_tree(nodes, &dir.path().join("target"));
     assert_eq!(warnings.count(WarningKind::NotRestored), 1);
     assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0);
+}
+
+#[test]
+fn what_is_of_an_unknown_kind_is_named_and_what_stands_there_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("target");
+    let unknown = |name| {
+        let kind = "irregular".to_owned();
+        node(name, FileKind::Unknown { kind })
+    };
+    std::fs::create_dir_all(target.join("full/of")).unwrap();
+    std::fs::write(target.join("file"), "precious").unwrap();
+    std::fs::write(target.join("extra"), "goes").unwrap();
+    let nodes = vec![
+        unknown("absent"),
+        unknown("file"),
+        unknown("full"),
+        node("good", FileKind::Fifo),
+    ];
+    let options = RestoreOptions {
+        delete: true,
+        ..RestoreOptions::default()
+    };
+    let warnings = restore_tree_with(nodes, &target, &options);
+    assert_eq!(warnings.count(WarningKind::NotRestored), 3);
+    assert_eq!(warnings.total(), 3, "{warnings:?}");
+    for (warning, name) in warnings.first.iter().zip(["absent", "file", "full"]) {
+        assert_eq!(warning.path, target.join(name));
+        assert!(warning.what.contains("`irregular`"), "{warning:?}");
+    }
+    let mut left: Vec<_> = std::fs::read_dir(&target)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    left.sort();
+    assert_eq!(left, ["file", "full", "good"]);
+    assert!(target.join("full/of").is_dir());
+    let content = std::fs::read_to_string(target.join("file")).unwrap();
+    assert_eq!(content, "precious");
 }
 
 #[test]

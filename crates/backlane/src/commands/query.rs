@@ -125,6 +125,7 @@ fn kind(kind: &FileKind) -> &'static str {
         FileKind::Socket => "socket",
         FileKind::BlockDevice { .. } => "block-device",
         FileKind::CharDevice { .. } => "char-device",
+        FileKind::Unknown { .. } => "unknown",
     }
 }
 
@@ -138,6 +139,7 @@ fn line(path: &[u8], node: &Node) -> Vec<u8> {
         FileKind::Socket => 's',
         FileKind::BlockDevice { .. } => 'b',
         FileKind::CharDevice { .. } => 'c',
+        FileKind::Unknown { .. } => '?',
     };
     let modified = node
         .meta
