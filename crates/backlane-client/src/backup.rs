@@ -144,13 +144,16 @@ impl backlane_repo::Source for Adapter {
         let kind = match warning.kind {
             backlane_repo::WarningKind::LeftOut => WarningKind::LeftOut,
             backlane_repo::WarningKind::Incomplete => WarningKind::Incomplete,
+            backlane_repo::WarningKind::Repository => WarningKind::Repository,
         };
         let path = Path::new(OsStr::from_bytes(&warning.path));
         self.reporter.warn(kind, path, &warning.reason);
     }
 
-    /// Those about files that changed while they were read are told to the reporter alone.
+    /// Those about files that changed while they were read are told to the reporter alone. The snapshot lacks nothing
+    /// because of a damaged repository.
     fn warnings(&self, _told: u64) -> u64 {
-        self.reporter.warnings().total()
+        let warnings = self.reporter.warnings();
+        warnings.total() - warnings.count(WarningKind::Repository)
     }
 }

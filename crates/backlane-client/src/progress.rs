@@ -49,7 +49,8 @@ pub enum WarningKind {
     LeftOut,
     /// It is in the snapshot, and something of it is not as it was on disk.
     Incomplete,
-    /// It is an object of the repository, and is damaged; what is not restored because of it is named too.
+    /// It is an object of the repository, and is damaged. What is not restored because of it is named too; a backup has
+    /// stored again what it needs of it.
     Repository,
     /// It was not restored.
     NotRestored,

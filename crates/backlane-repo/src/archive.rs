@@ -18,10 +18,12 @@ use crate::backend::Backend;
 use crate::engine;
 use crate::error::RepoError;
 use crate::index::BlobId;
+use crate::reader::Reader;
 use crate::repository::{Inner, Repository, name};
 use crate::seal::sha256;
 use crate::snapshot::{EXTRA_FIELD, Extra, as_optional_text, as_text};
-use crate::source::Source;
+use crate::source::{Source, Warning, WarningKind};
+use crate::walk::Visit;
 
 /// What a backup is to be called, and what it is compared with.
 #[derive(Clone, Debug, Default)]
@@ -115,7 +117,7 @@ pub struct ArchiveSummary {
     pub bytes_added: u64,
     /// The same, compressed and sealed.
     pub bytes_packed: u64,
-    /// How many warnings the source was told.
+    /// How many warnings about the source there were.
     pub warnings: u64,
     /// How long it took.
     pub seconds: f64,
@@ -124,8 +126,9 @@ pub struct ArchiveSummary {
 impl Repository {
     /// Backs up a source. Blocks until the snapshot is durable.
     ///
-    /// What could not be read is told to the source and counted; it is no error. What was uploaded before an early end
-    /// stays, is in the index, and needn't be uploaded again.
+    /// What could not be read is told to the source and counted; it is no error. Objects of the index that are damaged
+    /// are told to the source as well: what only they know is stored again. What was uploaded before an early end stays,
+    /// is in the index, and needn't be uploaded again.
     ///
     /// # Errors
     /// [`RepoError::Cancelled`]; [`RepoError::WriteFailed`] soon after the first failed write;
@@ -139,7 +142,21 @@ impl Repository {
         let inner = &self.inner;
         let alone = inner.archiving.lock();
         let _alone = alone.unwrap_or_else(PoisonError::into_inner);
-        let (snapshot, parent_options) = inner.prepare(options)?;
+        let (engine, damage) =
+            inner.over_damaged_index("reading the index", || inner.engine()?.to_indexed_ids())?;
+        for error in &damage {
+            source.warn(&Warning {
+                path: b"index".to_vec(),
+                kind: WarningKind::Repository,
+                reason: format!("{error}; what only it knows is stored again"),
+            });
+        }
+        let reader = match damage.is_empty() {
+            true => None,
+            false => Some(self.reader()?),
+        };
+        let (snapshot, parent_options) = inner.prepare(options, reader.as_ref())?;
+        drop(reader);
         let window = inner.backend.window().clone();
         let adapter = Adapter::new(source, window, options.cancel.clone());
 
@@ -152,7 +169,6 @@ impl Repository {
         let archived = {
             let _hold = HeldSnapshots::of(&inner.backend);
             engine::guarded(&inner.backend, "backing up", || {
-                let engine = inner.engine()?.to_indexed_ids()?;
                 engine.archive(&backup, &adapter, snapshot, &paths)
             })
         };
@@ -193,10 +209,12 @@ impl Repository {
 }
 
 impl Inner {
-    /// The snapshot as it is before the backup, and what to compare with.
+    /// The snapshot as it is before the backup, and what to compare with. `damaged` reads what is left of a damaged
+    /// index.
     fn prepare(
         &self,
         options: &ArchiveOptions,
+        damaged: Option<&Reader>,
     ) -> Result<(SnapshotFile, ParentOptions), RepoError> {
         let time = match options.time {
             None => jiff::Zoned::now(),
@@ -226,12 +244,30 @@ impl Inner {
             }
             Parent::Newest => self.newest_alike(options)?,
         };
+        let parent = match (parent, damaged) {
+            (Some(id), Some(reader)) if !self.trees_are_known(reader, id)? => {
+                tracing::warn!(parent = %id, "trees of the parent are lost with the index: every file is read");
+                None
+            }
+            (parent, _) => parent,
+        };
         let parent_options = ParentOptions::default()
             // The engine has this switch the wrong way round: so set, it does compare inodes.
             .ignore_inode(true)
             .force(parent.is_none())
             .parents(parent.iter().map(ToString::to_string).collect::<Vec<_>>());
         Ok((snapshot, parent_options))
+    }
+
+    /// Whether every directory of a snapshot can be read. The engine takes over a parent's tree by its name, without a
+    /// look into the index: a tree that can't be found must not be its parent.
+    fn trees_are_known(&self, reader: &Reader, id: ObjectId) -> Result<bool, RepoError> {
+        let tree = self.snapshot(id)?.info().tree;
+        match reader.walk(tree, b"", &mut |_, _| Visit::Continue) {
+            Ok(unread) => Ok(unread.is_empty()),
+            Err(error) if error.is_damage() => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     fn newest_alike(&self, options: &ArchiveOptions) -> Result<Option<ObjectId>, RepoError> {

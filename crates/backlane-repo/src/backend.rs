@@ -7,9 +7,13 @@
 //! While snapshots are held ([`Backend::hold_snapshots`]) the snapshot that the engine writes at the end of a backup is
 //! not stored: whether there shall be one is decided after the engine has returned, when it is known that nothing was
 //! lost and how many warnings there were.
+//!
+//! Objects of the index that were left out ([`Backend::leave_out_index`]) are not listed, so that the engine, which
+//! can't go on over a damaged one, reads the others.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use backlane_proto::{ByteRange, ObjectId, ObjectKind, ObjectName, PackContents};
 use bytes::Bytes;
@@ -31,6 +35,7 @@ pub(crate) struct Backend {
     store: Arc<dyn ObjectStore>,
     window: Window,
     hold_snapshots: AtomicBool,
+    left_out: Mutex<BTreeSet<ObjectId>>,
 }
 
 impl Backend {
@@ -39,7 +44,17 @@ impl Backend {
             window: Window::new(Arc::clone(&store), WINDOW),
             store,
             hold_snapshots: AtomicBool::new(false),
+            left_out: Mutex::default(),
         }
+    }
+
+    /// From now on these objects of the index, and no others, are not listed.
+    pub(crate) fn leave_out_index(&self, ids: BTreeSet<ObjectId>) {
+        *self.left_out() = ids;
+    }
+
+    fn left_out(&self) -> MutexGuard<'_, BTreeSet<ObjectId>> {
+        self.left_out.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// From now on, or no longer, snapshots that the engine writes are passed over.
@@ -77,6 +92,10 @@ impl Backend {
         rows.extend(listed.iter().map(|info| (info.id, info.bytes)));
         rows.sort_unstable();
         rows.dedup_by_key(|row| row.0);
+        if kind == ObjectKind::Index {
+            let left_out = self.left_out();
+            rows.retain(|row| !left_out.contains(&row.0));
+        }
         rows.into_iter()
             .map(|(id, bytes)| {
                 let bytes = u32::try_from(bytes).map_err(|_| {

@@ -3,6 +3,8 @@
 //! An engine is cheap to open (two small reads) and is used up by building an index, so none is kept.
 
 use std::any::Any;
+use std::error::Error;
+use std::iter;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -14,6 +16,7 @@ use rustic_core::{
 use crate::backend::Backend;
 use crate::error::RepoError;
 use crate::progress::ProgressSlot;
+use crate::store::StoreError;
 
 /// An engine that has the key.
 pub(crate) type Engine = rustic_core::Repository<OpenStatus>;
@@ -65,11 +68,27 @@ pub(crate) fn caught<T>(
     }
 }
 
-/// The engine's error in our type.
+/// The engine's error in our type: a damaged object below it is what matters, whatever the engine was doing.
 pub(crate) fn engine_error(doing: &'static str, error: &RusticError) -> RepoError {
+    let chain = iter::successors(error.source(), |&cause| cause.source());
+    let mut causes = chain.filter_map(|cause| cause.downcast_ref::<Arc<StoreError>>());
+    if let Some(damage) = causes.find_map(|cause| damage_of(cause)) {
+        return damage.into();
+    }
     RepoError::Engine {
         doing,
         what: error.display_log(),
+    }
+}
+
+fn damage_of(error: &StoreError) -> Option<StoreError> {
+    match error {
+        StoreError::NotFound { name } => Some(StoreError::NotFound { name: *name }),
+        StoreError::Damaged { name, what } => {
+            let what = what.clone();
+            Some(StoreError::Damaged { name: *name, what })
+        }
+        _ => None,
     }
 }
 

@@ -209,6 +209,18 @@ impl RepoError {
                 | Self::Store(StoreError::NotFound { .. } | StoreError::Damaged { .. })
         )
     }
+
+    /// The one object that it concerns, where it is about one.
+    #[must_use]
+    pub fn object(&self) -> Option<ObjectName> {
+        match self {
+            Self::Damaged { object: name, .. }
+            | Self::Store(StoreError::NotFound { name } | StoreError::Damaged { name, .. }) => {
+                Some(*name)
+            }
+            _ => None,
+        }
+    }
 }
 
 fn short_list(ids: &[ObjectId]) -> String {

@@ -121,6 +121,18 @@ impl Index {
         Some(self.packs[self.rows[at].pack()].blobs_end)
     }
 
+    /// Numbers of blobs for [`Index::at`], those of one pack together and in the order of their places.
+    pub(crate) fn rows_by_pack(&self) -> Vec<usize> {
+        let mut rows: Vec<usize> = (0..self.rows.len()).collect();
+        rows.sort_unstable_by_key(|&at| (self.rows[at].pack(), self.rows[at].offset));
+        rows
+    }
+
+    /// The blob of a number.
+    pub(crate) fn at(&self, row: usize) -> BlobPlace {
+        self.place(&self.rows[row])
+    }
+
     fn place(&self, row: &Row) -> BlobPlace {
         let compressed = row.plain_length != 0;
         let plain_length = if compressed {

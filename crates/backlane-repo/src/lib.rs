@@ -25,6 +25,7 @@ pub mod store;
 mod adapter;
 mod backend;
 mod convert;
+mod damage;
 mod engine;
 mod index;
 mod seal;
@@ -40,7 +41,8 @@ pub use archive::{ArchiveOptions, ArchiveSummary, Cancel, DryRun, Parent};
 pub use error::{Damage, RepoError};
 pub use index::{BlobId, BlobKind, BlobPlace, Index};
 pub use maintain::{
-    CheckOptions, CheckReport, ForgetDecision, KeepPolicy, PruneDelete, PruneOptions, PruneSummary,
+    CheckOptions, CheckReport, ForgetDecision, Forgotten, KeepPolicy, PruneDelete, PruneOptions,
+    PruneSummary,
 };
 pub use node::{FileKind, Metadata, Node, Time, Tree, Xattr, name_is_plain};
 pub use progress::{Progress, Unit};
@@ -49,4 +51,4 @@ pub use repository::{InitOptions, Repository};
 pub use snapshot::{SnapshotInfo, SnapshotSummary};
 pub use source::{Entries, Entry, OpenFile, Source, Warning, WarningKind};
 pub use store::{ObjectStore, StoreError};
-pub use walk::{Change, ChangeKind, Visit};
+pub use walk::{Change, ChangeKind, Unread, Visit};

@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use backlane_proto::ObjectId;
 use rustic_core::{
-    CheckResults, KeepOptions, LimitOption, PrunePlan, RusticResult, StringList, jiff,
+    CheckResults, Id, KeepOptions, LimitOption, PrunePlan, RusticResult, StringList, TreeId, jiff,
 };
 use serde::Serialize;
 
 use crate::archive::DryRun;
 use crate::engine;
 use crate::error::RepoError;
-use crate::repository::Repository;
+use crate::repository::{Inner, Repository};
 use crate::snapshot::{Snapshot, SnapshotInfo};
 
 /// What a check looks at.
@@ -35,7 +35,7 @@ pub struct CheckReport {
     pub errors: Vec<String>,
     /// What is odd but harms nobody: packs that nothing refers to, say.
     pub warnings: Vec<String>,
-    /// How many snapshots were looked at.
+    /// How many snapshots could be read.
     pub snapshots: usize,
 }
 
@@ -69,6 +69,15 @@ pub struct ForgetDecision {
     pub keep: bool,
     /// The parts of the policy that keep it.
     pub reasons: Vec<String>,
+}
+
+/// What a policy came to.
+#[derive(Debug)]
+pub struct Forgotten {
+    /// What becomes of each snapshot that can be read.
+    pub decisions: Vec<ForgetDecision>,
+    /// What is wrong with the others. They stay, whatever the policy says.
+    pub damaged: Vec<RepoError>,
 }
 
 /// How a prune goes about it.
@@ -130,65 +139,43 @@ impl CheckReport {
 }
 
 impl Repository {
-    /// Checks the repository. What is wrong with it is in the report, not an error.
+    /// Checks the repository. What is wrong with it is in the report, not an error: every damaged object that was found,
+    /// and every file and directory that can't be restored because of it.
     ///
     /// # Errors
     /// When the store fails in a way that ends the check.
     pub fn check(&self, options: CheckOptions) -> Result<CheckReport, RepoError> {
-        let inner = &self.inner;
+        let (snapshots, damage) = self.readable_snapshots()?;
         let mut report = CheckReport {
-            errors: Vec::new(),
+            errors: damage.iter().map(ToString::to_string).collect(),
             warnings: Vec::new(),
-            snapshots: 0,
+            snapshots: snapshots.len(),
         };
-        let snapshots = match inner.snapshots() {
-            Ok(snapshots) => snapshots,
-            Err(error @ RepoError::Damaged { .. }) => {
-                report.errors.push(error.to_string());
-                return Ok(report);
-            }
-            Err(error) => return Err(error),
+        self.inner.check_structure(&snapshots, &mut report)?;
+        let reader = self.reader()?;
+        let packs = match options {
+            CheckOptions::ReadData => reader.read_packs()?,
+            // It costs a walk through all trees.
+            CheckOptions::Structure if report.is_clean() => return Ok(report),
+            CheckOptions::Structure => reader.cut_off()?,
         };
-        report.snapshots = snapshots.len();
-        let trees = snapshots.iter().map(|snapshot| snapshot.file.tree);
-        let trees = trees.collect();
-        let read = options == CheckOptions::ReadData;
-        let options = rustic_core::CheckOptions::default().read_data(read);
-        let found = engine::guarded(&inner.backend, "checking", || {
-            inner.engine()?.check_with_trees(options, trees)
-        });
-        match found {
-            Ok(CheckResults(findings)) => {
-                for finding in findings {
-                    // The engine's type of a level can't be named; this asks whether it counts as an error.
-                    let one = CheckResults(vec![finding]);
-                    let list = if one.is_ok().is_err() {
-                        &mut report.errors
-                    } else {
-                        &mut report.warnings
-                    };
-                    list.extend(one.0.iter().map(|(_, finding)| finding.to_string()));
-                }
-            }
-            // It does where a pack's content isn't what its index says.
-            Err(error @ RepoError::EnginePanicked { .. }) => report.errors.push(error.to_string()),
-            Err(error) => return Err(error),
+        report.errors.extend(packs.findings.iter().cloned());
+        if !(report.is_clean() && packs.is_empty()) {
+            report.errors.extend(reader.costs(&snapshots, &packs)?);
         }
         Ok(report)
     }
 
-    /// Removes the snapshots that a policy doesn't keep; what they alone used goes with the next prune.
+    /// Removes the snapshots that a policy doesn't keep; what they alone used goes with the next prune. A snapshot that is
+    /// damaged is neither counted nor removed.
     ///
     /// # Errors
-    /// [`RepoError::KeepsNothing`] for an empty policy; when a snapshot can't be read or removed.
-    pub fn forget(
-        &self,
-        policy: &KeepPolicy,
-        dry_run: DryRun,
-    ) -> Result<Vec<ForgetDecision>, RepoError> {
+    /// [`RepoError::KeepsNothing`] for an empty policy; when the store fails, or a snapshot can't be removed.
+    pub fn forget(&self, policy: &KeepPolicy, dry_run: DryRun) -> Result<Forgotten, RepoError> {
         let keep = policy.engine_options()?;
         let mut groups: BTreeMap<_, Vec<Snapshot>> = BTreeMap::new();
-        for snapshot in self.inner.snapshots()? {
+        let (snapshots, damaged) = self.inner.readable_snapshots()?;
+        for snapshot in snapshots {
             let paths: Vec<_> = snapshot.file.paths.iter().cloned().collect();
             let group = (snapshot.file.hostname.clone(), paths);
             groups.entry(group).or_default().push(snapshot);
@@ -220,7 +207,7 @@ impl Repository {
                 inner.engine()?.delete_snapshots(&forgotten)
             })?;
         }
-        Ok(decisions)
+        Ok(Forgotten { decisions, damaged })
     }
 
     /// Removes one snapshot, whose object is not read: it may be damaged.
@@ -240,10 +227,10 @@ impl Repository {
     /// Frees what no snapshot uses. Nobody else may write to the repository meanwhile.
     ///
     /// # Errors
-    /// When the store fails, or the repository is not whole.
+    /// When the store fails, or a snapshot, a tree or a part of the index is damaged: what it needs would be freed too.
     pub fn prune(&self, options: &PruneOptions) -> Result<PruneSummary, RepoError> {
         let inner = &self.inner;
-        engine::guarded(&inner.backend, "pruning", || {
+        let pruned = engine::guarded(&inner.backend, "pruning", || {
             let engine = inner.engine()?;
             let how = rustic_core::PruneOptions::default()
                 .max_unused(LimitOption::Percentage(options.unused_percent_max.into()))
@@ -255,7 +242,47 @@ impl Repository {
                 engine.prune(&how, plan)?;
             }
             RusticResult::Ok(summary)
-        })
+        });
+        pruned.map_err(|error| inner.cause_of(error))
+    }
+}
+
+impl Inner {
+    /// The engine's check of index, trees, and the list of packs.
+    fn check_structure(
+        &self,
+        snapshots: &[SnapshotInfo],
+        report: &mut CheckReport,
+    ) -> Result<(), RepoError> {
+        let tree = |snapshot: &SnapshotInfo| TreeId::from(Id::new(snapshot.tree.0));
+        let trees: Vec<_> = snapshots.iter().map(tree).collect();
+        let found = self.over_damaged_index("checking", || {
+            let options = rustic_core::CheckOptions::default();
+            self.engine()?.check_with_trees(options, trees.clone())
+        });
+        match found {
+            Ok((CheckResults(findings), damage)) => {
+                report.errors.extend(damage.iter().map(ToString::to_string));
+                for finding in findings {
+                    // The engine's type of a level can't be named; this asks whether it counts as an error.
+                    let one = CheckResults(vec![finding]);
+                    let list = if one.is_ok().is_err() {
+                        &mut report.errors
+                    } else {
+                        &mut report.warnings
+                    };
+                    list.extend(one.0.iter().map(|(_, finding)| finding.to_string()));
+                }
+            }
+            // It panics over content that it can't cope with.
+            Err(error)
+                if error.is_damage() || matches!(error, RepoError::EnginePanicked { .. }) =>
+            {
+                report.errors.push(error.to_string());
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 }
 

@@ -3,6 +3,7 @@
 //! A password opens a key, the key opens the config, and only a key that does both is believed. What an object is and
 //! whether it is whole is decided here, before anything is parsed.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,7 +31,7 @@ const PACK_TARGET_BYTES: u64 = 16 << 20;
 const TREE_PACK_TARGET_BYTES: u64 = 4 << 20;
 
 /// Objects read at once where many are wanted: hides a remote store's latency.
-const READS_AT_ONCE: usize = 4;
+pub(crate) const READS_AT_ONCE: usize = 4;
 
 /// Memory that a key may make scrypt use: far above what any program writes, far below what would hurt.
 const SCRYPT_BYTES_MAX: u64 = 1 << 30;
@@ -203,9 +204,6 @@ impl Repository {
     /// When the store fails.
     pub fn reader(&self) -> Result<Reader, RepoError> {
         let (index, damage) = self.inner.index()?;
-        for error in &damage {
-            tracing::warn!(%error, "what only this part of the index knows can't be read");
-        }
         Ok(Reader::new(Arc::clone(&self.inner), index, damage))
     }
 
@@ -245,6 +243,44 @@ impl Inner {
         let mut index = index.into_inner().unwrap_or_else(PoisonError::into_inner);
         index.finish();
         Ok((index, damage))
+    }
+
+    /// Runs a call of the engine that reads the index. Where objects of it are damaged, the call is run again without
+    /// them, and what is wrong with them comes beside what it gives: the engine doesn't know then what they alone know.
+    pub(crate) fn over_damaged_index<T>(
+        &self,
+        doing: &'static str,
+        call: impl Fn() -> rustic_core::RusticResult<T>,
+    ) -> Result<(T, Vec<RepoError>), RepoError> {
+        let failed = match engine::guarded(&self.backend, doing, &call) {
+            Ok(done) => return Ok((done, Vec::new())),
+            Err(error @ RepoError::WriteFailed { .. }) => return Err(error),
+            Err(error) => error,
+        };
+        let (_, damage) = self.index()?;
+        if damage.is_empty() {
+            return Err(failed);
+        }
+        let _left_out = LeftOut::of(&self.backend, &damage);
+        let done = engine::guarded(&self.backend, doing, &call)?;
+        Ok((done, damage))
+    }
+
+    /// The damaged snapshot or part of the index that made the engine fail, if there is one: the engine's own words
+    /// don't always name it.
+    pub(crate) fn cause_of(&self, error: RepoError) -> RepoError {
+        if !matches!(
+            error,
+            RepoError::Engine { .. } | RepoError::EnginePanicked { .. }
+        ) {
+            return error;
+        }
+        let snapshots = self.readable_snapshots().map(|(_, damage)| damage);
+        let index = || self.index().map(|(_, damage)| damage);
+        let first = |damage: Vec<RepoError>| damage.into_iter().next();
+        let found = snapshots.ok().and_then(first);
+        let found = found.or_else(|| index().ok().and_then(first));
+        found.unwrap_or(error)
     }
 
     /// Reads and opens every object of a kind, several at once, in no order, and gives the errors of those that are
@@ -293,6 +329,23 @@ impl Inner {
         self.key
             .open_object(&sealed)
             .map_err(|damage| damaged(name, damage))
+    }
+}
+
+/// Leaves damaged objects of the index out as long as it lives.
+struct LeftOut<'a>(&'a Backend);
+
+impl<'a> LeftOut<'a> {
+    fn of(backend: &'a Backend, damage: &[RepoError]) -> Self {
+        let objects = damage.iter().filter_map(RepoError::object);
+        backend.leave_out_index(objects.map(|object| object.id).collect());
+        Self(backend)
+    }
+}
+
+impl Drop for LeftOut<'_> {
+    fn drop(&mut self) {
+        self.0.leave_out_index(BTreeSet::new());
     }
 }
 

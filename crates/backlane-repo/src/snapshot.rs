@@ -114,6 +114,26 @@ impl Repository {
         Ok(self.inner.snapshot(id)?.info())
     }
 
+    /// As [`Repository::resolve`], but `latest` is the newest of the snapshots that can be read. What is wrong with the
+    /// others comes beside it: any of them might be newer.
+    ///
+    /// # Errors
+    /// As [`Repository::resolve`]; where no snapshot is left that could be meant, what is wrong with one that can't be
+    /// read.
+    pub fn resolve_readable(
+        &self,
+        wanted: &str,
+    ) -> Result<(SnapshotInfo, Vec<RepoError>), RepoError> {
+        let Some(rest) = wanted.strip_prefix("latest") else {
+            return Ok((self.resolve(wanted)?, Vec::new()));
+        };
+        let (readable, mut damage) = self.readable_snapshots()?;
+        match latest(readable, wanted, rest) {
+            Ok(found) => Ok((found, damage)),
+            Err(error) => Err(damage.pop().unwrap_or(error)),
+        }
+    }
+
     /// The name of the snapshot that begins with these digits. Nothing is read, so that it may be damaged.
     ///
     /// # Errors
@@ -175,7 +195,7 @@ impl Inner {
         Ok((all, damage))
     }
 
-    fn snapshot(&self, id: ObjectId) -> Result<Snapshot, RepoError> {
+    pub(crate) fn snapshot(&self, id: ObjectId) -> Result<Snapshot, RepoError> {
         Snapshot::parse(id, &self.object(ObjectKind::Snapshot, id)?)
     }
 }

@@ -32,12 +32,13 @@ pub trait Source: Send + Sync + 'static {
     /// Starts the walk.
     fn entries(&self) -> Entries;
 
-    /// Is told of each warning: what `entries` gave as errors, files that could not be opened or read to their end, and
-    /// metadata that the format can't carry.
+    /// Is told of each warning: what `entries` gave as errors, files that could not be opened or read to their end,
+    /// metadata that the format can't carry, and what of the repository is damaged.
     fn warn(&self, warning: &Warning);
 
-    /// How many warnings there were in all, which the snapshot will say. Called when everything was read; `told` is how
-    /// often [`Source::warn`] was called, and a source that found more by itself adds them.
+    /// How many warnings about the source there were in all, which the snapshot will say. Called when everything was
+    /// read; `told` is how often [`Source::warn`] was called, but for [`WarningKind::Repository`], and a source that
+    /// found more by itself adds them.
     fn warnings(&self, told: u64) -> u64 {
         told
     }
@@ -73,10 +74,10 @@ impl<F: FnOnce() -> io::Result<Box<dyn Read + Send>> + Send> OpenFile for F {
     }
 }
 
-/// Something that is not in the snapshot as it is on disk.
+/// Something that is not in the snapshot as it is on disk, or a part of the repository that is damaged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning {
-    /// The path concerned.
+    /// The path concerned; of an object of the repository, the kind of objects that it belongs to.
     pub path: Vec<u8>,
     /// How much is missing.
     pub kind: WarningKind,
@@ -91,4 +92,7 @@ pub enum WarningKind {
     LeftOut,
     /// The entry is there, but some of its content or metadata is not as it is on disk.
     Incomplete,
+    /// It is an object of the repository, and is damaged. The snapshot has everything all the same, and doesn't count
+    /// it.
+    Repository,
 }

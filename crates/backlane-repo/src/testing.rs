@@ -163,7 +163,7 @@ impl ObjectStore for MemoryStore {
         let mut state = self.state.lock().unwrap();
         state.reads.push((name, range));
         let body = state.objects.get(&name);
-        cut(body.ok_or(StoreError::NotFound { name })?, range)
+        cut(name, body.ok_or(StoreError::NotFound { name })?, range)
     }
 
     fn write(
@@ -193,14 +193,15 @@ impl ObjectStore for MemoryStore {
     }
 }
 
-fn cut(body: &Bytes, range: Option<ByteRange>) -> Result<Bytes, StoreError> {
+fn cut(name: ObjectName, body: &Bytes, range: Option<ByteRange>) -> Result<Bytes, StoreError> {
     let Some(range) = range else {
         return Ok(body.clone());
     };
     let start = usize::try_from(range.offset).unwrap();
     let end = start + usize::try_from(range.length).unwrap();
     if end > body.len() {
-        return Err(StoreError::Failed("beyond the end".into()));
+        let what = format!("it ends at byte {}", body.len());
+        return Err(StoreError::Damaged { name, what });
     }
     Ok(body.slice(start..end))
 }
@@ -269,7 +270,7 @@ impl ObjectStore for LocalStore {
 
     fn read(&self, name: ObjectName, range: Option<ByteRange>) -> Result<Bytes, StoreError> {
         match fs::read(self.path(name)) {
-            Ok(body) => cut(&body.into(), range),
+            Ok(body) => cut(name, &body.into(), range),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 Err(StoreError::NotFound { name })
             }

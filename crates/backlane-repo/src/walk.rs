@@ -27,6 +27,16 @@ pub enum Visit {
     Stop,
 }
 
+/// A directory that a walk could not look into, since a part of the repository is damaged. Damage never ends a walk:
+/// everything else is visited.
+#[derive(Debug)]
+pub struct Unread {
+    /// Its path.
+    pub path: Vec<u8>,
+    /// What is damaged.
+    pub error: RepoError,
+}
+
 /// A difference between two snapshots.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
@@ -81,16 +91,17 @@ impl Reader {
     }
 
     /// Visits everything below a tree, depth first, a directory before what is in it. Paths begin with `prefix`, which
-    /// may be empty, and a `/`.
+    /// may be empty, and a `/`. Gives the directories whose content could not be visited.
     ///
     /// # Errors
-    /// When a tree can't be read.
+    /// When the first tree can't be read, or the store fails.
     pub fn walk(
         &self,
         tree: BlobId,
         prefix: &[u8],
         visit: &mut dyn FnMut(&[u8], &Node) -> Visit,
-    ) -> Result<(), RepoError> {
+    ) -> Result<Vec<Unread>, RepoError> {
+        let mut unread = Vec::new();
         let mut path = prefix.to_vec();
         let mut stack = vec![(path.len(), self.tree(tree)?.nodes.into_iter())];
         while let Some((base, nodes)) = stack.last_mut() {
@@ -102,27 +113,29 @@ impl Reader {
             path.push(b'/');
             path.extend_from_slice(&node.name);
             match (visit(&path, &node), node.subtree) {
-                (Visit::Stop, _) => return Ok(()),
-                (Visit::Continue, Some(tree)) => {
-                    stack.push((path.len(), self.tree(tree)?.nodes.into_iter()));
-                }
+                (Visit::Stop, _) => return Ok(unread),
+                (Visit::Continue, Some(tree)) => match self.tree(tree) {
+                    Ok(tree) => stack.push((path.len(), tree.nodes.into_iter())),
+                    Err(error) => Unread::keep(&mut unread, &path, error)?,
+                },
                 _ => {}
             }
         }
-        Ok(())
+        Ok(unread)
     }
 
     /// Gives every node below a tree that matches a glob pattern. A pattern without `/` is compared with names, any
-    /// other with whole paths, where `*` stays within a name and `**` doesn't.
+    /// other with whole paths, where `*` stays within a name and `**` doesn't. Gives the directories that could not be
+    /// searched.
     ///
     /// # Errors
-    /// [`RepoError::BadPattern`], or when a tree can't be read.
+    /// [`RepoError::BadPattern`], or when the first tree can't be read, or the store fails.
     pub fn find(
         &self,
         tree: BlobId,
         pattern: &str,
         found: &mut dyn FnMut(&[u8], &Node),
-    ) -> Result<(), RepoError> {
+    ) -> Result<Vec<Unread>, RepoError> {
         let matcher = matcher(pattern)?;
         let by_path = pattern.contains('/');
         self.walk(tree, b"", &mut |path, node| {
@@ -135,16 +148,17 @@ impl Reader {
     }
 
     /// Gives every difference between two trees, in the order of their paths. What lies below an added or removed
-    /// directory is given as well.
+    /// directory is given as well. What comes back are the directories that could not be compared.
     ///
     /// # Errors
-    /// When a tree can't be read.
+    /// When one of the two trees can't be read, or the store fails.
     pub fn diff(
         &self,
         old: BlobId,
         new: BlobId,
         found: &mut dyn FnMut(&Change),
-    ) -> Result<(), RepoError> {
+    ) -> Result<Vec<Unread>, RepoError> {
+        let mut unread = Vec::new();
         let mut path = Vec::new();
         let mut stack = vec![(0, self.pairs(Some(old), Some(new))?)];
         while let Some((base, pairs)) = stack.last_mut() {
@@ -168,10 +182,13 @@ impl Reader {
                 });
             }
             if below.0 != below.1 {
-                stack.push((path.len(), self.pairs(below.0, below.1)?));
+                match self.pairs(below.0, below.1) {
+                    Ok(pairs) => stack.push((path.len(), pairs)),
+                    Err(error) => Unread::keep(&mut unread, &path, error)?,
+                }
             }
         }
-        Ok(())
+        Ok(unread)
     }
 
     /// Copies a file's content out. Holds no more than about [`READ_BYTES_MAX`] at once, or one blob.
@@ -219,6 +236,18 @@ impl Reader {
             old: nodes(old)?,
             new: nodes(new)?,
         })
+    }
+}
+
+impl Unread {
+    /// Notes damage, and passes on what is none.
+    fn keep(unread: &mut Vec<Self>, path: &[u8], error: RepoError) -> Result<(), RepoError> {
+        if !error.is_damage() {
+            return Err(error);
+        }
+        let path = path.to_vec();
+        unread.push(Self { path, error });
+        Ok(())
     }
 }
 

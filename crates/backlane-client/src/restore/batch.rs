@@ -319,7 +319,8 @@ impl Batch {
         for (index, _) in &blob.destinations {
             let file = &self.files[*index];
             if file.state().stage != Stage::Failed {
-                job.warn(&file.path(job.places), why);
+                let what = format!("its data blob {} can't be had: {why}", blob.place.id);
+                job.warn(&file.path(job.places), what);
             }
             writer.abandon(file);
         }

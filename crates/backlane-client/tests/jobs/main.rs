@@ -1,6 +1,8 @@
 //! Whole jobs on real directories.
 
 #[cfg(test)]
+mod damage;
+#[cfg(test)]
 mod fidelity;
 #[cfg(test)]
 mod hostile;

@@ -433,7 +433,7 @@ fn nodes_are_found_by_path_by_name_and_by_pattern() {
     let found = |pattern: &str| {
         let mut paths = Vec::new();
         let keep = &mut |path: &[u8], _: &crate::Node| paths.push(path.to_vec());
-        reader.find(summary.tree, pattern, keep).map(|()| paths)
+        reader.find(summary.tree, pattern, keep).map(|_| paths)
     };
     assert_eq!(found("*.txt").unwrap().len(), 2);
     assert_eq!(found("/srv/*.txt").unwrap(), [b"/srv/a.txt"]);

@@ -3,14 +3,15 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use backlane_proto::{ObjectKind, ObjectName};
+use backlane_proto::{ObjectId, ObjectKind, ObjectName};
 
 use super::support::{
     MadeUp, back_up, content, dir, file, memory_repository, nodes, noise, options, snapshots,
 };
+use crate::testing::MemoryStore;
 use crate::{
-    BlobKind, Change, ChangeKind, CheckOptions, DryRun, KeepPolicy, ObjectStore, PruneDelete,
-    PruneOptions, RepoError, Repository,
+    BlobKind, Change, ChangeKind, CheckOptions, DryRun, FileKind, KeepPolicy, ObjectStore,
+    PruneDelete, PruneOptions, RepoError, Repository, Visit, WarningKind,
 };
 
 #[test]
@@ -106,6 +107,69 @@ fn a_check_finds_rotten_and_missing_packs() {
 }
 
 #[test]
+fn a_check_that_reads_goes_on_after_damage_and_names_what_it_costs() {
+    let (store, repository) = memory_repository();
+    let summary = back_up(
+        &repository,
+        MadeUp::new(|| {
+            vec![
+                file(b"/rotten", noise(1, 20 << 20)),
+                dir(b"/unreadable"),
+                file(b"/unreadable/in", b"x".to_vec()),
+                file(b"/whole", noise(2, 20 << 20)),
+            ]
+        }),
+    );
+    let reader = repository.reader().unwrap();
+    let found = nodes(&reader, &summary);
+    let node = |path: &[u8]| &found.iter().find(|(at, _)| at == path).unwrap().1;
+    let change = |kind, id| {
+        let place = reader.place(kind, id).unwrap();
+        let at = (place.offset + place.length / 2) as usize;
+        let pack = ObjectName {
+            kind: ObjectKind::Pack,
+            id: place.pack,
+        };
+        store.rot(pack, |bytes| bytes[at] ^= 1);
+        place.pack
+    };
+    let blob = node(b"/rotten").content[0];
+    let pack = change(BlobKind::Data, blob);
+    change(BlobKind::Tree, node(b"/unreadable").subtree.unwrap());
+
+    let report = repository.check(CheckOptions::ReadData).unwrap();
+    let about = |text: &str| {
+        let errors = report.errors.iter();
+        errors.filter(|error| error.contains(text)).count()
+    };
+    assert!(about(&pack.to_string()) > 0, "{report:?}");
+    assert!(about(&blob.to_string()) > 0, "{report:?}");
+    assert_eq!(about(", /rotten: its data blob"), 1, "{report:?}");
+    assert_eq!(about(", /unreadable: "), 1, "{report:?}");
+    assert_eq!(about("/whole"), 0, "{report:?}");
+}
+
+#[test]
+fn a_check_that_reads_finds_a_pack_that_rotted_outside_of_its_blobs() {
+    let (store, repository) = memory_repository();
+    back_up(&repository, tree(1));
+    for info in store.list(ObjectKind::Pack).unwrap() {
+        let pack = ObjectName {
+            kind: ObjectKind::Pack,
+            id: info.id,
+        };
+        let header = usize::try_from(info.bytes).unwrap() - 10;
+        store.rot(pack, |bytes| bytes[header] ^= 1);
+    }
+    let report = repository.check(CheckOptions::ReadData).unwrap();
+    for info in store.list(ObjectKind::Pack).unwrap() {
+        let name = info.id.to_string();
+        let named = report.errors.iter().any(|error| error.contains(&name));
+        assert!(named, "{report:?}");
+    }
+}
+
+#[test]
 fn a_check_finds_a_damaged_snapshot() {
     let (store, repository) = memory_repository();
     let source = MadeUp::new(|| vec![file(b"/a", b"a".to_vec())]);
@@ -146,9 +210,10 @@ fn forget_keeps_what_the_policy_says_and_prune_frees_the_rest() {
         tags: vec!["keep".to_owned()],
         ..KeepPolicy::default()
     };
-    let planned = repository.forget(&policy, DryRun::Yes).unwrap();
+    let forget = |dry_run| repository.forget(&policy, dry_run).unwrap().decisions;
+    let planned = forget(DryRun::Yes);
     assert_eq!(snapshots(&store), 4);
-    let done = repository.forget(&policy, DryRun::No).unwrap();
+    let done = forget(DryRun::No);
     assert_eq!(planned, done);
     assert_eq!(snapshots(&store), 2);
     let left = repository.snapshots().unwrap();
@@ -197,7 +262,7 @@ fn policies_by_time_keep_the_newest_of_each_span() {
         ..KeepPolicy::default()
     };
     let kept = |policy: &KeepPolicy| {
-        let decisions = repository.forget(policy, DryRun::Yes).unwrap();
+        let decisions = repository.forget(policy, DryRun::Yes).unwrap().decisions;
         decisions.iter().filter(|decision| decision.keep).count()
     };
     assert_eq!(kept(&within), 4);
@@ -214,22 +279,24 @@ fn policies_by_time_keep_the_newest_of_each_span() {
     assert_eq!(snapshots(&store), 6);
 }
 
-#[test]
-fn a_rotten_snapshot_stops_nobody_who_does_not_need_it() {
+/// A repository with two snapshots, the newer of which has rotted: the store, the handle, the old one, the rotten one.
+fn with_rotten_snapshot() -> (Arc<MemoryStore>, Repository, ObjectId, ObjectId) {
     let (store, repository) = memory_repository();
     let old = back_up(&repository, tree(1)).snapshot.unwrap();
     let rotten = back_up(&repository, tree(2)).snapshot.unwrap();
-    let object = ObjectName {
-        kind: ObjectKind::Snapshot,
-        id: rotten,
-    };
-    store.rot(object, |bytes| bytes[30] ^= 1);
+    rot(&store, ObjectKind::Snapshot, rotten);
+    (store, repository, old, rotten)
+}
 
+fn rot(store: &MemoryStore, kind: ObjectKind, id: ObjectId) {
+    store.rot(ObjectName { kind, id }, |bytes| bytes[30] ^= 1);
+}
+
+#[test]
+fn a_rotten_snapshot_stops_nobody_who_does_not_need_it() {
+    let (_, repository, old, rotten) = with_rotten_snapshot();
     let found = repository.resolve(&old.to_string()[..10]).unwrap();
     assert_eq!(found.id, old);
-    // Nobody knows whether the rotten one is the latest.
-    let latest = repository.resolve("latest");
-    assert!(matches!(latest, Err(RepoError::Damaged { .. })));
     let (readable, damage) = repository.readable_snapshots().unwrap();
     assert_eq!((readable.len(), damage.len()), (1, 1));
     assert!(damage[0].to_string().contains(&rotten.to_string()));
@@ -241,27 +308,198 @@ fn a_rotten_snapshot_stops_nobody_who_does_not_need_it() {
 }
 
 #[test]
+fn the_latest_readable_snapshot_comes_with_what_might_be_newer() {
+    let (store, repository, old, rotten) = with_rotten_snapshot();
+    // Nobody knows whether the rotten one is the latest.
+    let latest = repository.resolve("latest");
+    assert!(matches!(latest, Err(RepoError::Damaged { .. })));
+    let (found, damage) = repository.resolve_readable("latest").unwrap();
+    assert_eq!((found.id, damage.len()), (old, 1));
+    let name = damage[0].object().unwrap();
+    assert_eq!((name.kind, name.id), (ObjectKind::Snapshot, rotten));
+    let (found, damage) = repository.resolve_readable(&old.to_string()).unwrap();
+    assert_eq!((found.id, damage.len()), (old, 0));
+    let named = repository.resolve_readable(&rotten.to_string());
+    assert!(matches!(named, Err(RepoError::Damaged { .. })));
+    // Where none can be read, it is damage that is told, and not that there is none.
+    rot(&store, ObjectKind::Snapshot, old);
+    let none = repository.resolve_readable("latest");
+    assert!(matches!(none, Err(RepoError::Damaged { .. })));
+}
+
+#[test]
+fn a_policy_neither_counts_nor_removes_a_rotten_snapshot() {
+    let (store, repository, old, rotten) = with_rotten_snapshot();
+    let policy = KeepPolicy {
+        last: Some(1),
+        ..KeepPolicy::default()
+    };
+    let forgotten = repository.forget(&policy, DryRun::No).unwrap();
+    assert_eq!(forgotten.decisions.len(), 1);
+    assert_eq!(forgotten.decisions[0].snapshot.id, old);
+    assert!(forgotten.decisions[0].keep);
+    let damaged = forgotten.damaged[0].object().unwrap();
+    assert_eq!((forgotten.damaged.len(), damaged.id), (1, rotten));
+    assert_eq!(snapshots(&store), 2);
+}
+
+#[test]
+fn a_prune_frees_nothing_while_a_snapshot_or_a_part_of_the_index_is_rotten() {
+    let (store, repository, _, rotten) = with_rotten_snapshot();
+    let options = PruneOptions {
+        delete: PruneDelete::AtOnce,
+        ..PruneOptions::default()
+    };
+    let objects = store.count(ObjectKind::Pack) + store.count(ObjectKind::Index);
+    let refused = |id: ObjectId| {
+        let error = repository.prune(&options).unwrap_err();
+        assert_eq!(error.object().map(|name| name.id), Some(id), "{error}");
+        let left = store.count(ObjectKind::Pack) + store.count(ObjectKind::Index);
+        assert_eq!(left, objects);
+    };
+    refused(rotten);
+    repository.forget_snapshot(rotten).unwrap();
+    let tree = repository.snapshots().unwrap()[0].tree;
+    let reader = repository.reader().unwrap();
+    let pack = ObjectName {
+        kind: ObjectKind::Pack,
+        id: reader.place(BlobKind::Tree, tree).unwrap().pack,
+    };
+    let whole = store.read(pack, None).unwrap();
+    store.rot(pack, |bytes| bytes.truncate(20));
+    refused(pack.id);
+    store.rot(pack, |bytes| *bytes = whole.to_vec());
+    let index = store.list(ObjectKind::Index).unwrap()[0].id;
+    rot(&store, ObjectKind::Index, index);
+    refused(index);
+}
+
+#[test]
+fn a_check_goes_on_after_a_rotten_snapshot_and_a_rotten_part_of_the_index() {
+    let (store, repository, _, rotten) = with_rotten_snapshot();
+    let mut last = None;
+    let index = index_of(&store, || last = Some(back_up(&repository, tree(3)).tree));
+    rot(&store, ObjectKind::Index, index);
+    let report = repository.check(CheckOptions::Structure).unwrap();
+    assert_eq!(report.snapshots, 2);
+    let named = |text: &str| report.errors.iter().any(|error| error.contains(text));
+    assert!(named(&rotten.to_string()), "{report:?}");
+    assert!(named(&index.to_string()), "{report:?}");
+    // What is lost with it is named as well.
+    assert!(named(&last.unwrap().to_string()), "{report:?}");
+}
+
+#[test]
 fn a_rotten_index_object_hides_only_what_it_alone_knows() {
     let (store, repository) = memory_repository();
     let first = back_up(&repository, tree(1));
-    let known = store.list(ObjectKind::Index).unwrap();
-    back_up(&repository, tree(2));
-    let newer = store.list(ObjectKind::Index).unwrap();
-    let rotten = newer.iter().find(|info| !known.contains(info)).unwrap();
-    let object = ObjectName {
-        kind: ObjectKind::Index,
-        id: rotten.id,
-    };
-    store.rot(object, |bytes| bytes[30] ^= 1);
+    let rotten = index_of(&store, || _ = back_up(&repository, tree(2)));
+    rot(&store, ObjectKind::Index, rotten);
     assert!(repository.index().is_err());
     let reader = repository.reader().unwrap();
     assert_eq!(reader.index_damage().len(), 1);
-    assert!(
-        reader.index_damage()[0]
-            .to_string()
-            .contains(&rotten.id.to_string())
-    );
+    let named = reader.index_damage()[0].object().map(|name| name.id);
+    assert_eq!(named, Some(rotten));
     reader.tree(first.tree).unwrap();
+}
+
+/// The object of the index that some work has made.
+fn index_of(store: &MemoryStore, work: impl FnOnce()) -> ObjectId {
+    let known = store.list(ObjectKind::Index).unwrap();
+    work();
+    let newer = store.list(ObjectKind::Index).unwrap();
+    newer.iter().find(|info| !known.contains(info)).unwrap().id
+}
+
+#[test]
+fn a_backup_goes_on_without_a_rotten_part_of_the_index_and_stores_again_what_only_that_knew() {
+    let (store, repository) = memory_repository();
+    let with_top = |top: &'static [u8]| {
+        MadeUp::new(move || {
+            vec![
+                dir(b"/srv"),
+                file(b"/srv/file", noise(1, 300_000)),
+                file(b"/top", top.to_vec()),
+            ]
+        })
+    };
+    let rotten = index_of(&store, || _ = back_up(&repository, with_top(b"1")));
+    // Its root is new; the tree of `/srv` is that of the first.
+    let second = back_up(&repository, with_top(b"two"));
+    rot(&store, ObjectKind::Index, rotten);
+
+    let source = with_top(b"two");
+    let third = back_up(&repository, Arc::clone(&source));
+    let told = source.warnings();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(told[0].kind, WarningKind::Repository);
+    assert!(told[0].reason.contains(&rotten.to_string()), "{told:?}");
+    // The snapshot lacks nothing.
+    assert_eq!(third.warnings, 0);
+    assert_eq!((third.parent, third.tree), (None, second.tree));
+    assert!(third.bytes_added >= 300_000, "{third:?}");
+    let reader = repository.reader().unwrap();
+    let read: Vec<_> = nodes(&reader, &third)
+        .iter()
+        .filter(|(_, node)| node.kind == FileKind::File)
+        .map(|(_, node)| content(&reader, node).unwrap())
+        .collect();
+    assert_eq!(read, [noise(1, 300_000), b"two".to_vec()]);
+
+    // From now on everything is known again, and so there is a parent.
+    let fourth = back_up(&repository, with_top(b"two"));
+    assert_eq!((fourth.parent, fourth.bytes_added), (third.snapshot, 0));
+    // The rotten object is still there, and a check names it.
+    let report = repository.check(CheckOptions::Structure).unwrap();
+    let rotten = rotten.to_string();
+    assert!(report.errors.iter().any(|error| error.contains(&rotten)));
+}
+
+#[test]
+fn a_rotten_tree_costs_a_walk_no_more_than_that_directory() {
+    let (store, repository) = memory_repository();
+    let given = |name: &'static [u8], mode: u32| {
+        MadeUp::new(move || {
+            let mut made = dir(name);
+            if let Ok(entry) = &mut made {
+                entry.meta.mode = Some(mode);
+            }
+            let inner = file(&[name, b"/x"].concat(), name.to_vec());
+            vec![made, inner, file(b"/z", b"z".to_vec())]
+        })
+    };
+    let old = back_up(&repository, given(b"/a", 0o755)).tree;
+    let mut lost = None;
+    let rotten = index_of(&store, || {
+        lost = Some(back_up(&repository, given(b"/b", 0o755)).tree);
+    });
+    // A new root over the same directory.
+    let new = back_up(&repository, given(b"/b", 0o700)).tree;
+    rot(&store, ObjectKind::Index, rotten);
+    let reader = repository.reader().unwrap();
+    let mut seen = Vec::new();
+    let unread = reader
+        .walk(new, b"", &mut |path, _| {
+            seen.push(path.to_vec());
+            Visit::Continue
+        })
+        .unwrap();
+    assert_eq!(seen, [b"/b".to_vec(), b"/z".to_vec()]);
+    assert_eq!((unread.len(), &unread[0].path[..]), (1, &b"/b"[..]));
+    let mut changes = Vec::new();
+    let uncompared = reader
+        .diff(old, new, &mut |change| {
+            changes.push((change.path.clone(), change.kind));
+        })
+        .unwrap();
+    assert!(
+        changes.contains(&(b"/b".to_vec(), ChangeKind::Added)),
+        "{changes:?}"
+    );
+    assert_eq!((uncompared.len(), &uncompared[0].path[..]), (1, &b"/b"[..]));
+    // Where not even the first directory can be read, nothing was walked.
+    let lost = reader.walk(lost.unwrap(), b"", &mut |_, _| Visit::Continue);
+    assert!(lost.unwrap_err().is_damage());
 }
 
 fn tree(seed: u8) -> Arc<MadeUp> {

@@ -8,9 +8,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
+use backlane_proto::ObjectKind;
+
 use super::support::{MadeUp, PASSWORD, content, nodes, noise, options};
 use crate::testing::LocalStore;
-use crate::{CheckOptions, Entry, FileKind, InitOptions, Metadata, Repository, Time, Warning};
+use crate::{
+    BlobKind, CheckOptions, Entry, FileKind, InitOptions, Metadata, ObjectStore, Repository, Time,
+    Warning,
+};
 
 #[test]
 fn stock_restic_finds_nothing_wrong_and_restores_the_same() {
@@ -60,6 +65,48 @@ fn stock_restic_finds_nothing_wrong_and_restores_the_same() {
     assert_eq!(mode(&restored.join("suid")), mode(&data.join("suid")));
     let inode = |name: &str| restored.join(name).metadata().unwrap().ino();
     assert_eq!(inode("hard"), inode("suid"));
+}
+
+#[test]
+fn stock_restic_rebuilds_an_index_and_the_next_backup_stores_what_was_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let (root, data) = (folder.path().join("repository"), folder.path().join("data"));
+    make_tree(&data);
+    let store = Arc::new(LocalStore::new(&root));
+    let shared: Arc<dyn ObjectStore> = Arc::clone(&store) as _;
+    let repository = Repository::init(shared, PASSWORD, &InitOptions::default()).unwrap();
+    let walked = data.clone();
+    let source = MadeUp::new(move || walk(&walked));
+    let first = repository.archive(&options(), source.clone()).unwrap();
+    fs::write(data.join("sub/added"), noise(5, 100_000)).unwrap();
+    repository.archive(&options(), source.clone()).unwrap();
+    let is_whole = || repository.check(CheckOptions::ReadData).unwrap().is_clean();
+    assert!(is_whole());
+
+    let index = store.list(ObjectKind::Index).unwrap()[0].id;
+    let index = root.join("index").join(index.to_string());
+    let mut bytes = fs::read(&index).unwrap();
+    bytes[30] ^= 1;
+    fs::remove_file(&index).unwrap();
+    fs::write(&index, bytes).unwrap();
+    assert!(!is_whole());
+    restic(&root, &["rebuild-index"]);
+    assert!(is_whole());
+
+    // A pack that can't be saved is taken away; what it held is still on disk.
+    let reader = repository.reader().unwrap();
+    let node = reader.node_at(first.tree, data.join("sub/large").as_os_str().as_bytes());
+    let place = reader
+        .place(BlobKind::Data, node.unwrap().content[0])
+        .unwrap();
+    let pack = place.pack.to_string();
+    fs::remove_file(root.join("data").join(&pack[..2]).join(&pack)).unwrap();
+    assert!(!is_whole());
+    restic(&root, &["rebuild-index"]);
+    repository.archive(&options(), source.clone()).unwrap();
+    assert_eq!(source.warnings(), []);
+    let report = repository.check(CheckOptions::ReadData).unwrap();
+    assert!(report.is_clean(), "{report:?}");
 }
 
 fn make_tree(data: &Path) {

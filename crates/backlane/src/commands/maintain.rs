@@ -3,7 +3,7 @@
 //! The server has no key, so the administrator names the host's key file. While one of these runs, sessions of that
 //! host are refused; while one of them is open, these are.
 
-use super::server;
+use super::{damage::Damage, server};
 use crate::{
     Context,
     cli::{ForgetArgs, MaintainArgs, PruneArgs},
@@ -13,10 +13,10 @@ use crate::{
     signals::Cancel,
 };
 use anyhow::{Context as _, Result};
-use backlane_proto::{ByteRange, ObjectInfo, ObjectKind, ObjectName, PackContents};
+use backlane_proto::{ByteRange, ObjectId, ObjectInfo, ObjectKind, ObjectName, PackContents};
 use backlane_repo::{
-    DryRun, ForgetDecision, KeepPolicy, ObjectStore, PruneOptions, PruneSummary, Repository,
-    SnapshotInfo, StoreError, maintain::PruneDelete,
+    DryRun, ForgetDecision, KeepPolicy, ObjectStore, PruneOptions, PruneSummary, RepoError,
+    Repository, StoreError, maintain::PruneDelete,
 };
 use backlane_server::{ExclusiveRepository, HostName, ServerError};
 use bytes::Bytes;
@@ -47,7 +47,14 @@ impl ObjectStore for Store {
     }
 
     fn read(&self, name: ObjectName, range: Option<ByteRange>) -> Result<Bytes, StoreError> {
-        self.begin()?.read(name, range).map_err(failed)
+        let read = self.begin()?.read(name, range);
+        read.map_err(|error| match error {
+            error if error.is_damage() => StoreError::Damaged {
+                name,
+                what: error.to_string(),
+            },
+            error => failed(error),
+        })
     }
 
     fn write(
@@ -97,9 +104,13 @@ fn hold(args: &MaintainArgs, context: &Context) -> Result<Held> {
         repository: exclusive,
         cancel: context.cancel.clone(),
     });
-    let repository = Repository::open(Arc::clone(&store) as Arc<dyn ObjectStore>, &password)
-        .with_context(|| format!("cannot open the repository of {host}"))
-        .advise("the key file is the one that `backlane join` made on that host")?;
+    let opened = Repository::open(Arc::clone(&store) as Arc<dyn ObjectStore>, &password);
+    let is_wrong_key = matches!(opened, Err(RepoError::WrongPassword { .. }));
+    let opened = opened.with_context(|| format!("cannot open the repository of {host}"));
+    let repository = match is_wrong_key {
+        true => opened.advise("the key file is the one that `backlane join` made on that host"),
+        false => opened,
+    }?;
     Ok(Held { store, repository })
 }
 
@@ -115,6 +126,10 @@ fn dry_run(args: &MaintainArgs) -> DryRun {
 struct ForgetDocument {
     dry_run: bool,
     decisions: Vec<ForgetDecision>,
+    /// Damaged snapshots that were named by their whole id, and forgotten like the others.
+    damaged_forgotten: Vec<String>,
+    /// Damaged snapshots that stay, because nothing is known of them.
+    damaged: Damage,
     prune: Option<PruneSummary>,
 }
 
@@ -137,23 +152,39 @@ pub(crate) fn forget(args: &ForgetArgs, context: &Context) -> Result<Outcome> {
     }
     let held = hold(&args.repository, context)?;
     let dry = dry_run(&args.repository);
-    let decisions = if args.snapshots.is_empty() {
-        uninterrupted(held.repository.forget(&policy, dry), context)?
+    let mut damaged = Damage::none(context);
+    let named = if args.snapshots.is_empty() {
+        let forgotten = uninterrupted(held.repository.forget(&policy, dry), context)?;
+        for error in &forgotten.damaged {
+            damaged.note(error, "it stays, whatever is to be kept");
+        }
+        Named {
+            decisions: forgotten.decisions,
+            damaged: Vec::new(),
+        }
     } else {
         uninterrupted(forget_named(&held, &args.snapshots, dry, context), context)?
     };
-    let prune = match args.prune {
+    // What a damaged snapshot needs isn't known: a prune would refuse.
+    let prune = match args.prune && damaged.is_empty() {
         // Nothing was removed, so nothing more can be said to be unused.
         true if dry == DryRun::No => Some(uninterrupted(prune_held(&held, dry), context)?),
         _ => None,
     };
     let document = ForgetDocument {
         dry_run: args.repository.dry_run,
-        decisions,
+        decisions: named.decisions,
+        damaged_forgotten: named.damaged.iter().map(ToString::to_string).collect(),
+        damaged,
         prune,
     };
     context.output.result(&document, ForgetDocument::text)?;
-    Ok(Outcome::Done)
+    if args.prune && !document.damaged.is_empty() {
+        context.output.warning(
+            "nothing was pruned: what the damaged snapshots need is not known; forget them by their whole ids first",
+        );
+    }
+    Ok(document.damaged.outcome())
 }
 
 /// What a piece of work came to, told as an interruption where that is why it failed.
@@ -164,40 +195,63 @@ fn uninterrupted<T>(done: Result<T, impl Into<anyhow::Error>>, context: &Context
     })
 }
 
-fn forget_named(
-    held: &Held,
-    wanted: &[String],
-    dry: DryRun,
-    context: &Context,
-) -> Result<Vec<ForgetDecision>> {
+/// Snapshots that were named, and forgotten.
+struct Named {
+    decisions: Vec<ForgetDecision>,
+    /// Those of which no more is known than their ids.
+    damaged: Vec<ObjectId>,
+}
+
+fn forget_named(held: &Held, wanted: &[String], dry: DryRun, context: &Context) -> Result<Named> {
     // All of them are found before the first goes.
     let mut seen = BTreeSet::new();
-    let mut found: Vec<SnapshotInfo> = Vec::new();
+    let mut found = Named {
+        decisions: Vec::new(),
+        damaged: Vec::new(),
+    };
     for wanted in wanted {
-        let snapshot = held.repository.resolve(wanted)?;
-        if seen.insert(snapshot.id.to_string()) {
-            found.push(snapshot);
+        match held.repository.resolve(wanted) {
+            Ok(snapshot) if seen.insert(snapshot.id) => found.decisions.push(ForgetDecision {
+                snapshot,
+                keep: false,
+                reasons: Vec::new(),
+            }),
+            Ok(_) => {}
+            Err(error) => {
+                let id = damaged_snapshot(wanted, error)?;
+                if seen.insert(id) {
+                    found.damaged.push(id);
+                }
+            }
         }
     }
-    for snapshot in &found {
+    for id in &seen {
         context.check_cancelled()?;
         if dry == DryRun::No {
             let kind = ObjectKind::Snapshot;
-            let name = ObjectName {
-                kind,
-                id: snapshot.id,
-            };
+            let name = ObjectName { kind, id: *id };
             held.store
                 .remove(name)
-                .with_context(|| format!("cannot remove snapshot {}", snapshot.id))?;
+                .with_context(|| format!("cannot remove snapshot {id}"))?;
         }
     }
-    let decided = |snapshot| ForgetDecision {
-        snapshot,
-        keep: false,
-        reasons: Vec::new(),
-    };
-    Ok(found.into_iter().map(decided).collect())
+    Ok(found)
+}
+
+/// The damaged snapshot that is meant, if it was named beyond doubt: nobody can look at it before it goes.
+fn damaged_snapshot(wanted: &str, error: RepoError) -> Result<ObjectId> {
+    let wanted = wanted.to_ascii_lowercase();
+    let damaged = error.object().filter(|object| {
+        object.kind == ObjectKind::Snapshot && object.id.to_string().starts_with(&wanted)
+    });
+    match damaged {
+        Some(object) if object.id.to_string() == wanted => Ok(object.id),
+        Some(object) => Err(error).advise(format!(
+            "to remove it although nobody can read what it is, name it by its whole id: {}",
+            object.id
+        )),
+        None => Err(error.into()),
+    }
 }
 
 impl ForgetDocument {
@@ -215,6 +269,15 @@ impl ForgetDocument {
                 what.to_owned(),
                 decision.reasons.join(", "),
             ]);
+        }
+        for id in &self.damaged_forgotten {
+            let what = if self.dry_run {
+                "would be forgotten"
+            } else {
+                "forgotten"
+            };
+            let row = [&id[..8], "(damaged)", what];
+            rows.push(row.map(str::to_owned).to_vec());
         }
         let mut text = table(&rows);
         if let Some(prune) = &self.prune {

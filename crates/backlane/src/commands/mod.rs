@@ -2,6 +2,7 @@
 
 mod backup;
 mod bench;
+mod damage;
 pub(crate) mod documents;
 mod join;
 mod maintain;

@@ -1,9 +1,11 @@
 //! Commands that only read a repository: snapshots, ls, find, diff, dump, check.
 //!
+//! A damaged object costs what it holds: it is named, everything else is shown, and the exit code is 3.
+//!
 //! Paths are bytes. In text they are printed as they are, so that another program can use them; in a document bytes
 //! that are not UTF-8 are replaced, and the exact bytes stand beside in hexadecimal.
 
-use super::session::{self, Client};
+use super::{damage::Damage, session};
 use crate::{
     Context,
     cli::{CheckArgs, DiffArgs, DumpArgs, FindArgs, LsArgs, SnapshotPath, SnapshotsArgs},
@@ -12,7 +14,8 @@ use crate::{
 };
 use anyhow::{Context as _, Result, bail};
 use backlane_repo::{
-    BlobId, ChangeKind, CheckOptions, CheckReport, FileKind, Node, Reader, SnapshotInfo, Visit,
+    BlobId, ChangeKind, CheckOptions, CheckReport, FileKind, Node, Reader, Repository,
+    SnapshotInfo, Visit,
 };
 use serde::Serialize;
 use std::{
@@ -24,6 +27,7 @@ use std::{
 #[derive(Serialize)]
 struct SnapshotsDocument {
     snapshots: Vec<SnapshotInfo>,
+    damaged: Damage,
 }
 
 /// Lists snapshots.
@@ -31,14 +35,14 @@ struct SnapshotsDocument {
 /// # Errors
 /// When the repository can't be read.
 pub(crate) fn snapshots(args: &SnapshotsArgs, context: &Context) -> Result<Outcome> {
-    let snapshots = session::with(context, &args.route, |client| {
-        let mut snapshots = client.repository()?.snapshots()?;
+    let document = session::with(context, &args.route, |client| {
+        let mut damaged = Damage::none(context);
+        let mut snapshots = damaged.snapshots(&client.repository()?)?;
         if let Some(tag) = &args.tag {
             snapshots.retain(|snapshot| snapshot.tags.contains(tag));
         }
-        Ok(snapshots)
+        Ok(SnapshotsDocument { snapshots, damaged })
     })?;
-    let document = SnapshotsDocument { snapshots };
     context.output.result(&document, |document| {
         let head = ["id", "time", "host", "size", "tags", "paths"];
         let mut rows = vec![head.map(str::to_owned).to_vec()];
@@ -65,7 +69,7 @@ pub(crate) fn snapshots(args: &SnapshotsArgs, context: &Context) -> Result<Outco
         }));
         table(&rows)
     })?;
-    Ok(Outcome::Done)
+    Ok(document.damaged.outcome())
 }
 
 /// One entry of a snapshot, in a document.
@@ -228,8 +232,13 @@ impl Listing {
 }
 
 /// A snapshot, and the node at a path in it.
-fn locate(client: &Client, reader: &Reader, wanted: &SnapshotPath) -> Result<(SnapshotInfo, Node)> {
-    let snapshot = client.repository()?.resolve(&wanted.snapshot)?;
+fn locate(
+    repository: &Repository,
+    reader: &Reader,
+    wanted: &SnapshotPath,
+    damaged: &mut Damage,
+) -> Result<(SnapshotInfo, Node)> {
+    let snapshot = damaged.resolve(repository, &wanted.snapshot)?;
     let node = reader.node_at(snapshot.tree, &wanted.path)?;
     Ok((snapshot, node))
 }
@@ -238,6 +247,7 @@ fn locate(client: &Client, reader: &Reader, wanted: &SnapshotPath) -> Result<(Sn
 struct LsDocument {
     snapshot: String,
     entries: Vec<EntryDocument>,
+    damaged: Damage,
 }
 
 /// Lists a snapshot, or what is below a path of it.
@@ -246,13 +256,17 @@ struct LsDocument {
 /// When there is no such snapshot or path, or it can't be read.
 pub(crate) fn ls(args: &LsArgs, context: &Context) -> Result<Outcome> {
     let document = session::with(context, &args.route, |client| {
-        let reader = client.repository()?.reader()?;
-        let (snapshot, node) = locate(client, &reader, &args.snapshot)?;
+        let mut damaged = Damage::none(context);
+        let repository = client.repository()?;
+        let reader = damaged.reader(&repository)?;
+        let (snapshot, node) = locate(&repository, &reader, &args.snapshot, &mut damaged)?;
         let mut listing = Listing::new(context);
         let prefix = trimmed(&args.snapshot.path);
         match node.subtree {
             Some(tree) => {
-                reader.walk(tree, prefix, &mut |path, node| listing.push(path, node))?;
+                let unread =
+                    reader.walk(tree, prefix, &mut |path, node| listing.push(path, node))?;
+                damaged.note_unread(&unread);
             }
             None => {
                 listing.push(prefix, &node);
@@ -261,12 +275,13 @@ pub(crate) fn ls(args: &LsArgs, context: &Context) -> Result<Outcome> {
         Ok(LsDocument {
             snapshot: snapshot.id.to_string(),
             entries: listing.finish()?,
+            damaged,
         })
     })?;
     if context.output.is_json() {
         context.output.result(&document, |_| String::new())?;
     }
-    Ok(Outcome::Done)
+    Ok(document.damaged.outcome())
 }
 
 /// A path without slashes at its end, so that what is below it can be joined.
@@ -281,6 +296,7 @@ fn trimmed(path: &[u8]) -> &[u8] {
 #[derive(Serialize)]
 struct FindDocument {
     matches: Vec<FoundDocument>,
+    damaged: Damage,
 }
 
 #[derive(Serialize)]
@@ -295,12 +311,13 @@ struct FoundDocument {
 /// When the pattern is none, or a snapshot can't be read.
 pub(crate) fn find(args: &FindArgs, context: &Context) -> Result<Outcome> {
     let document = session::with(context, &args.route, |client| {
+        let mut damaged = Damage::none(context);
         let repository = client.repository()?;
         let snapshots = match &args.snapshot {
-            Some(wanted) => vec![repository.resolve(wanted)?],
-            None => repository.snapshots()?,
+            Some(wanted) => vec![damaged.resolve(&repository, wanted)?],
+            None => damaged.snapshots(&repository)?,
         };
-        let reader = repository.reader()?;
+        let reader = damaged.reader(&repository)?;
         let mut matches = Vec::new();
         for snapshot in snapshots {
             context.check_cancelled()?;
@@ -310,12 +327,20 @@ pub(crate) fn find(args: &FindArgs, context: &Context) -> Result<Outcome> {
                 &snapshot.id.to_string()[..8],
                 snapshot.time
             ));
-            reader.find(snapshot.tree, &args.pattern, &mut |path, node| {
+            let searched = reader.find(snapshot.tree, &args.pattern, &mut |path, node| {
                 if let Some(head) = head.take().filter(|_| !listing.json) {
                     listing.pending.extend_from_slice(head.as_bytes());
                 }
                 listing.push(path, node);
-            })?;
+            });
+            match searched {
+                Ok(unread) => damaged.note_unread(&unread),
+                Err(error) if error.is_damage() => {
+                    let short = &snapshot.id.to_string()[..8];
+                    damaged.note(&error, &format!("snapshot {short} can't be searched"));
+                }
+                Err(error) => return Err(error.into()),
+            }
             let entries = listing.finish()?;
             if !entries.is_empty() {
                 matches.push(FoundDocument {
@@ -324,12 +349,12 @@ pub(crate) fn find(args: &FindArgs, context: &Context) -> Result<Outcome> {
                 });
             }
         }
-        Ok(FindDocument { matches })
+        Ok(FindDocument { matches, damaged })
     })?;
     if context.output.is_json() {
         context.output.result(&document, |_| String::new())?;
     }
-    Ok(Outcome::Done)
+    Ok(document.damaged.outcome())
 }
 
 #[derive(Serialize)]
@@ -337,6 +362,7 @@ struct DiffDocument {
     old: String,
     new: String,
     changes: Vec<ChangeDocument>,
+    damaged: Damage,
 }
 
 #[derive(Serialize)]
@@ -352,9 +378,11 @@ struct ChangeDocument {
 /// When there is no such snapshot or path, or it can't be read.
 pub(crate) fn diff(args: &DiffArgs, context: &Context) -> Result<Outcome> {
     let document = session::with(context, &args.route, |client| {
-        let reader = client.repository()?.reader()?;
-        let tree = |wanted: &SnapshotPath| -> Result<(SnapshotInfo, BlobId)> {
-            let (snapshot, node) = locate(client, &reader, wanted)?;
+        let mut damaged = Damage::none(context);
+        let repository = client.repository()?;
+        let reader = damaged.reader(&repository)?;
+        let mut tree = |wanted: &SnapshotPath| -> Result<(SnapshotInfo, BlobId)> {
+            let (snapshot, node) = locate(&repository, &reader, wanted, &mut damaged)?;
             match node.subtree {
                 Some(tree) => Ok((snapshot, tree)),
                 None => bail!("{} is no directory", String::from_utf8_lossy(&wanted.path)),
@@ -363,7 +391,7 @@ pub(crate) fn diff(args: &DiffArgs, context: &Context) -> Result<Outcome> {
         let ((old, old_tree), (new, new_tree)) = (tree(&args.old)?, tree(&args.new)?);
         let (mut changes, mut text) = (Vec::new(), Vec::new());
         let json = context.output.is_json();
-        reader.diff(old_tree, new_tree, &mut |change| {
+        let unread = reader.diff(old_tree, new_tree, &mut |change| {
             let (letter, word) = match change.kind {
                 ChangeKind::Added => (b'+', "added"),
                 ChangeKind::Removed => (b'-', "removed"),
@@ -382,17 +410,19 @@ pub(crate) fn diff(args: &DiffArgs, context: &Context) -> Result<Outcome> {
                 text.push(b'\n');
             }
         })?;
+        damaged.note_unread(&unread);
         write_stdout(&text)?;
         Ok(DiffDocument {
             old: old.id.to_string(),
             new: new.id.to_string(),
             changes,
+            damaged,
         })
     })?;
     if context.output.is_json() {
         context.output.result(&document, |_| String::new())?;
     }
-    Ok(Outcome::Done)
+    Ok(document.damaged.outcome())
 }
 
 #[derive(Serialize)]
@@ -400,6 +430,7 @@ struct DumpDocument {
     snapshot: String,
     output: std::path::PathBuf,
     bytes: u64,
+    damaged: Damage,
 }
 
 /// Writes one file of a snapshot to standard output, or to a file.
@@ -413,9 +444,11 @@ pub(crate) fn dump(args: &DumpArgs, context: &Context) -> Result<Outcome> {
         )
         .into());
     }
-    let document = session::with(context, &args.route, |client| {
-        let reader = client.repository()?.reader()?;
-        let (snapshot, node) = locate(client, &reader, &args.file)?;
+    let (outcome, document) = session::with(context, &args.route, |client| {
+        let mut damaged = Damage::none(context);
+        let repository = client.repository()?;
+        let reader = damaged.reader(&repository)?;
+        let (snapshot, node) = locate(&repository, &reader, &args.file, &mut damaged)?;
         let Some(path) = &args.output else {
             let mut out = Stdout { closed: false };
             let dumped = reader.dump(&node, &mut out);
@@ -423,7 +456,7 @@ pub(crate) fn dump(args: &DumpArgs, context: &Context) -> Result<Outcome> {
                 return Err(StdoutClosed.into());
             }
             dumped?;
-            return Ok(None);
+            return Ok((damaged.outcome(), None));
         };
         let failed = || format!("cannot write {}", path.display());
         let file = File::create(path).with_context(failed)?;
@@ -432,11 +465,13 @@ pub(crate) fn dump(args: &DumpArgs, context: &Context) -> Result<Outcome> {
         out.flush()
             .and_then(|()| file.sync_all())
             .with_context(failed)?;
-        Ok(Some(DumpDocument {
+        let document = DumpDocument {
             snapshot: snapshot.id.to_string(),
             output: path.clone(),
             bytes: file.metadata()?.len(),
-        }))
+            damaged,
+        };
+        Ok((document.damaged.outcome(), Some(document)))
     })?;
     if let Some(document) = document {
         context.output.result(&document, |document| {
@@ -447,7 +482,7 @@ pub(crate) fn dump(args: &DumpArgs, context: &Context) -> Result<Outcome> {
             )
         })?;
     }
-    Ok(Outcome::Done)
+    Ok(outcome)
 }
 
 /// Standard output that remembers whether its reader went away.

@@ -1,12 +1,14 @@
 //! `backlane restore`.
 
 use super::{
+    damage::Damage,
     documents::{RestoreDocument, WarningsDocument},
     session,
 };
 use crate::{
     Context,
     cli::RestoreArgs,
+    failure::Advise,
     output::{Outcome, bytes, rate},
     progress::Bar,
 };
@@ -20,8 +22,17 @@ use std::{ffi::OsStr, os::unix::ffi::OsStrExt, path::Path};
 /// When the job ended early. What could not be restored or set is a warning.
 pub(crate) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome> {
     let document = session::job(context, &args.route, |client| {
+        let mut damaged = Damage::none(context);
         let repository = client.repository()?;
-        let snapshot = repository.resolve(&args.snapshot.snapshot)?;
+        let snapshot = damaged.resolve(&repository, &args.snapshot.snapshot)?;
+        if args.delete && !damaged.is_empty() {
+            return Err(anyhow::anyhow!(
+                "--delete would remove what is newer than snapshot {}, which may not be the latest",
+                &snapshot.id.to_string()[..8]
+            ))
+            .advise("name the snapshot by its id; `backlane snapshots` lists what can be read");
+        }
+        // What is wrong with its index, the job tells.
         let reader = repository.reader()?;
         let path = Some(Path::new(OsStr::from_bytes(&args.snapshot.path)));
         let options = RestoreOptions {
@@ -42,7 +53,9 @@ pub(crate) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome> {
             context.cancel.token(),
         );
         bar.finish();
-        Ok(document(&done?, client.routes()))
+        let mut document = document(&done?, client.routes());
+        damaged.add_to(&mut document.warnings);
+        Ok(document)
     })?;
     context.output.result(&document, text)?;
     Ok(Outcome::from_warnings(document.warnings.count))
