@@ -4,6 +4,7 @@
 
 use crate::output::SCHEMA;
 use anyhow::Error;
+use backlane_proto::ObjectKind;
 use backlane_repo::{RepoError, StoreError};
 use serde::Serialize;
 use std::{fmt, io};
@@ -149,6 +150,9 @@ fn about_repository(error: &RepoError) -> Option<&'static str> {
         StoreError::Failed(inner) => inner.downcast_ref().and_then(about_session),
         _ => None,
     };
+    if let Some(object) = error.object().filter(|_| error.is_damage()) {
+        return Some(about_damage(object.kind));
+    }
     match error {
         RepoError::Store(error) => store(error),
         RepoError::WriteFailed { cause } => store(cause),
@@ -156,7 +160,26 @@ fn about_repository(error: &RepoError) -> Option<&'static str> {
             Some("`backlane snapshots` lists what there is")
         }
         RepoError::PathNotFound { .. } => Some(LOOK_INSIDE),
+        RepoError::BlobNotIndexed { .. } => Some(LOOK_FOR_DAMAGE),
         _ => None,
+    }
+}
+
+const LOOK_FOR_DAMAGE: &str = "`backlane check` names all that is damaged and what it costs; \
+    docs/guide.md says under \"Damaged repositories\" what to do about it";
+
+/// What to do about a damaged object of some kind. Everything else in the repository can still be used.
+fn about_damage(kind: ObjectKind) -> &'static str {
+    match kind {
+        ObjectKind::Snapshot => {
+            "other snapshots are not concerned: `backlane snapshots` lists them; \
+             `backlane forget` on the server removes the damaged one, named by its whole id"
+        }
+        ObjectKind::Config | ObjectKind::Key => {
+            "put that file back from a copy of the repository's directory at the server; \
+             nothing opens without it"
+        }
+        ObjectKind::Index | ObjectKind::Pack => LOOK_FOR_DAMAGE,
     }
 }
 
@@ -180,6 +203,8 @@ fn about_session(error: &backlane_net::Error) -> Option<&'static str> {
 mod tests {
     use super::*;
     use anyhow::Context;
+    use backlane_proto::{ObjectId, ObjectName};
+    use backlane_repo::{BlobId, BlobKind};
 
     #[test]
     fn failure_names_its_chain_and_ends_with_the_advice() {
@@ -205,6 +230,32 @@ mod tests {
             explain(&error),
             "error: backup failed: no space left\nhint: make room on the server's disk and run it again"
         );
+    }
+
+    #[test]
+    fn every_kind_of_damage_comes_with_what_to_do_next() {
+        for (kind, advised) in [
+            (ObjectKind::Snapshot, "backlane forget"),
+            (ObjectKind::Index, "backlane check"),
+            (ObjectKind::Pack, "backlane check"),
+            (ObjectKind::Key, "put that file back"),
+            (ObjectKind::Config, "put that file back"),
+        ] {
+            let name = ObjectName {
+                kind,
+                id: ObjectId([7; 32]),
+            };
+            let what = "5 bytes are left of 9".to_owned();
+            let error = RepoError::from(StoreError::Damaged { name, what });
+            let text = explain(&Error::new(error).context("restore failed"));
+            assert!(text.contains(&name.to_string()), "{text}");
+            let (_, hint) = text.split_once("\nhint: ").expect("advice");
+            assert!(hint.contains(advised), "{kind}: {hint}");
+        }
+        let kind = BlobKind::Data;
+        let id = BlobId([7; 32]);
+        let text = explain(&RepoError::BlobNotIndexed { kind, id }.into());
+        assert!(text.contains("hint: `backlane check`"), "{text}");
     }
 
     #[test]

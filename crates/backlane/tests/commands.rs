@@ -28,6 +28,19 @@ fn document(config: &Path, arguments: &[&str]) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
+/// Runs a command that is to do what can be done and exit with `code`, and takes its document and what it said.
+#[track_caller]
+fn warned(config: &Path, arguments: &[&str], code: i32) -> (Value, String) {
+    let output = backlane(config, &[&["--json"], arguments].concat());
+    assert_eq!(
+        output.status.code(),
+        Some(code),
+        "{arguments:?}: {output:?}"
+    );
+    let said = String::from_utf8(output.stderr).unwrap();
+    (serde_json::from_slice(&output.stdout).unwrap(), said)
+}
+
 /// Runs a command that is to fail, and takes what it says.
 #[track_caller]
 fn refusal(config: &Path, arguments: &[&str]) -> String {
@@ -209,4 +222,160 @@ fn maintain(server: &Path, kept: &Path, old: &str) {
     assert!(said.contains("demo-host") && said.contains("key"), "{said}");
     let hosts = document(server, &["server", "hosts"]);
     assert_eq!(hosts["hosts"][0]["name"], "demo-host", "{hosts}");
+}
+
+/// The files of a folder of the demo's repository, and what is below.
+fn objects(kept: &Path, folder: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut pending = vec![kept.to_owned()];
+    while let Some(directory) = pending.pop() {
+        for entry in fs::read_dir(&directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() && !path.is_symlink() {
+                pending.push(path);
+            } else if directory.ancestors().any(|above| above.ends_with(folder)) {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
+
+/// Changes an object where it lies, as a bad disk would.
+fn spoil(object: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+    let mut bytes = fs::read(object).unwrap();
+    change(&mut bytes);
+    fs::remove_file(object).unwrap();
+    fs::write(object, bytes).unwrap();
+}
+
+#[test]
+fn a_damaged_object_stops_no_command_that_does_not_need_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let kept = kept_demo(directory.path());
+    let (server, client) = (kept.join("server.toml"), kept.join("client.toml"));
+    let running = Server::start(&server);
+    let listed = document(&client, &["snapshots"]);
+    assert_eq!(listed["damaged"].as_array().unwrap().len(), 0, "{listed}");
+    let id = |at: usize| listed["snapshots"][at]["id"].as_str().unwrap();
+    let (old, rotten) = (id(0), id(1));
+    let mut snapshots = objects(&kept, "demo-host/snapshots");
+    snapshots.retain(|path| path.ends_with(rotten));
+    spoil(&snapshots[0], |bytes| bytes[30] ^= 1);
+    use_what_is_left(&client, &kept, old, rotten);
+    restore_what_is_left(&client, &kept, old);
+    drop(running);
+    forget_what_is_damaged(&server, &kept, rotten);
+}
+
+/// Every command that chooses among snapshots, and a backup.
+fn use_what_is_left(client: &Path, kept: &Path, old: &str, rotten: &str) {
+    let named = format!("snapshot {rotten}");
+    let (listed, said) = warned(client, &["snapshots"], 3);
+    assert_eq!(listed["snapshots"].as_array().unwrap().len(), 1, "{listed}");
+    assert_eq!(listed["snapshots"][0]["id"], old);
+    assert_eq!(listed["damaged"][0]["object"], named.as_str(), "{listed}");
+    assert!(said.contains(&named), "{said}");
+
+    let (entries, said) = warned(client, &["ls", "latest"], 3);
+    assert_eq!(entries["snapshot"], old);
+    assert!(said.contains(&named) && said.contains("newer"), "{said}");
+    assert_eq!(document(client, &["ls", old])["snapshot"], old);
+    let (found, said) = warned(client, &["find", "0.bin"], 3);
+    assert_eq!(found["matches"].as_array().unwrap().len(), 1, "{found}");
+    assert!(said.contains(&named), "{said}");
+    let (changes, _) = warned(client, &["diff", old, "latest"], 3);
+    assert_eq!(changes["changes"].as_array().unwrap().len(), 0, "{changes}");
+
+    let target = kept.join("target");
+    let restore = ["restore", "latest", "--target", target.to_str().unwrap()];
+    let (restored, said) = warned(client, &restore, 3);
+    assert_eq!(restored["snapshot"], old);
+    assert_eq!(restored["warnings"]["kinds"]["repository"], 1, "{restored}");
+    assert!(said.contains(&named), "{said}");
+    // What is newer than the newest readable snapshot is not deleted for it.
+    let said = refusal(client, &[&restore[..], &["--delete"]].concat());
+    assert!(
+        said.contains(&old[..8]) && said.contains("by its id"),
+        "{said}"
+    );
+    let said = refusal(client, &["ls", rotten]);
+    assert!(
+        said.contains("damaged") && said.contains("backlane forget"),
+        "{said}"
+    );
+    let (report, _) = warned(client, &["check"], 1);
+    let errors = report["errors"].as_array().unwrap();
+    let names = |error: &&Value| error.as_str().unwrap().contains(&named);
+    assert_eq!(errors.iter().filter(names).count(), 1, "{report}");
+
+    let source = kept.join("source");
+    let backup = ["backup", source.to_str().unwrap()];
+    let done = document(client, &backup);
+    assert_eq!(done["parent"], old, "{done}");
+}
+
+/// A pack that was cut off at the server costs files, which are named, and not the restore.
+fn restore_what_is_left(client: &Path, kept: &Path, old: &str) {
+    let mut packs = objects(kept, "demo-host/data");
+    packs.sort_by_key(|pack| fs::metadata(pack).unwrap().len());
+    let pack = packs.last().unwrap();
+    let whole = fs::read(pack).unwrap();
+    spoil(pack, |bytes| bytes.truncate(100));
+    let id = pack.file_name().unwrap().to_str().unwrap();
+    let target = kept.join("what is left");
+    let restore = ["restore", old, "--target", target.to_str().unwrap()];
+    let (restored, said) = warned(client, &restore, 3);
+    let failed = restored["failed"].as_u64().unwrap();
+    assert_eq!(
+        restored["warnings"]["kinds"]["not-restored"], failed,
+        "{restored}"
+    );
+    assert!(
+        failed > 0 && restored["directories"].as_u64().unwrap() > 0,
+        "{restored}"
+    );
+    let named = format!("pack {id} is damaged where it is stored");
+    assert!(said.contains(&named), "{said}");
+    let (report, _) = warned(client, &["check"], 1);
+    let errors = report["errors"].as_array().unwrap();
+    let named = |error: &&Value| error.as_str().unwrap().contains(&format!("of pack {id}"));
+    assert!(errors.iter().any(|error| named(&error)), "{report}");
+    spoil(pack, |bytes| *bytes = whole);
+    assert_eq!(warned(client, &restore, 0).0["failed"], 0);
+}
+
+/// The server's administrator gets rid of the damaged snapshot, and of nothing else.
+fn forget_what_is_damaged(server: &Path, kept: &Path, rotten: &str) {
+    let key = kept.join("client/repository.key");
+    let on_it = ["--host", "demo-host", "--key-file", key.to_str().unwrap()];
+    let command = |words: &[&'static str]| [words, &on_it[..]].concat();
+    let named = format!("snapshot {rotten}");
+    let (kept_all, said) = warned(
+        server,
+        &command(&["forget", "--keep-last", "1", "--prune"]),
+        3,
+    );
+    assert_eq!(
+        kept_all["damaged"][0]["object"],
+        named.as_str(),
+        "{kept_all}"
+    );
+    assert!(kept_all["prune"].is_null(), "{kept_all}");
+    assert!(
+        said.contains(&named) && said.contains("nothing was pruned"),
+        "{said}"
+    );
+    let said = refusal(server, &command(&["prune"]));
+    assert!(
+        said.contains(&named) && said.contains("backlane forget"),
+        "{said}"
+    );
+    // A part of its id is not enough: nobody can look at what goes.
+    let said = refusal(server, &[&["forget", &rotten[..12]], &on_it[..]].concat());
+    assert!(said.contains("hint: ") && said.contains(rotten), "{said}");
+    let forgotten = document(server, &[&["forget", rotten], &on_it[..]].concat());
+    assert_eq!(forgotten["damaged_forgotten"][0], rotten, "{forgotten}");
+    let pruned = document(server, &command(&["prune"]));
+    assert_eq!(pruned["dry_run"], false);
 }
