@@ -131,3 +131,36 @@ fn a_pack_that_was_cut_off_is_named_with_the_files_that_it_costs_and_no_others()
     let other = world.source.join("other");
     assert!(!named(other.to_str().unwrap()), "{report:?}");
 }
+
+#[test]
+fn delete_removes_nothing_in_a_directory_that_cannot_be_read() {
+    let world = World::new();
+    fs::create_dir(world.source.join("dir")).unwrap();
+    fs::write(world.source.join("dir/file"), "x").unwrap();
+    world.back_up();
+    world.restore();
+    let (spared, extra) = (world.target.join("dir/extra"), world.target.join("extra"));
+    for path in [&spared, &extra] {
+        fs::write(path, "not in the snapshot").unwrap();
+    }
+    let reader = world.repository.reader().unwrap();
+    let snapshot = world.repository.resolve("latest").unwrap();
+    let path = world.source.join("dir");
+    let node = reader.node_at(snapshot.tree, path.as_os_str().as_encoded_bytes());
+    let tree = node.unwrap().subtree.unwrap();
+    let place = reader.place(BlobKind::Tree, tree).unwrap();
+    let middle = usize::try_from(place.offset + place.length / 2).unwrap();
+    spoil(&world, ObjectKind::Pack, place.pack, |bytes| {
+        bytes[middle] ^= 1
+    });
+
+    let delete = RestoreOptions {
+        delete: true,
+        ..RestoreOptions::default()
+    };
+    let restored = world.restore_with(&delete).unwrap();
+    let dir = world.target.join("dir");
+    assert_eq!(not_restored(&restored), BTreeSet::from([dir.as_path()]));
+    assert_eq!(restored.deleted, 1);
+    assert!(spared.exists() && dir.join("file").exists() && !extra.exists());
+}
