@@ -242,6 +242,19 @@ impl Ended {
         Ok(self)
     }
 
+    /// Fails unless the exit code is 1 and what was written has every one of `words`, whatever their case.
+    ///
+    /// # Errors
+    /// With all that the program wrote.
+    pub fn refused(&self, words: &[&str]) -> Result<()> {
+        ensure!(self.code() == 1, "no refusal: {self}");
+        let text = self.text();
+        for word in words {
+            ensure!(text.contains(&word.to_lowercase()), "no `{word}` in {self}");
+        }
+        Ok(())
+    }
+
     /// The one JSON document on standard output.
     ///
     /// # Errors

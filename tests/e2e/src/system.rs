@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
 
+use crate::data::{plant, same};
 use crate::device::{Sector, SharedDevice, Tmpfs};
 use crate::lane::{Lane, Side, Wire};
 use crate::process::{Ended, Process, binary, output, until};
@@ -459,6 +460,26 @@ impl System {
             client,
             arguments.into_iter().chain(more.iter().map(OsStr::new)),
         )
+    }
+
+    /// Expects that a small job of a client works, whole and through the pool; another `seed` is another job.
+    ///
+    /// # Errors
+    /// When a part of it fails, or what comes back is not what was there.
+    pub fn works(&self, client: &Client, seed: u64) -> Result<()> {
+        const BYTES: u64 = 1 << 20;
+        let source = self.small_source(seed);
+        let target = self.path(format!("works-target-{seed}"));
+        plant(&source, BYTES, seed)?;
+        let route = ["--route", "require-storage"];
+        self.backup(client, &source, &route)?.success()?;
+        self.restore(client, &source, &target, &route)?.success()?;
+        same(&source, &target)
+    }
+
+    /// What [`System::works`] backs up.
+    pub fn small_source(&self, seed: u64) -> PathBuf {
+        self.path(format!("works-source-{seed}"))
     }
 
     /// Fails unless every byte of a client's repository is as it was written. Packs that an interrupted job left, which

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use backlane_e2e::{Scene, Setup, System, plant, ready, same};
+use backlane_e2e::{Process, Scene, Setup, System, plant, ready, same, until};
 use rustix::process::Signal;
 
 const MIB: u64 = 1 << 20;
@@ -89,7 +89,18 @@ fn cut_wire_ends_the_job_in_time_on_both_sides() -> Result<()> {
         assert!(ended.text().contains(word), "no `{word}` in {ended}");
     }
     assert!(noticed < NOTICED_WITHIN, "{noticed:?}: {ended}");
-    // The server lets go by itself: it can't be told.
+    // The server can't be told, and has to find out by itself: only then may anyone else have the repository.
+    until("maintenance may begin", || {
+        let mut prune = scene.system.server_command();
+        prune.args(["prune", "--host", "alpha", "--key-file"]);
+        prune.arg(&scene.client.key_file);
+        let ended = Process::start(&mut prune, &scene.system.path(""), Some(""))?.wait()?;
+        ensure!(
+            ended.code() == 0 || ended.text().contains("busy"),
+            "{ended}"
+        );
+        Ok(ended.code() == 0)
+    })?;
     scene.connections_are_gone()?;
     scene.system.lane.mend()?;
     no_snapshot(&scene)?;

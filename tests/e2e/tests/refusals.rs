@@ -4,36 +4,11 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use backlane_e2e::{
-    Client, Ended, Scene, Sector, Setup, SharedDevice, Side, System, output, plant, ready, same,
-    until,
+    Scene, Sector, Setup, SharedDevice, Side, System, output, plant, ready, same, until,
 };
 use rustix::process::Signal;
 
 const MIB: u64 = 1 << 20;
-
-/// Expects a failure whose words, in lower case, have every one of `words`.
-fn refused(ended: &Ended, words: &[&str]) {
-    assert_eq!(ended.code(), 1, "{ended}");
-    let text = ended.text();
-    for word in words {
-        assert!(
-            text.contains(&word.to_lowercase()),
-            "no `{word}` in {ended}"
-        );
-    }
-}
-
-/// Expects that a whole job works.
-fn works(system: &System, client: &Client, seed: u64) -> Result<()> {
-    let [source, target] =
-        ["works-source", "works-target"].map(|name| system.path(format!("{name}-{seed}")));
-    plant(&source, MIB, seed)?;
-    system
-        .backup(client, &source, &["--route", "require-storage"])?
-        .success()?;
-    system.restore(client, &source, &target, &[])?.success()?;
-    same(&source, &target)
-}
 
 #[test]
 fn wrong_password_is_refused_by_name() -> Result<()> {
@@ -42,18 +17,18 @@ fn wrong_password_is_refused_by_name() -> Result<()> {
     }
     let system = System::new(&Setup::default())?;
     let (alpha, beta) = (system.client("alpha")?, system.client("beta")?);
-    works(&system, &alpha, 1)?;
+    system.works(&alpha, 1)?;
     let (own, foreign) = (&alpha.key_file, &beta.key_file);
     let kept = std::fs::read(own)?;
     std::fs::copy(foreign, own)?;
-    let source = system.path("works-source-1");
-    refused(
-        &system.backup(&alpha, &source, &[])?.ended,
-        &["key", &own.display().to_string()],
-    );
-    refused(&system.run(&alpha, ["snapshots"])?.ended, &["key"]);
+    let source = system.small_source(1);
+    system
+        .backup(&alpha, &source, &[])?
+        .ended
+        .refused(&["key", &own.display().to_string()])?;
+    system.run(&alpha, ["snapshots"])?.ended.refused(&["key"])?;
     std::fs::write(own, kept)?;
-    works(&system, &alpha, 2)
+    system.works(&alpha, 2)
 }
 
 #[test]
@@ -66,8 +41,8 @@ fn token_works_once() -> Result<()> {
     let (alpha, first) = system.join("alpha", &token, &system.at_client())?;
     first.success()?;
     let (_, second) = system.join("second", &token, &system.at_client())?;
-    refused(&second, &["token", "used"]);
-    works(&system, &alpha, 1)
+    second.refused(&["token", "used"])?;
+    system.works(&alpha, 1)
 }
 
 #[test]
@@ -80,8 +55,8 @@ fn token_works_until_it_expires() -> Result<()> {
     let expired = SystemTime::now() + Duration::from_secs(2);
     until("the token expires", || Ok(SystemTime::now() > expired))?;
     let (_, late) = system.join("alpha", &token, &system.at_client())?;
-    refused(&late, &["token", "expired"]);
-    works(&system, &system.client("alpha")?, 1)
+    late.refused(&["token", "expired"])?;
+    system.works(&system.client("alpha")?, 1)
 }
 
 #[test]
@@ -92,9 +67,9 @@ fn mistyped_token_is_told_from_a_refused_one() -> Result<()> {
     let system = System::new(&Setup::default())?;
     let token = system.token("alpha", &[])?;
     let (_, cut) = system.join("alpha", &token[..token.len() - 3], &[])?;
-    refused(&cut, &["token"]);
+    cut.refused(&["token"])?;
     let (_, empty) = system.join("alpha", "", &[])?;
-    refused(&empty, &["token"]);
+    empty.refused(&["token"])?;
     let (_, joined) = system.join("alpha", &token, &[])?;
     joined.success()?;
     Ok(())
@@ -110,19 +85,19 @@ fn certificate_of_another_authority_is_refused() -> Result<()> {
         System::new(&Setup::default())?,
     );
     let (own, foreign) = (system.client("alpha")?, other.client("alpha")?);
-    works(&system, &own, 1)?;
+    system.works(&own, 1)?;
     // Both servers are at one address, each on a wire of its own: here is a client that trusts the other.
     let before = system.lane.bytes()?;
     let ended = system.start(&foreign, ["snapshots"])?.wait()?;
-    refused(&ended, &["certificate", "10.77.0.1"]);
+    ended.refused(&["certificate", "10.77.0.1"])?;
     assert!(system.lane.bytes()? - before < 64 << 10);
     // And one that trusts this server, but was enrolled by the other.
     for file in ["host.pem", "host.key"] {
         std::fs::copy(foreign.state.join(file), own.state.join(file))?;
     }
     let ended = system.start(&own, ["snapshots"])?.wait()?;
-    refused(&ended, &["certificate", "10.77.0.1"]);
-    works(&system, &system.client("beta")?, 2)
+    ended.refused(&["certificate", "10.77.0.1"])?;
+    system.works(&system.client("beta")?, 2)
 }
 
 #[test]
@@ -139,21 +114,21 @@ fn device_of_another_pool_is_refused_by_name() -> Result<()> {
             .arg(&other.at_server),
     )?;
     let client = system.client("alpha")?;
-    works(&system, &client, 1)?;
+    system.works(&client, 1)?;
     let config = std::fs::read_to_string(&client.config)?;
     let [right, wrong] =
         [&system.devices[0].at_client, &other.at_client].map(|path| path.display().to_string());
     assert!(config.contains(&right), "{config}");
     std::fs::write(&client.config, config.replace(&right, &wrong))?;
-    let source = system.path("works-source-1");
+    let source = system.small_source(1);
     let required = system.backup(&client, &source, &["--route", "require-storage"])?;
-    refused(&required.ended, &["pool", &wrong]);
+    required.ended.refused(&["pool", &wrong])?;
     let preferred = system
         .backup(&client, &source, &["--route", "prefer-storage"])?
         .success()?;
     assert_eq!(preferred.number("bytes_storage")?, 0);
     std::fs::write(&client.config, config)?;
-    works(&system, &client, 2)
+    system.works(&client, 2)
 }
 
 #[test]
@@ -189,8 +164,8 @@ fn pool_without_a_slot_left_refuses_the_host() -> Result<()> {
         hosts += 1;
         assert!(hosts < 8, "more hosts than slots");
     };
-    refused(&full, &["slot"]);
-    works(&system, &first, 1)
+    full.refused(&["slot"])?;
+    system.works(&first, 1)
 }
 
 #[test]
@@ -205,7 +180,7 @@ fn disk_too_small_for_a_pool_is_refused() -> Result<()> {
         .args(["pool", "create", "--name", "small"])
         .arg(&small.at_server);
     let ended = backlane_e2e::Process::start(&mut create, &system.path(""), Some(""))?.wait()?;
-    refused(&ended, &[&small.at_server.display().to_string(), "needed"]);
+    ended.refused(&[&small.at_server.display().to_string(), "needed"])?;
     Ok(())
 }
 
@@ -236,10 +211,9 @@ fn pool_without_room_for_a_session_is_not_waited_for() -> Result<()> {
     assert!(down.contains("the pool has no free segments"), "{document}");
 
     let required = system.backup(&beta, &source, &["--route", "require-storage"])?;
-    refused(
-        &required.ended,
-        &["require-storage", "the pool has no free segments"],
-    );
+    required
+        .ended
+        .refused(&["require-storage", "the pool has no free segments"])?;
     assert!(
         required.wire_bytes < MIB,
         "{} on the wire",
@@ -267,11 +241,11 @@ fn full_server_disk_fails_the_job_and_room_heals_it() -> Result<()> {
     };
     let system = System::new(&setup)?;
     let client = system.client("alpha")?;
-    works(&system, &client, 1)?;
+    system.works(&client, 1)?;
     let (source, target) = (system.path("source"), system.path("target"));
     plant(&source, 96 * MIB, 2)?;
     let full = system.backup(&client, &source, &[])?;
-    refused(&full.ended, &["space"]);
+    full.ended.refused(&["space"])?;
     system
         .objects
         .as_ref()

@@ -1,7 +1,7 @@
 //! `join` at a terminal: the token is asked for, hidden while it is typed, and what is wrong with it is said.
 
 use anyhow::{Result, ensure};
-use backlane_e2e::{Client, Ended, Setup, System, Terminal, plant, ready, same};
+use backlane_e2e::{Client, Ended, Setup, System, Terminal, ready};
 
 /// What `join` asks with.
 const PROMPT: &str = "Join token:";
@@ -25,11 +25,6 @@ fn join(system: &System, host: &str, keys: &str) -> Result<(Client, Ended)> {
     Ok((client, ended))
 }
 
-fn refused(ended: &Ended, word: &str) {
-    assert_eq!(ended.code(), 1, "{ended}");
-    assert!(ended.text().contains(word), "no `{word}` in {ended}");
-}
-
 #[test]
 fn token_is_typed_unseen() -> Result<()> {
     if !ready() {
@@ -40,14 +35,7 @@ fn token_is_typed_unseen() -> Result<()> {
     let (client, joined) = join(&system, "alpha", &format!("{token}\n"))?;
     let document = joined.success()?.json()?;
     assert_eq!(document["host"], "alpha", "{document}");
-    let (source, target) = (system.path("source"), system.path("target"));
-    plant(&source, 4 << 20, 1)?;
-    let route = ["--route", "require-storage"];
-    system.backup(&client, &source, &route)?.success()?;
-    system
-        .restore(&client, &source, &target, &route)?
-        .success()?;
-    same(&source, &target)
+    system.works(&client, 1)
 }
 
 #[test]
@@ -58,12 +46,16 @@ fn wrong_token_at_the_terminal_is_told_and_the_right_one_works_after_it() -> Res
     let system = System::new(&Setup::default())?;
     let token = system.token("alpha", &[])?;
     // What a person types: nothing, another thing, a token with a letter lost, one that was used.
-    refused(&join(&system, "alpha", "\n")?.1, "token");
-    refused(&join(&system, "alpha", "correct horse\n")?.1, "token");
+    join(&system, "alpha", "\n")?.1.refused(&["token"])?;
+    join(&system, "alpha", "correct horse\n")?
+        .1
+        .refused(&["token"])?;
     let lost = format!("{}\n", &token[..token.len() - 1]);
-    refused(&join(&system, "alpha", &lost)?.1, "token");
+    join(&system, "alpha", &lost)?.1.refused(&["token"])?;
     join(&system, "alpha", &format!("{token}\n"))?.1.success()?;
-    refused(&join(&system, "beta", &format!("{token}\n"))?.1, "used");
+    join(&system, "beta", &format!("{token}\n"))?
+        .1
+        .refused(&["used"])?;
     Ok(())
 }
 
@@ -75,7 +67,7 @@ fn interrupt_at_the_prompt_ends_the_join_and_leaves_nothing() -> Result<()> {
     let system = System::new(&Setup::default())?;
     let token = system.token("alpha", &[])?;
     let (client, interrupted) = join(&system, "alpha", "\x03")?;
-    refused(&interrupted, "interrupted");
+    interrupted.refused(&["interrupted"])?;
     assert!(!client.config.exists() && !client.state.exists());
     join(&system, "alpha", &format!("{token}\n"))?.1.success()?;
     Ok(())
