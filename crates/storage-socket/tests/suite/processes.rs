@@ -213,6 +213,16 @@ fn large_pool_carries_sixteen_connections_at_once() {
 }
 
 #[test]
+fn loop_devices_carry_sixteen_connections_at_once() {
+    for block_bytes in [512, 4096] {
+        if let Some(ground) = ground(1, Some(block_bytes), 256, patient()) {
+            check(&ground, "io_uring", 16, 2 << 20);
+            check(&ground, "threads", 16, 1 << 20);
+        }
+    }
+}
+
+#[test]
 fn killed_peer_resets_its_streams_and_its_place_is_used_again() {
     let ground = ground(1, None, 64, hasty()).unwrap();
     let server = ground.coordinator(EngineChoice::Auto);
