@@ -378,4 +378,11 @@ fn forget_what_is_damaged(server: &Path, kept: &Path, rotten: &str) {
     assert_eq!(forgotten["damaged_forgotten"][0], rotten, "{forgotten}");
     let pruned = document(server, &command(&["prune"]));
     assert_eq!(pruned["dry_run"], false);
+    // Without the trees nobody knows what is needed.
+    for pack in objects(kept, "demo-host/data") {
+        spoil(&pack, |bytes| bytes.truncate(20));
+    }
+    let said = refusal(server, &command(&["prune"]));
+    let told = said.contains("is damaged where it is stored") && said.contains("backlane check");
+    assert!(told, "{said}");
 }
