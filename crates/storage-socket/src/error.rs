@@ -115,6 +115,16 @@ pub enum Error {
         /// The pool that was wanted.
         expected: PoolId,
     },
+    /// The device is another one of the pool than stood at this path before.
+    #[error("{}: is device {found} of the pool, not device {expected}", path.display())]
+    OtherDevice {
+        /// The device.
+        path: PathBuf,
+        /// Which it is.
+        found: DeviceIndex,
+        /// Which it was.
+        expected: DeviceIndex,
+    },
     /// The device is smaller than when the pool was made.
     #[error("{}: is truncated: {found} bytes, the pool was made with {expected}", path.display())]
     Truncated {

@@ -3,21 +3,24 @@
 //! A pool is made only of devices that nothing uses and that carry nothing, unless that is forced; what was found is
 //! named. Devices are known by what their superblocks say, never by their paths or the order in which they are given.
 
+mod check;
 mod members;
 mod probe;
 
+pub use check::check;
 pub(crate) use members::newest_epoch;
 pub use members::{CoordinatorInfo, MemberInfo, Members, members};
 
 use crate::{
     Error,
-    patience::{OPEN_PATIENCE, within},
+    patience::{OPEN_PATIENCE, Steps, step_by_step, within},
 };
 use direct_io::{Access, AlignedBuf, Device, DeviceOptions};
 use std::{
     fs,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 use storage_socket_proto::{
     BLOCK_BYTES, DeviceIndex, DeviceSize, FormatError, Geometry, GeometryError, Lba, Name, PoolId,
@@ -41,6 +44,8 @@ pub struct FormatOptions {
     pub force: bool,
     /// Its time-outs.
     pub timeouts: Timeouts,
+    /// How long a device may take for each step: opening it, looking at what it carries, writing a MiB.
+    pub patience: Duration,
 }
 
 impl FormatOptions {
@@ -53,6 +58,7 @@ impl FormatOptions {
             file_bytes: None,
             force: false,
             timeouts: Timeouts::default(),
+            patience: OPEN_PATIENCE,
         }
     }
 }
@@ -92,8 +98,9 @@ pub struct DeviceInfo {
 /// Makes a pool of `devices`. Files that do not exist are made, with every block allocated.
 ///
 /// # Errors
-/// A device is in use, carries something, is given twice, differs in its logical blocks or is too small; files made
-/// by this call are removed again then.
+/// A device is in use, carries something, is given twice, differs in its logical blocks, is too small or doesn't
+/// answer within [`FormatOptions::patience`]; files made by this call are removed again then. What hangs in the kernel
+/// is left behind in a thread of its own: the device is no pool then, but a block may still be zeroed late.
 pub fn format(devices: &[PathBuf], options: &FormatOptions) -> Result<PoolInfo, Error> {
     let mut made = Vec::new();
     let done = format_devices(devices, options, &mut made);
@@ -129,11 +136,11 @@ fn format_devices(
     options: &FormatOptions,
     made: &mut Vec<PathBuf>,
 ) -> Result<PoolInfo, Error> {
-    let mut devices = Vec::new();
+    let mut devices: Vec<Arc<Device>> = Vec::new();
     for path in paths {
         let device = open_free(path, options, made)?;
         check_companions(&device, &devices)?;
-        devices.push(device);
+        devices.push(Arc::new(device));
     }
     let sizes: Vec<DeviceSize> = devices
         .iter()
@@ -149,11 +156,13 @@ fn format_devices(
     for (index, device) in (0..).map(DeviceIndex).zip(&devices) {
         let superblock = Superblock::of(&geometry, name.clone(), index)
             .expect("the geometry has each device that it was made of");
-        erase_fixed(device, &geometry)?;
-        write_superblocks(device, &superblock)?;
+        erase_fixed(device, &geometry, options.patience)?;
+        within(device.path(), "write its superblocks", options.patience, {
+            let device = device.clone();
+            move || write_superblocks(&device, &superblock)
+        })?;
     }
-    let devices: Vec<_> = devices.into_iter().map(Arc::new).collect();
-    Ok(info(&geometry, &name, &devices))
+    Ok(info(&geometry, &name, &numbered(&devices)))
 }
 
 /// Opens one device for formatting, after every question whether it is free.
@@ -168,21 +177,23 @@ fn open_free(
             path: path.to_owned(),
         });
     }
-    let mut device = Device::open(
-        path,
-        DeviceOptions {
-            access: Access::ReadWrite,
-            exclusive: !options.force,
-            create: true,
-        },
-    )?;
+    let how = DeviceOptions {
+        access: Access::ReadWrite,
+        exclusive: !options.force,
+        create: true,
+    };
+    let mut device = within(path, "open it", options.patience, {
+        let path = path.to_owned();
+        move || Ok(Device::open(&path, how)?)
+    })?;
     if is_new {
         made.push(path.to_owned());
     } else if !options.force {
-        probe::check_unused(&device)?;
-        check_no_pool(&device)?;
-        probe::check_signatures(path)?;
-        probe::check_blank(&device)?;
+        let look = "look at what it carries";
+        device = within(path, look, options.patience, move || {
+            check_free(&device)?;
+            Ok(device)
+        })?;
     }
     if !device.is_block() {
         let bytes = match (device.bytes(), options.file_bytes) {
@@ -201,13 +212,33 @@ fn open_free(
             }
             (found, wanted) => wanted.unwrap_or(found),
         };
-        device.allocate(bytes / BLOCK_BYTES as u64 * BLOCK_BYTES as u64)?;
+        let allocate = "allocate its blocks";
+        device = within(
+            path,
+            allocate,
+            options.patience * ALLOCATION_STEPS,
+            move || {
+                device.allocate(bytes / BLOCK_BYTES as u64 * BLOCK_BYTES as u64)?;
+                Ok(device)
+            },
+        )?;
     }
     Ok(device)
 }
 
+/// A file system may have to write a little for each of a large file's extents.
+const ALLOCATION_STEPS: u32 = 10;
+
+/// Refuses a device that is used, or carries anything.
+fn check_free(device: &Device) -> Result<(), Error> {
+    probe::check_unused(device)?;
+    check_no_pool(device)?;
+    probe::check_signatures(device.path())?;
+    probe::check_blank(device)
+}
+
 /// Refuses a device that is one of `others`, or has blocks of another size.
-fn check_companions(device: &Device, others: &[Device]) -> Result<(), Error> {
+fn check_companions(device: &Device, others: &[Arc<Device>]) -> Result<(), Error> {
     for other in others {
         if device.is_same_as(other) {
             return Err(Error::SameDevice {
@@ -253,54 +284,22 @@ fn check_no_pool(device: &Device) -> Result<(), Error> {
 /// As for opening a pool: a device is wrong, missing, a copy, truncated, foreign or of a newer format.
 pub fn inspect(paths: &[PathBuf]) -> Result<PoolInfo, Error> {
     let opened = OpenPool::open(paths, Access::ReadOnly, None)?;
-    Ok(info(&opened.geometry, &opened.name, &opened.devices))
-}
-
-/// Like [`inspect`], and reads everything fixed: both superblocks of each device, and every page. What is damaged is
-/// listed; an empty list means a healthy pool.
-///
-/// # Errors
-/// As [`inspect`], or a device fails.
-pub fn check(paths: &[PathBuf]) -> Result<(PoolInfo, Vec<Error>), Error> {
-    let opened = OpenPool::open(paths, Access::ReadOnly, None)?;
-    let mut damage = Vec::new();
-    for device in &opened.devices {
-        let last = Lba(device.bytes() / BLOCK_BYTES as u64 - 1);
-        let mut good = Vec::new();
-        for lba in [Geometry::SUPERBLOCK, last] {
-            match read_superblock(device, lba)? {
-                Ok(superblock) => good.push(superblock),
-                Err(found) => damage.push(Error::DamagedSuperblock {
-                    path: device.path().to_owned(),
-                    lba: lba.0,
-                    found,
-                }),
-            }
-        }
-        if good.len() == 2 && good[0] != good[1] {
-            damage.push(Error::SuperblocksDiffer {
-                path: device.path().to_owned(),
-            });
-        }
-    }
-    damage.extend(members::damage(&opened)?);
-    Ok((
-        info(&opened.geometry, &opened.name, &opened.devices),
-        damage,
-    ))
+    let devices = numbered(&opened.devices);
+    Ok(info(&opened.geometry, &opened.name, &devices))
 }
 
 /// Erases what makes the devices a pool. Data of streams stays until something overwrites it; it was sealed.
 ///
 /// # Errors
-/// A device belongs to no pool, or (unless forced) the pool has a live coordinator or member.
+/// A device belongs to no pool, doesn't answer, or (unless forced) the pool has a live coordinator or member. A write
+/// that hangs in the kernel is left behind in a thread of its own, and may land late.
 pub fn destroy(paths: &[PathBuf], force: bool) -> Result<Uuid, Error> {
     let opened = OpenPool::open(paths, Access::ReadWrite, None)?;
     if !force {
         members::check_quiet(&opened)?;
     }
     for device in &opened.devices {
-        erase_fixed(device, &opened.geometry)?;
+        erase_fixed(device, &opened.geometry, OPEN_PATIENCE)?;
     }
     Ok(opened.geometry.pool().0)
 }
@@ -321,52 +320,122 @@ impl OpenPool {
     ) -> Result<Self, Error> {
         let mut found: Vec<(Superblock, Arc<Device>)> = Vec::new();
         for path in paths {
-            let options = DeviceOptions {
-                access,
-                ..Default::default()
-            };
-            let (device, superblock) = within(path, "open it", OPEN_PATIENCE, {
-                let path = path.clone();
-                move || {
-                    let device = Device::open(&path, options)?;
-                    let superblock = superblock_of(&device)?;
-                    Ok((device, superblock))
-                }
-            })?;
-            let wanted = expected.or(found.first().map(|(first, _)| first.pool));
-            check_member(&device, &superblock, wanted)?;
-            for (other, at) in &found {
-                if at.is_same_as(&device) {
-                    return Err(Error::SameDevice {
-                        path: path.clone(),
-                        other: at.path().to_owned(),
-                    });
-                }
-                if other.device == superblock.device {
-                    return Err(Error::Copied {
-                        path: path.clone(),
-                        other: at.path().to_owned(),
-                        device: superblock.device,
-                    });
-                }
-            }
+            let (device, superblock) = open_one(path, access)?;
+            check_among(&device, &superblock, &found, expected)?;
             found.push((superblock, Arc::new(device)));
         }
         found.sort_by_key(|(superblock, _)| superblock.device);
         let (superblocks, devices): (Vec<_>, Vec<_>) = found.into_iter().unzip();
-        let geometry = Geometry::from_superblocks(&superblocks).map_err(|error| match error {
-            GeometryError::MissingDevice { device } => Error::Missing {
-                pool: superblocks[0].pool,
-                device,
-                count: superblocks[0].device_count,
-            },
-            other => Error::Geometry(other),
-        })?;
+        let geometry = Geometry::from_superblocks(&superblocks)
+            .map_err(|error| incomplete(error, &superblocks))?;
         Ok(Self {
             geometry,
             name: superblocks[0].name.clone(),
             devices,
         })
+    }
+}
+
+/// Opens a device and reads its superblock.
+fn open_one(path: &Path, access: Access) -> Result<(Device, Superblock), Error> {
+    let options = DeviceOptions {
+        access,
+        ..Default::default()
+    };
+    within(path, "open it", OPEN_PATIENCE, {
+        let path = path.to_owned();
+        move || {
+            let device = Device::open(&path, options)?;
+            let superblock = superblock_of(&device)?;
+            Ok((device, superblock))
+        }
+    })
+}
+
+/// Looks for a device of a pool that is open already. Nothing is opened where the descriptor that there is reads well:
+/// the device was away for a while, and the descriptor is none that stays dead.
+///
+/// # Errors
+/// As [`open_again`].
+pub(crate) fn look_again(
+    geometry: &Geometry,
+    devices: &[Arc<Device>],
+    index: DeviceIndex,
+) -> Result<Option<Device>, Error> {
+    let known = superblock_of(&devices[usize::from(index.0)]);
+    if known.is_ok_and(|found| found.pool == geometry.pool() && found.device == index) {
+        return Ok(None);
+    }
+    open_again(geometry, devices, index).map(Some)
+}
+
+/// Opens a device of a pool that is open already, by the path that it had. Whatever else stands there is refused.
+///
+/// # Errors
+/// It can't be opened or read, or is not this device of this pool.
+fn open_again(
+    geometry: &Geometry,
+    devices: &[Arc<Device>],
+    index: DeviceIndex,
+) -> Result<Device, Error> {
+    let path = devices[usize::from(index.0)].path();
+    let device = Device::open(path, DeviceOptions::default())?;
+    let superblock = superblock_of(&device)?;
+    check_member(&device, &superblock, Some(geometry.pool()))?;
+    if superblock.device != index {
+        return Err(Error::OtherDevice {
+            path: path.to_owned(),
+            found: superblock.device,
+            expected: index,
+        });
+    }
+    let others = (0..).map(DeviceIndex).zip(devices);
+    let twin = others.filter(|(other, _)| *other != index);
+    match twin.map(|(_, at)| at).find(|at| at.is_same_as(&device)) {
+        Some(at) => Err(Error::SameDevice {
+            path: path.to_owned(),
+            other: at.path().to_owned(),
+        }),
+        None => Ok(device),
+    }
+}
+
+/// Refuses a device that can't be one of the same pool as those that were found.
+fn check_among(
+    device: &Device,
+    superblock: &Superblock,
+    found: &[(Superblock, Arc<Device>)],
+    expected: Option<PoolId>,
+) -> Result<(), Error> {
+    let wanted = expected.or(found.first().map(|(first, _)| first.pool));
+    check_member(device, superblock, wanted)?;
+    for (other, at) in found {
+        if at.is_same_as(device) {
+            return Err(Error::SameDevice {
+                path: device.path().to_owned(),
+                other: at.path().to_owned(),
+            });
+        }
+        if other.device == superblock.device {
+            return Err(Error::Copied {
+                path: device.path().to_owned(),
+                other: at.path().to_owned(),
+                device: superblock.device,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Why these superblocks make no pool.
+fn incomplete(error: GeometryError, superblocks: &[Superblock]) -> Error {
+    match (error, superblocks.first()) {
+        (GeometryError::MissingDevice { device }, Some(first)) => Error::Missing {
+            pool: first.pool,
+            device,
+            count: first.device_count,
+        },
+        (other, _) => Error::Geometry(other),
     }
 }
 
@@ -461,20 +530,33 @@ fn read_superblock(device: &Device, lba: Lba) -> Result<Result<Superblock, Forma
 }
 
 /// Zeroes everything before the data area, and the last MiB. The superblocks go first.
-fn erase_fixed(device: &Device, geometry: &Geometry) -> Result<(), Error> {
+fn erase_fixed(device: &Arc<Device>, geometry: &Geometry, patience: Duration) -> Result<(), Error> {
+    let fixed = u64::from(geometry.data_start().0) * UNIT_BYTES;
+    step_by_step(device.path(), ERASING, patience, {
+        let device = device.clone();
+        move |steps| erase(&device, fixed, steps)
+    })
+}
+
+const ERASING: &str = "erase its fixed areas";
+
+fn erase(device: &Device, fixed: u64, steps: &Steps<()>) -> Result<(), Error> {
     const STEP_BYTES: u64 = 1 << 20;
     let block = BLOCK_BYTES as u64;
     let last = device.bytes() / block - 1;
     let mut one = AlignedBuf::new(BLOCK_BYTES)?;
-    for lba in [0, last] {
-        device.write_all_at(&mut one, lba * block)?;
-    }
     let mut zeros = AlignedBuf::new(usize::try_from(STEP_BYTES).expect("a MiB fits"))?;
-    let fixed = u64::from(geometry.data_start().0) * UNIT_BYTES;
-    for offset in (0..fixed).step_by(usize::try_from(STEP_BYTES).expect("a MiB fits")) {
-        device.write_all_at(&mut zeros, offset)?;
+    let write = |offset, buf: &mut AlignedBuf| {
+        device.write_all_at(buf, offset)?;
+        steps.next(device.path(), ERASING)
+    };
+    for lba in [0, last] {
+        write(lba * block, &mut one)?;
     }
-    device.write_all_at(&mut zeros, (last + 1) * block - STEP_BYTES)?;
+    for offset in (0..fixed).step_by(usize::try_from(STEP_BYTES).expect("a MiB fits")) {
+        write(offset, &mut zeros)?;
+    }
+    write((last + 1) * block - STEP_BYTES, &mut zeros)?;
     Ok(device.sync()?)
 }
 
@@ -489,7 +571,15 @@ fn write_superblocks(device: &Device, superblock: &Superblock) -> Result<(), Err
     Ok(())
 }
 
-fn info(geometry: &Geometry, name: &Name, devices: &[Arc<Device>]) -> PoolInfo {
+/// A device and its index in the pool.
+type Numbered<'a> = (DeviceIndex, &'a Arc<Device>);
+
+/// All devices of a pool with their indices.
+fn numbered(devices: &[Arc<Device>]) -> Vec<Numbered<'_>> {
+    (0..).map(DeviceIndex).zip(devices).collect()
+}
+
+fn info(geometry: &Geometry, name: &Name, devices: &[Numbered<'_>]) -> PoolInfo {
     let start = geometry.data_start();
     PoolInfo {
         uuid: geometry.pool().0,
@@ -501,11 +591,11 @@ fn info(geometry: &Geometry, name: &Name, devices: &[Arc<Device>]) -> PoolInfo {
             .iter()
             .map(|device| u64::from(device.data_end.0 - start.0) * UNIT_BYTES)
             .sum(),
-        devices: (0..)
-            .zip(devices)
+        devices: devices
+            .iter()
             .map(|(index, device)| DeviceInfo {
                 path: device.path().to_owned(),
-                index,
+                index: index.0,
                 bytes: device.bytes(),
                 logical_block_bytes: device.logical_block_bytes(),
                 is_block: device.is_block(),
@@ -536,5 +626,43 @@ mod tests {
         assert_eq!(served, good.unwrap());
         let refusal = choose_superblock(&path, unreadable(), unreadable).unwrap_err();
         assert!(matches!(refusal, Error::Device(_)), "{refusal}");
+    }
+
+    #[test]
+    fn only_the_same_device_of_the_same_pool_is_opened_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let name = |name: &str| directory.path().join(name);
+        let options = FormatOptions {
+            slots: 8,
+            file_bytes: Some(16 << 20),
+            ..FormatOptions::new("test")
+        };
+        let devices = [name("a"), name("b")];
+        format(&devices, &options).unwrap();
+        format(&[name("foreign")], &options).unwrap();
+        let opened = OpenPool::open(&devices, Access::ReadWrite, None).unwrap();
+        let again = || open_again(&opened.geometry, &opened.devices, DeviceIndex(1));
+        assert!(again().unwrap().is_same_as(&opened.devices[1]));
+        let away = name("away");
+        fs::rename(&devices[1], &away).unwrap();
+        assert!(matches!(again(), Err(Error::Device(_))));
+        fs::copy(&devices[0], &devices[1]).unwrap();
+        let other = again();
+        assert!(
+            matches!(
+                other,
+                Err(Error::OtherDevice {
+                    found: DeviceIndex(0),
+                    ..
+                })
+            ),
+            "{other:?}"
+        );
+        fs::rename(name("foreign"), &devices[1]).unwrap();
+        assert!(matches!(again(), Err(Error::Foreign { .. })));
+        fs::rename(&away, &devices[1]).unwrap();
+        let file = fs::File::options().write(true).open(&devices[1]).unwrap();
+        file.set_len(15 << 20).unwrap();
+        assert!(matches!(again(), Err(Error::Truncated { .. })));
     }
 }

@@ -1,18 +1,20 @@
 //! Work on a device that may hang, with an end to the wait for it.
 //!
 //! The work is done in a thread of its own. One that hangs in the kernel can't be ended: it is left behind, with what
-//! it holds, and its caller goes on with an error that names the device.
+//! it holds, and its caller goes on with an error that names the device and how long it was given. Should the device
+//! answer after all, the thread ends its step, and no further one is begun.
 
 use crate::Error;
 use std::{
     io,
     path::Path,
-    sync::mpsc::{RecvTimeoutError, channel},
+    sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel},
     thread,
     time::Duration,
 };
 
-/// How long opening a device, or reading its fixed areas, may take: a disk may have to spin up first.
+/// How long opening a device, reading its fixed areas, or a step of writing them may take: a disk may have to spin up
+/// first.
 pub(crate) const OPEN_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Does `work` on the device at `path`, waiting at most `patience`. `action` says what it does, as a verb phrase.
@@ -25,26 +27,67 @@ pub(crate) fn within<T: Send + 'static>(
     patience: Duration,
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
+    step_by_step(path, action, patience, |_| work())
+}
+
+/// Counts the steps of a longer work.
+pub(crate) struct Steps<T>(SyncSender<Word<T>>);
+
+enum Word<T> {
+    Step,
+    Done(Result<T, Error>),
+}
+
+impl<T> Steps<T> {
+    /// A step was done, and another begins.
+    ///
+    /// # Errors
+    /// Whoever waited has given up: nothing more is to be done.
+    pub(crate) fn next(&self, path: &Path, action: &'static str) -> Result<(), Error> {
+        self.0.send(Word::Step).map_err(|_| Error::Os {
+            path: path.to_owned(),
+            action,
+            source: io::Error::new(io::ErrorKind::TimedOut, "nobody waits for it any more"),
+        })
+    }
+}
+
+/// As [`within`], for work of many steps: each may take up to `patience`.
+///
+/// # Errors
+/// As [`within`].
+pub(crate) fn step_by_step<T: Send + 'static>(
+    path: &Path,
+    action: &'static str,
+    patience: Duration,
+    work: impl FnOnce(&Steps<T>) -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
     let failed = |source| Error::Os {
         path: path.to_owned(),
         action,
         source,
     };
-    let (done, outcome) = channel();
+    // Nothing is kept on the way: a step that is told to nobody ends the work.
+    let (told, words) = sync_channel(0);
     thread::Builder::new()
         .name("storage-open".to_owned())
         .spawn(move || {
-            let _nobody_waits_any_more = done.send(work());
+            let steps = Steps(told);
+            let outcome = work(&steps);
+            let _nobody_waits_any_more = steps.0.send(Word::Done(outcome));
         })
         .map_err(failed)?;
-    match outcome.recv_timeout(patience) {
-        Ok(outcome) => outcome,
-        Err(RecvTimeoutError::Timeout) => {
-            let said = format!("no answer within {} s", patience.as_secs_f32());
-            Err(failed(io::Error::new(io::ErrorKind::TimedOut, said)))
-        }
-        Err(RecvTimeoutError::Disconnected) => {
-            Err(failed(io::Error::other("a bug ended its thread")))
+    loop {
+        match words.recv_timeout(patience) {
+            Ok(Word::Step) => {}
+            Ok(Word::Done(outcome)) => return outcome,
+            Err(RecvTimeoutError::Timeout) => {
+                let said = format!("no answer within {} s", patience.as_secs_f32());
+                return Err(failed(io::Error::new(io::ErrorKind::TimedOut, said)));
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(failed(io::Error::other("a bug ended its thread")));
+            }
         }
     }
 }
@@ -52,7 +95,7 @@ pub(crate) fn within<T: Send + 'static>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::File;
+    use std::{fs::File, sync::mpsc::channel};
 
     #[test]
     fn work_that_hangs_is_left_behind_and_its_device_named() {
@@ -74,6 +117,34 @@ mod tests {
             move || File::options().write(true).open(path).map(drop)
         });
         other_end.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn each_step_has_the_whole_patience_and_none_begins_when_nobody_waits() {
+        let path = Path::new("device");
+        let patience = Duration::from_millis(400);
+        let steps = step_by_step(path, "count", patience, move |steps| {
+            for _ in 0..4 {
+                thread::sleep(patience / 3);
+                steps.next(path, "count")?;
+            }
+            Ok(4)
+        });
+        assert_eq!(steps.unwrap(), 4);
+        let (hang, hung) = channel::<()>();
+        let (tell, told) = channel();
+        let given_up = step_by_step(path, "count", Duration::from_millis(1), move |steps| {
+            // Hangs until the test lets go of it.
+            let _let_go = hung.recv();
+            tell.send(steps.next(path, "count").is_err()).unwrap();
+            Ok(())
+        });
+        assert_eq!(
+            io::Error::from(given_up.unwrap_err()).kind(),
+            io::ErrorKind::TimedOut
+        );
+        drop(hang);
+        assert!(told.recv().unwrap());
     }
 
     #[test]

@@ -425,7 +425,7 @@ fn take_place(opened: &OpenPool, options: &PoolOptions) -> Result<(Identity, Loc
             };
             // The lock tells which epoch its last holder had. If that is the pool's, the predecessor ran on this host
             // under this lock, and so is gone.
-            let before = newest_epoch(opened)?;
+            let before = newest_epoch(opened);
             let claim = if before.is_some() && before == lock.note()?.map(Epoch) {
                 Claim::SameHost
             } else {

@@ -3,7 +3,7 @@
 //! Whoever is alive advances a counter, so that two looks some heartbeats apart tell the living from the dead. Nothing
 //! is written.
 
-use super::OpenPool;
+use super::{Numbered, OpenPool, numbered};
 use crate::{
     Error,
     patience::{OPEN_PATIENCE, within},
@@ -11,8 +11,7 @@ use crate::{
 use direct_io::{Access, AlignedBuf, Device};
 use std::{path::PathBuf, sync::Arc, thread};
 use storage_socket_proto::{
-    BLOCK_BYTES, DeviceIndex, Epoch, FormatError, Geometry, Lba, Place, SlotIndex, Stamp, TagKey,
-    Unchecked,
+    BLOCK_BYTES, Epoch, FormatError, Geometry, Lba, Place, SlotIndex, Stamp, TagKey, Unchecked,
     block::{AnswerPage, CoordinatorBlock, CoordinatorState, MemberEntry, MemberPage, MemberState},
 };
 use uuid::Uuid;
@@ -63,10 +62,16 @@ pub fn members(paths: &[PathBuf]) -> Result<Members, Error> {
     look_twice(&opened)
 }
 
-/// The epoch of the last coordinator, if there ever was one.
-pub(crate) fn newest_epoch(opened: &OpenPool) -> Result<Option<Epoch>, Error> {
-    let found = look(opened)?.coordinator;
-    Ok(found.map(|(stamp, _)| Epoch(stamp.writer)))
+/// The epoch of the last coordinator, if there ever was one and every device tells of it: one that can't be read might
+/// know of a later one.
+pub(crate) fn newest_epoch(opened: &OpenPool) -> Option<Epoch> {
+    match look(opened) {
+        Ok(found) => found.coordinator.map(|(stamp, _)| Epoch(stamp.writer)),
+        Err(error) => {
+            tracing::warn!(%error, "the pool's last coordinator is not known");
+            None
+        }
+    }
 }
 
 /// Refuses a pool that somebody uses.
@@ -85,11 +90,17 @@ pub(super) fn check_quiet(opened: &OpenPool) -> Result<(), Error> {
     })
 }
 
-/// Every fixed block that is neither blank nor valid.
-pub(super) fn damage(opened: &OpenPool) -> Result<Vec<Error>, Error> {
-    let (geometry, mut damage) = (&opened.geometry, Vec::new());
-    for (index, device) in (0..).map(DeviceIndex).zip(&opened.devices) {
-        let blocks = Fixed::read(device, geometry)?;
+/// Every fixed block that is neither blank nor valid, and every device whose fixed areas can't be read.
+pub(super) fn damage(geometry: &Geometry, devices: &[Numbered<'_>]) -> Vec<Error> {
+    let mut damage = Vec::new();
+    for &(index, device) in devices {
+        let blocks = match Fixed::read(device, geometry) {
+            Ok(blocks) => blocks,
+            Err(unreadable) => {
+                damage.push(unreadable);
+                continue;
+            }
+        };
         let mut note = |what: String, lba: Lba, found: Option<FormatError>| {
             if let Some(found) = found.filter(|found| *found != FormatError::Blank) {
                 damage.push(Error::DamagedBlock {
@@ -128,7 +139,7 @@ pub(super) fn damage(opened: &OpenPool) -> Result<Vec<Error>, Error> {
             }
         }
     }
-    Ok(damage)
+    damage
 }
 
 /// The newest of what each writer left, over all devices.
@@ -192,7 +203,7 @@ fn look(opened: &OpenPool) -> Result<Look, Error> {
         usize::try_from(geometry.slots()).expect("slots are few"),
         || None,
     );
-    for (index, device) in (0..).map(DeviceIndex).zip(&opened.devices) {
+    for (index, device) in numbered(&opened.devices) {
         let blocks = Fixed::read(device, geometry)?;
         let place = CoordinatorBlock::place(geometry.pool(), index);
         for lba in pair(Geometry::COORDINATOR) {

@@ -1,15 +1,15 @@
 //! Devices that go away, or hang, under a running stream.
 
 use crate::{
-    media::{Loop, directory, hasty, options, patient},
+    devices::{Freezer, Loop},
+    media::{directory, hasty, options, patient},
     work::{Ground, PATIENCE, Pattern, checked, pair, sealed},
 };
 use direct_io::{AlignedBuf, Device, DeviceOptions, Engine, EngineOptions, Operation, Request};
 use std::{
     fs::OpenOptions,
     io::{ErrorKind, Read, Write},
-    path::{Path, PathBuf},
-    process::Command,
+    path::Path,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -51,51 +51,6 @@ fn device_that_shrinks_away_resets_the_stream_and_is_named() {
     }
 }
 
-/// A file system of its own that can be frozen: writes to it then hang until it is thawed.
-struct Freezer {
-    mount: PathBuf,
-    _device: Loop,
-}
-
-impl Freezer {
-    fn new(directory: &Path) -> Option<Self> {
-        let device = Loop::new(directory, "file-system", 200 << 20, 512)?;
-        let mount = directory.join("mount");
-        std::fs::create_dir(&mount).unwrap();
-        let ran = |command: &mut Command| command.status().is_ok_and(|status| status.success());
-        let made = ran(Command::new("mkfs.ext4").arg("-q").arg(&device.path))
-            && ran(Command::new("mount").arg(&device.path).arg(&mount));
-        if !made {
-            eprintln!("SKIPPED: no file system can be made and mounted");
-            return None;
-        }
-        Some(Self {
-            mount,
-            _device: device,
-        })
-    }
-
-    fn set(&self, how: &str) {
-        let done = Command::new("fsfreeze").arg(how).arg(&self.mount).status();
-        assert!(done.unwrap().success());
-    }
-}
-
-impl Drop for Freezer {
-    fn drop(&mut self) {
-        let _not_frozen = Command::new("fsfreeze")
-            .arg("--unfreeze")
-            .arg(&self.mount)
-            .status();
-        // Transfers that hung hold their files open until the kernel has ended them: it goes when they do.
-        let done = Command::new("umount")
-            .arg("--lazy")
-            .arg(&self.mount)
-            .status();
-        assert!(done.unwrap().success());
-    }
-}
-
 #[test]
 fn device_that_hangs_hangs_no_one() {
     let directory = directory();
@@ -130,6 +85,33 @@ fn device_that_hangs_hangs_no_one() {
         assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
         freezer.set("--unfreeze");
     }
+}
+
+#[test]
+fn formatting_gives_a_hanging_device_up_and_names_it() {
+    let directory = directory();
+    let Some(freezer) = Freezer::new(directory.path()) else {
+        return;
+    };
+    // A file hangs when it is given its blocks, a device behind the frozen file system when it is erased.
+    let file = freezer.mount.join("file");
+    std::fs::File::create(&file).unwrap();
+    let Some(device) = Loop::new(&freezer.mount, "backing", 32 << 20, 512) else {
+        return;
+    };
+    let how = FormatOptions {
+        patience: Duration::from_millis(200),
+        ..options(32 << 20)
+    };
+    freezer.set("--freeze");
+    for path in [file, device.path.clone()] {
+        let error = format(std::slice::from_ref(&path), &how).unwrap_err();
+        let said = error.to_string();
+        assert!(said.starts_with(path.to_str().unwrap()), "{said}");
+        assert!(said.contains("no answer within"), "{said}");
+        assert_eq!(std::io::Error::from(error).kind(), ErrorKind::TimedOut);
+    }
+    freezer.set("--unfreeze");
 }
 
 /// Opens a new file of 1 MiB.

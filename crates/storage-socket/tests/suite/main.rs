@@ -1,6 +1,7 @@
 //! Pools and streams on real files and loop devices, between threads and between processes.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod devices;
 mod ends;
 mod faults;
 mod media;

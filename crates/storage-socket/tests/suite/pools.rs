@@ -1,6 +1,10 @@
 //! Making, showing, checking and destroying pools on real files and loop devices.
 
-use crate::media::{Loop, directory, options, patient};
+use crate::{
+    devices::Loop,
+    media::{directory, options, patient},
+    work::Ground,
+};
 use std::{
     fs::{File, OpenOptions},
     os::unix::fs::FileExt,
@@ -8,8 +12,8 @@ use std::{
     process::Command,
 };
 use storage_socket::{
-    Error, FormatOptions, Pool, PoolOptions, Role, SlotIndex, check, destroy, format, inspect,
-    members,
+    EngineChoice, Error, FormatOptions, Pool, PoolOptions, Role, SlotIndex, check, destroy, format,
+    inspect, members,
 };
 
 const MIB: u64 = 1 << 20;
@@ -278,6 +282,72 @@ fn one_good_superblock_is_enough_and_the_damage_is_reported() {
         matches!(damage[..], [Error::DamagedBlock { lba: 16, .. }]),
         "{damage:?}"
     );
+}
+
+#[test]
+fn devices_that_cannot_be_read_are_listed_and_the_others_checked() {
+    let names = ["a", "b", "c"];
+    for is_loop in [false, true] {
+        let directory = directory();
+        let backing = names.map(|name| directory.path().join(name));
+        let mut devices = backing.to_vec();
+        let mut loops = Vec::new();
+        if is_loop {
+            loops.extend(names.map(|name| Loop::new(directory.path(), name, POOL_BYTES, 512)));
+            devices = loops.iter().flatten().map(|at| at.path.clone()).collect();
+        }
+        if devices.len() < names.len() {
+            return;
+        }
+        let made = format(&devices, &options(POOL_BYTES)).unwrap();
+        write_at(&devices[2], 16 * 4096, b"not a page");
+        // Behind a loop device that is EIO; a file without bytes has no superblock.
+        let gone = OpenOptions::new().write(true).open(&backing[1]).unwrap();
+        gone.set_len(0).unwrap();
+        let (found, damage) = check(&devices).unwrap();
+        assert_eq!((found.uuid, found.timeouts), (made.uuid, made.timeouts));
+        assert_eq!(
+            found.devices[..],
+            [made.devices[0].clone(), made.devices[2].clone()]
+        );
+        let said: Vec<_> = damage.iter().map(ToString::to_string).collect();
+        assert!(
+            said[0].starts_with(devices[1].to_str().unwrap()),
+            "{said:?}"
+        );
+        assert!(
+            matches!(&damage[1..], [Error::DamagedBlock { path, lba: 16, .. }] if *path == devices[2]),
+            "{said:?}"
+        );
+        // Nobody is left to tell of the pool.
+        let refusal = check(&devices[1..2]).unwrap_err().to_string();
+        assert!(
+            refusal.starts_with(devices[1].to_str().unwrap()),
+            "{refusal}"
+        );
+    }
+}
+
+#[test]
+fn pool_is_served_although_a_device_cannot_be_read_beyond_its_superblock() {
+    let directory = directory();
+    let loops = ["a", "b"].map(|name| Loop::new(directory.path(), name, POOL_BYTES, 512));
+    let [Some(a), Some(b)] = &loops else { return };
+    let devices = vec![a.path.clone(), b.path.clone()];
+    format(&devices, &options(POOL_BYTES)).unwrap();
+    let ground = Ground::over(devices.clone());
+    ground.coordinator(EngineChoice::Auto).close();
+    let backing = OpenOptions::new()
+        .write(true)
+        .open(directory.path().join("b"));
+    backing.unwrap().set_len(16 * 4096).unwrap();
+    let (_, damage) = check(&devices).unwrap();
+    let is_named = |error: &Error| error.to_string().starts_with(devices[1].to_str().unwrap());
+    assert!(
+        !damage.is_empty() && damage.iter().all(is_named),
+        "{damage:?}"
+    );
+    ground.coordinator(EngineChoice::Auto).close();
 }
 
 #[test]
