@@ -176,6 +176,24 @@ impl Engine {
         }
     }
 
+    /// Gives a device's place to another descriptor: what is submitted or begun from now on goes there. Transfers that
+    /// were begun go on with the old one, which is closed after the last of them, and count against the device's share.
+    ///
+    /// # Errors
+    /// [`Error::Engine`] when the system refuses threads; the old descriptor stays then.
+    ///
+    /// # Panics
+    /// When the engine wasn't made with such a device.
+    pub fn replace(&mut self, device: usize, by: Arc<Device>) -> Result<(), Error> {
+        match &mut self.body {
+            Body::Ring(ring) => {
+                ring.replace(device, by);
+                Ok(())
+            }
+            Body::Threads(threads) => threads.replace(device, by),
+        }
+    }
+
     /// Starts what was submitted and waits for the first completion, a wake, or the end of `timeout` (`None`: as long
     /// as it takes), then appends every completion there is to `done`.
     ///

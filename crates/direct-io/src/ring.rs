@@ -42,6 +42,8 @@ const REGISTERED_REGIONS_MAX: u32 = 1024;
 pub(crate) struct Ring {
     ring: IoUring,
     devices: Vec<Arc<Device>>,
+    /// Descriptors that were replaced, by device, while transfers with them may be under way.
+    replaced: Vec<(usize, Arc<Device>)>,
     files_registered: bool,
     registered: Option<Registered>,
     slots: Vec<Option<Request>>,
@@ -100,6 +102,7 @@ impl Ring {
             lanes: devices.iter().map(|_| Lane::default()).collect(),
             share: (depth / devices.len().max(1)).max(1),
             devices,
+            replaced: Vec::new(),
             files_registered,
             registered: table.is_ok().then(|| Registered {
                 entries: HashMap::new(),
@@ -125,6 +128,27 @@ impl Ring {
         let backlog = &mut self.lanes.get_mut(device)?.backlog;
         let at = backlog.iter().position(|waits| waits.token == token)?;
         backlog.remove(at)
+    }
+
+    pub(crate) fn replace(&mut self, device: usize, by: Arc<Device>) {
+        let at = u32::try_from(device).expect("devices are few");
+        let fd = by.as_fd().as_raw_fd();
+        if self.files_registered
+            && let Err(error) = self.ring.submitter().register_files_update(at, &[fd])
+        {
+            tracing::debug!(%error, "files go unregistered from here on");
+            self.files_registered = false;
+        }
+        let before = std::mem::replace(&mut self.devices[device], by);
+        self.replaced.push((device, before));
+        self.close_replaced();
+    }
+
+    /// Closes descriptors that were replaced, where nothing is under way any more.
+    fn close_replaced(&mut self) {
+        let lanes = &self.lanes;
+        self.replaced
+            .retain(|(device, _)| lanes[*device].flying > 0);
     }
 
     pub(crate) fn in_flight(&self) -> usize {
@@ -284,6 +308,9 @@ impl Ring {
                 moved,
             );
             out.push(Completion { request, result });
+        }
+        if !self.replaced.is_empty() {
+            self.close_replaced();
         }
         for request in again {
             self.lanes[request.device].backlog.push_back(request);

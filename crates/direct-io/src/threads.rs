@@ -17,6 +17,7 @@ use std::{
 
 pub(crate) struct Threads {
     devices: Vec<Arc<Lane>>,
+    per_device: usize,
     done: Arc<Done>,
     in_flight: usize,
     waker: Waker,
@@ -53,30 +54,50 @@ impl Threads {
         });
         let mut threads = Self {
             devices: Vec::new(),
+            per_device: per_device.max(1),
             done,
             in_flight: 0,
             waker,
             rejected: Vec::new(),
         };
         for device in devices {
-            let lane = Arc::new(Lane {
-                device: device.clone(),
-                queue: Mutex::default(),
-                arrived: Condvar::new(),
-            });
-            threads.devices.push(lane.clone());
-            for _ in 0..per_device.max(1) {
-                let (lane, done) = (lane.clone(), threads.done.clone());
-                thread::Builder::new()
-                    .name("direct-io".to_owned())
-                    .spawn(move || lane.serve(&done))
-                    .map_err(|source| Error::Engine {
-                        action: "start a thread",
-                        source,
-                    })?;
-            }
+            let lane = threads.lane(device.clone())?;
+            threads.devices.push(lane);
         }
         Ok(threads)
+    }
+
+    /// A queue for a device, and the threads that serve it.
+    fn lane(&self, device: Arc<Device>) -> Result<Arc<Lane>, Error> {
+        let lane = Arc::new(Lane {
+            device,
+            queue: Mutex::default(),
+            arrived: Condvar::new(),
+        });
+        for _ in 0..self.per_device {
+            let serving = thread::Builder::new().name("direct-io".to_owned()).spawn({
+                let (lane, done) = (lane.clone(), self.done.clone());
+                move || lane.serve(&done)
+            });
+            if let Err(source) = serving {
+                lane.close();
+                return Err(Error::Engine {
+                    action: "start a thread",
+                    source,
+                });
+            }
+        }
+        Ok(lane)
+    }
+
+    /// The threads of the old descriptor may hang in it: the new one gets others.
+    pub(crate) fn replace(&mut self, device: usize, by: Arc<Device>) -> Result<(), Error> {
+        let lane = self.lane(by)?;
+        let before = std::mem::replace(&mut self.devices[device], lane.clone());
+        let waiting = before.close();
+        locked(&lane.queue).requests = waiting;
+        lane.arrived.notify_all();
+        Ok(())
     }
 
     pub(crate) fn submit(&mut self, request: Request) {
@@ -135,11 +156,7 @@ impl Threads {
 impl Drop for Threads {
     fn drop(&mut self) {
         for lane in &self.devices {
-            let mut queue = locked(&lane.queue);
-            queue.closed = true;
-            self.in_flight -= queue.requests.len();
-            queue.requests.clear();
-            lane.arrived.notify_all();
+            self.in_flight -= lane.close().len();
         }
         let deadline = Instant::now() + DROP_WAIT;
         let mut late = Vec::new();
@@ -158,6 +175,14 @@ impl Drop for Threads {
 }
 
 impl Lane {
+    /// Ends the threads, each after its transfer; returns what none of them has begun.
+    fn close(&self) -> VecDeque<Request> {
+        let mut queue = locked(&self.queue);
+        queue.closed = true;
+        self.arrived.notify_all();
+        std::mem::take(&mut queue.requests)
+    }
+
     /// A thread's life: take a request, do it, report it.
     fn serve(&self, done: &Done) {
         while let Some(mut request) = self.take() {

@@ -13,7 +13,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 const DEVICE_BYTES: u64 = 16 << 20;
@@ -309,6 +309,43 @@ fn waker_ends_an_endless_wait() {
             let waking = std::thread::spawn(move || waker.wake());
             engine.wait(None, &mut Vec::new()).unwrap();
             waking.join().unwrap();
+        }
+    }
+}
+
+#[test]
+fn transfers_go_to_the_descriptor_that_took_a_devices_place() {
+    let [before, after] = [Medium::file(), Medium::file()];
+    for choice in [EngineChoice::IoUring, EngineChoice::ThreadPool] {
+        let old = Arc::new(before.open());
+        let Some(mut engine) = engine(vec![old.clone()], choice) else {
+            continue;
+        };
+        let write = |engine: &mut Engine, byte| {
+            let mut buf = AlignedBuf::new(4096).unwrap();
+            buf.fill(byte);
+            engine.submit(Request {
+                operation: Operation::Write,
+                device: 0,
+                offset: 0,
+                bytes: 4096,
+                buf,
+                token: 0,
+            });
+            complete(engine, 1).remove(0).result.unwrap();
+        };
+        write(&mut engine, 1);
+        engine.replace(0, Arc::new(after.open())).unwrap();
+        write(&mut engine, 2);
+        for (medium, byte) in [(&before, 1), (&after, 2)] {
+            let mut found = AlignedBuf::new(4096).unwrap();
+            medium.open().read_exact_at(&mut found, 0).unwrap();
+            assert!(found.iter().all(|at| *at == byte));
+        }
+        let deadline = Instant::now() + PATIENCE;
+        while Arc::strong_count(&old) > 1 {
+            assert!(Instant::now() < deadline, "the old descriptor stays open");
+            std::thread::yield_now();
         }
     }
 }

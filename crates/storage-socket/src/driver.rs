@@ -7,6 +7,7 @@ mod commands;
 mod conn;
 mod io;
 mod machine;
+mod returns;
 #[cfg(test)]
 pub(crate) mod tests;
 mod watch;
@@ -24,6 +25,7 @@ use conn::Conn;
 use direct_io::{Device, Engine};
 use io::{Expired, Finished, Io, Kind, Owner, Task, tick};
 use machine::{Machine, MachineEvent};
+use returns::Returns;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
@@ -70,6 +72,7 @@ pub(crate) struct Driver {
     listeners: HashMap<Port, Arc<Backlog>>,
     ready: Readiness,
     watches: Watches,
+    returns: Returns,
     ring: Option<RingDoorbell>,
     doorbells: HashMap<SlotIndex, Doorbell>,
     fence: Fence,
@@ -139,7 +142,8 @@ impl Driver {
                 Machine::Coordinator(Box::new(coordinator))
             }
         };
-        let deadline = geometry.timeouts().io_deadline;
+        let timeouts = geometry.timeouts();
+        let deadline = timeouts.io_deadline;
         Self {
             geometry,
             inbox,
@@ -152,6 +156,7 @@ impl Driver {
             listeners: HashMap::new(),
             ready: Readiness::default(),
             watches: Watches::default(),
+            returns: Returns::new(timeouts),
             ring: parts.doorbell,
             doorbells: HashMap::new(),
             fence: Fence::Open,
@@ -198,6 +203,7 @@ impl Driver {
         if self.machine.poll_timeout().is_some_and(|due| due <= now) {
             self.machine.handle_timeout(now);
         }
+        self.look_for_lost(now);
         for conn in self.conns.values_mut() {
             if conn.machine.poll_timeout().is_some_and(|due| due <= now) {
                 conn.machine.handle_timeout(now);
@@ -366,6 +372,7 @@ impl Driver {
                 }
             }
             MachineEvent::DeviceLost(device, failure) => self.lose_device(now, device, failure),
+            MachineEvent::DeviceFound(device) => self.find_device(device),
             MachineEvent::Ended(why) => {
                 if why != StopReason::Closed {
                     tracing::error!(pool = %self.inbox.pool, %why, "the pool is lost to this process");
@@ -420,6 +427,7 @@ impl Driver {
         let path = path.unwrap_or_default();
         let last = self.io.last_failure(device).unwrap_or_default();
         tracing::error!(device = %path.display(), %failure, last, "device lost");
+        self.returns.lost(now, device);
         for conn in self.conns.values_mut() {
             conn.lose_device(now, device, path.clone());
             self.hot.insert(conn.id);
@@ -435,6 +443,7 @@ impl Driver {
             .chain(self.machine.poll_timeout())
             .chain(self.io.next_deadline())
             .chain(self.watches.next_timeout())
+            .chain(self.returns.next_timeout())
             .chain(self.stop.as_ref().map(|stop| stop.until))
             .chain(is_tail_waiting.then(|| now + TAIL_RETRY))
             .min()

@@ -10,7 +10,7 @@ use crate::{
     promise::{Fulfil, locked},
     stream::StreamOptions,
 };
-use direct_io::Waker;
+use direct_io::{Device, Waker};
 use std::{
     collections::{BTreeSet, VecDeque},
     sync::{
@@ -20,7 +20,8 @@ use std::{
     time::Duration,
 };
 use storage_socket_proto::{
-    Challenge, ConnectionId, Doorbell, Grant, ListenOptions, MemberView, PoolId, Port, SlotIndex,
+    Challenge, ConnectionId, DeviceIndex, Doorbell, Grant, ListenOptions, MemberView, PoolId, Port,
+    SlotIndex,
 };
 
 /// Something that only the driver can do.
@@ -57,6 +58,11 @@ pub(crate) enum Command {
     PeerChallenges {
         slot: SlotIndex,
         reply: Fulfil<PeerChallenges>,
+    },
+    /// A device that was lost was looked for by its path.
+    LookedFor {
+        device: DeviceIndex,
+        found: Result<Option<Arc<Device>>, Error>,
     },
     Members(Fulfil<Vec<MemberView>>),
     /// Calls back once the pool is joined or served.

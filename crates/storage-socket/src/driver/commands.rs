@@ -62,6 +62,7 @@ impl Driver {
                     .watch_peer(now, &self.geometry, (slot, page), reply);
                 self.machine.handle_doorbell(now);
             }
+            Command::LookedFor { device, found } => self.looked_for(now, device, found),
             Command::Members(reply) => reply.fulfil(match &self.machine {
                 Machine::Coordinator(coordinator) => coordinator.members(now),
                 Machine::Member(_) => Vec::new(),

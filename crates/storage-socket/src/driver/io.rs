@@ -250,6 +250,22 @@ impl Io {
             .flatten()
     }
 
+    /// From now on transfers go to this descriptor of the device: the one before may be dead.
+    pub(crate) fn replace(
+        &mut self,
+        device: DeviceIndex,
+        by: Arc<Device>,
+    ) -> Result<(), direct_io::Error> {
+        let at = usize::from(device.0);
+        self.engine.replace(at, by.clone())?;
+        self.devices[at] = by;
+        Ok(())
+    }
+
+    pub(crate) fn devices(&self) -> &[Arc<Device>] {
+        &self.devices
+    }
+
     pub(crate) fn device(&self, device: DeviceIndex) -> Option<&Arc<Device>> {
         self.devices.get(usize::from(device.0))
     }

@@ -22,6 +22,7 @@ pub(crate) enum MachineEvent {
     PeerGone(ConnectionId, Option<ResetReason>),
     Fence(Fence),
     DeviceLost(DeviceIndex, IoFailure),
+    DeviceFound(DeviceIndex),
     Ended(StopReason),
     /// For the log alone.
     Note(String),
@@ -140,6 +141,7 @@ fn of_member(event: MemberEvent) -> MachineEvent {
         MemberEvent::Fenced => MachineEvent::Fence(Fence::Closed),
         MemberEvent::Unfenced => MachineEvent::Fence(Fence::Open),
         MemberEvent::DeviceLost { device, failure } => MachineEvent::DeviceLost(device, failure),
+        MemberEvent::DeviceFound { device } => MachineEvent::DeviceFound(device),
         MemberEvent::Stopped(why) => MachineEvent::Ended(match why {
             MemberStop::Requested => StopReason::Closed,
             MemberStop::ClonedHost { .. } => StopReason::Cloned(why.to_string()),
@@ -161,6 +163,7 @@ fn of_coordinator(event: CoordinatorEvent) -> MachineEvent {
         CoordinatorEvent::DeviceLost { device, failure } => {
             MachineEvent::DeviceLost(device, failure)
         }
+        CoordinatorEvent::DeviceFound { device } => MachineEvent::DeviceFound(device),
         CoordinatorEvent::Ended(why) => MachineEvent::Ended(match why {
             EndReason::Requested => StopReason::Closed,
             EndReason::Owned { .. } | EndReason::ForeignEpoch { .. } => {

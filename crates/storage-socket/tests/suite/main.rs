@@ -7,6 +7,7 @@ mod faults;
 mod media;
 mod pools;
 mod processes;
+mod returns;
 #[cfg(feature = "tokio")]
 mod tasks;
 mod work;
