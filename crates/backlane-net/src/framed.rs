@@ -8,7 +8,7 @@ use backlane_proto::{
     codec::{self, CHUNK_HEADER_BYTES, LENGTH_BYTES},
 };
 use bytes::{Bytes, BytesMut};
-use std::{io, time::Duration};
+use std::{future::Future, io, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     sync::mpsc,
@@ -17,6 +17,8 @@ use tokio::{
 
 /// Silence after which a peer on the control connection is given up.
 pub(crate) const DEAD_AFTER: Duration = Duration::from_secs(60);
+/// Silence after which it is given up even though its process writes signs of life to the shared storage.
+pub(crate) const DEAD_ALL_THE_SAME_AFTER: Duration = Duration::from_secs(300);
 /// Idle time after which a sign of life is sent.
 pub(crate) const PING_AFTER: Duration = Duration::from_secs(10);
 /// Chunks that wait in front of a data pair's writer; more would only let large bodies get ahead of small ones.
@@ -75,12 +77,53 @@ where
     let read = async {
         let mut prefix = [0; LENGTH_BYTES];
         read_start(from, &mut prefix).await?;
-        let mut message = vec![0; codec::message_bytes(prefix)?];
-        from.read_exact(&mut message).await?;
-        Ok(message)
+        read_rest(from, prefix).await
     };
     let silent = |_| Err(ReadError::Silent(patience));
     timeout(patience, read).await.unwrap_or_else(silent)
+}
+
+/// Reads a message. A peer that is silent for long is asked for on another way before it is given up: as long as
+/// `lives` says that it shows signs of life there, it may be silent here for some time longer.
+pub(crate) async fn read_message_while<R, F>(
+    from: &mut R,
+    lives: impl Fn() -> F,
+) -> Result<Vec<u8>, ReadError>
+where
+    R: AsyncRead + Unpin,
+    F: Future<Output = bool>,
+{
+    let mut prefix = [0; LENGTH_BYTES];
+    let (mut waited, mut step) = (Duration::ZERO, DEAD_AFTER);
+    // A read that is given up has taken nothing.
+    let read = loop {
+        match timeout(step, from.read(&mut prefix)).await {
+            Ok(read) => break read?,
+            Err(_) => waited += step,
+        }
+        if waited >= DEAD_ALL_THE_SAME_AFTER || !lives().await {
+            return Err(ReadError::Silent(waited));
+        }
+        step = PING_AFTER;
+    };
+    if read == 0 {
+        return Err(ReadError::Ended);
+    }
+    let rest = async {
+        from.read_exact(&mut prefix[read..]).await?;
+        read_rest(from, prefix).await
+    };
+    let silent = |_| Err(ReadError::Silent(DEAD_AFTER));
+    timeout(DEAD_AFTER, rest).await.unwrap_or_else(silent)
+}
+
+async fn read_rest<R>(from: &mut R, prefix: [u8; LENGTH_BYTES]) -> Result<Vec<u8>, ReadError>
+where
+    R: AsyncRead + Unpin,
+{
+    let mut message = vec![0; codec::message_bytes(prefix)?];
+    from.read_exact(&mut message).await?;
+    Ok(message)
 }
 
 /// Writes a message and flushes it.
@@ -180,6 +223,37 @@ mod tests {
         });
         let got = read_message(&mut near, DEAD_AFTER).await;
         assert!(matches!(got, Err(ReadError::Silent(_))), "{got:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_peer_is_given_up_only_when_it_is_silent_on_the_other_way_too() {
+        let (mut near, mut far) = tokio::io::duplex(64);
+        let lives = std::cell::Cell::new(3);
+        let ask = || async {
+            lives.set(lives.get() - 1);
+            lives.get() > 0
+        };
+        let got = read_message_while(&mut near, ask).await;
+        let silent = DEAD_AFTER + PING_AFTER * 2;
+        assert!(
+            matches!(got, Err(ReadError::Silent(waited)) if waited == silent),
+            "{got:?}"
+        );
+        // Signs of life elsewhere don't make up for words for ever.
+        let got = read_message_while(&mut near, || async { true }).await;
+        assert!(
+            matches!(got, Err(ReadError::Silent(waited)) if waited == DEAD_ALL_THE_SAME_AFTER),
+            "{got:?}"
+        );
+        // What comes in the meantime is read whole, in whatever pieces it comes.
+        tokio::spawn(async move {
+            for byte in [3, 0, 0, 0, 7, 8, 9] {
+                tokio::time::sleep(PING_AFTER / 2).await;
+                far.write_all(&[byte]).await.unwrap();
+            }
+        });
+        let got = read_message_while(&mut near, || async { true }).await;
+        assert_eq!(got.unwrap(), [7, 8, 9]);
     }
 
     #[tokio::test]

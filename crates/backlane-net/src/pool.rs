@@ -18,7 +18,7 @@ use storage_socket::{
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 /// The storage port that servers listen on.
@@ -193,6 +193,19 @@ pub(crate) fn pool_failed(error: &PoolError) -> RouteDown {
         _ => Reason::PoolNotFound,
     };
     RouteDown::new(reason, error)
+}
+
+/// How often the driver is told at most that the other side was heard of: each time wakes it.
+const VOUCH_EVERY: Duration = Duration::from_millis(250);
+
+/// Whether the last word to the driver is so old that another is due, which is noted.
+pub(crate) fn is_time_to_vouch(last: &mut Option<Instant>) -> bool {
+    let now = Instant::now();
+    let is_due = last.is_none_or(|last| now.duration_since(last) >= VOUCH_EVERY);
+    if is_due {
+        *last = Some(now);
+    }
+    is_due
 }
 
 /// Leaves a pool on a thread of its own: it waits for the driver, which a task must not.

@@ -18,7 +18,7 @@ use crate::{
     flow::{End, OwnedFlow},
     inbox::Inbox,
     listener::Backlog,
-    pool::{Identity, RingDoorbell, Role},
+    pool::{HearSuspicion, Identity, RingDoorbell, Role},
     promise::Fulfil,
 };
 use conn::Conn;
@@ -54,6 +54,7 @@ pub(crate) struct Parts {
     pub(crate) host_name: String,
     pub(crate) role: Role,
     pub(crate) doorbell: Option<RingDoorbell>,
+    pub(crate) suspicion: Option<HearSuspicion>,
     pub(crate) devices: Vec<Arc<Device>>,
 }
 
@@ -74,6 +75,7 @@ pub(crate) struct Driver {
     watches: Watches,
     returns: Returns,
     ring: Option<RingDoorbell>,
+    suspicion: Option<HearSuspicion>,
     doorbells: HashMap<SlotIndex, Doorbell>,
     fence: Fence,
     ended: Option<StopReason>,
@@ -158,6 +160,7 @@ impl Driver {
             watches: Watches::default(),
             returns: Returns::new(timeouts),
             ring: parts.doorbell,
+            suspicion: parts.suspicion,
             doorbells: HashMap::new(),
             fence: Fence::Open,
             ended: None,
@@ -369,6 +372,12 @@ impl Driver {
                 for conn in self.conns.values_mut() {
                     conn.machine.set_fenced(now, fence);
                     self.hot.insert(conn.id);
+                }
+            }
+            MachineEvent::PeerSuspect(slot) => {
+                tracing::info!(pool = %self.inbox.pool, %slot, "no sign of life on storage for a while");
+                if let Some(hear) = &self.suspicion {
+                    hear(slot);
                 }
             }
             MachineEvent::DeviceLost(device, failure) => self.lose_device(now, device, failure),

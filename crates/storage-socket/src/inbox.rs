@@ -59,6 +59,10 @@ pub(crate) enum Command {
         slot: SlotIndex,
         reply: Fulfil<PeerChallenges>,
     },
+    IsPeerAlive {
+        slot: SlotIndex,
+        reply: Fulfil<bool>,
+    },
     /// A device that was lost was looked for by its path.
     LookedFor {
         device: DeviceIndex,

@@ -84,7 +84,7 @@ pub use format::{
 };
 pub use inbox::PeerChallenges;
 pub use listener::{Incoming, Listener};
-pub use pool::{Identity, Pool, PoolOptions, RingDoorbell, Role};
+pub use pool::{HearSuspicion, Identity, Pool, PoolOptions, RingDoorbell, Role};
 pub use storage_socket_proto::{
     Cipher, ConnectionId, Doorbell, Epoch, Incarnation, ListenProtection, MemberView, PoolId, Port,
     Protection, RefusalReason, ResetReason, SlotIndex, StreamSecret, Timeouts,

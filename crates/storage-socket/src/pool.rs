@@ -30,6 +30,11 @@ const DRIVER_GRACE: Duration = Duration::from_secs(10);
 /// own. Called from the driver thread: it must not block.
 pub type RingDoorbell = Arc<dyn Fn(SlotIndex) + Send + Sync>;
 
+/// Hears that a slot's peer has shown no sign of life on storage for half the time after which it counts as dead (the
+/// coordinator is given the member's slot, a member its own): whoever can ask it over the network does, and calls
+/// [`Pool::vouch`] when it answers. Comes once in each half. Called from the driver thread: it must not block.
+pub type HearSuspicion = Arc<dyn Fn(SlotIndex) + Send + Sync>;
+
 /// What this process is in the pool.
 #[derive(Clone, Debug)]
 pub enum Role {
@@ -60,6 +65,8 @@ pub struct PoolOptions {
     pub engine: EngineChoice,
     /// Rings peers, if there is a way. Used for a slot once [`Pool::set_doorbell`] says so, or its peer has rung.
     pub doorbell: Option<RingDoorbell>,
+    /// Hears of peers that may be dead, if there is a way to ask them.
+    pub suspicion: Option<HearSuspicion>,
 }
 
 impl PoolOptions {
@@ -73,6 +80,7 @@ impl PoolOptions {
             lock_dir: lock_dir.to_owned(),
             engine: EngineChoice::Auto,
             doorbell: None,
+            suspicion: None,
         }
     }
 }
@@ -151,6 +159,7 @@ impl Pool {
                 host_name: options.host_name,
                 role: options.role,
                 doorbell: options.doorbell,
+                suspicion: options.suspicion,
                 devices: opened.devices,
             },
             engine,
@@ -262,6 +271,15 @@ impl Pool {
     /// Says that a slot's peer was heard of over the network: its silence on storage counts from now.
     pub fn vouch(&self, slot: SlotIndex) {
         self.handle.inbox.send(Command::Vouch(slot));
+    }
+
+    /// Whether a slot's peer (a member gives its own slot) is alive by what it writes to the devices, or not yet known
+    /// to be dead.
+    ///
+    /// # Errors
+    /// The pool was closed or lost.
+    pub async fn is_peer_alive_async(&self, slot: SlotIndex) -> Result<bool, Error> {
+        self.answered(self.ask(|reply| Command::IsPeerAlive { slot, reply }).await)
     }
 
     /// For a coordinator: replaces the set of slots that are served.

@@ -9,7 +9,7 @@ use crate::{
     dial::read_failed,
     framed::{
         CHUNKS_QUEUED_MAX, DEAD_AFTER, PING_AFTER, ReadError, read_chunk_header, read_message,
-        read_payload, write_chunks, write_message,
+        read_message_while, read_payload, write_chunks, write_message,
     },
     pool::pair_ended,
 };
@@ -27,7 +27,7 @@ use tokio::{
 /// Reads answers until the connection ends, which ends the session.
 pub(super) async fn read_control<R: AsyncRead + Unpin>(shared: Arc<Shared>, mut from: R) {
     let error = loop {
-        let raw = match read_message(&mut from, DEAD_AFTER).await {
+        let raw = match read_message_while(&mut from, || shared.pool.is_server_alive()).await {
             Ok(raw) => raw,
             Err(error) => break lost(&shared.server, error),
         };
@@ -35,6 +35,7 @@ pub(super) async fn read_control<R: AsyncRead + Unpin>(shared: Arc<Shared>, mut 
             Ok(message) => message,
             Err(error) => break Error::protocol(shared.server.as_str(), error),
         };
+        shared.pool.heard(false);
         match (message.call, message.answer) {
             (_, Answer::Ping) => {}
             (CallId::SESSION, Answer::Failed(failure)) => {
@@ -55,17 +56,21 @@ pub(super) async fn read_control<R: AsyncRead + Unpin>(shared: Arc<Shared>, mut 
     shared.fail(error);
 }
 
-/// Writes requests, and a sign of life when there are none.
+/// Writes requests, and a sign of life when there are none, or when the server shows none on storage: it answers.
 pub(super) async fn write_control<W: AsyncWrite + Unpin>(
     shared: Arc<Shared>,
     mut to: W,
     mut requests: mpsc::UnboundedReceiver<FromClient>,
 ) {
     loop {
-        let message = match timeout(PING_AFTER, requests.recv()).await {
-            Ok(Some(message)) => message,
-            Ok(None) => break,
-            Err(_) => FromClient {
+        let next = tokio::select! {
+            next = timeout(PING_AFTER, requests.recv()) => next.ok(),
+            () = shared.suspicion.notified() => None,
+        };
+        let message = match next {
+            Some(Some(message)) => message,
+            Some(None) => break,
+            None => FromClient {
                 call: CallId::SESSION,
                 request: Request::Ping,
             },
@@ -101,7 +106,12 @@ async fn read_events<R: AsyncRead + Unpin>(shared: &Shared, mut from: R) {
             Err(error) => Err(error),
         };
         match event {
-            Ok(Event::Ping | Event::Unknown) => shared.pool.heard(false),
+            Ok(Event::Ping) => {
+                shared.pool.heard(false);
+                // Perhaps it asks whether this side lives.
+                shared.asked.notify_one();
+            }
+            Ok(Event::Unknown) => shared.pool.heard(false),
             Ok(Event::Doorbell) => shared.pool.heard(true),
             // Nobody may be listening.
             Ok(event) => drop(shared.events.send(event)),
@@ -114,12 +124,15 @@ async fn read_events<R: AsyncRead + Unpin>(shared: &Shared, mut from: R) {
     }
 }
 
-/// Sends doorbells, many at once as one, and signs of life.
+/// Sends doorbells, many at once as one, and signs of life, also when asked for one.
 async fn write_events<W: AsyncWrite + Unpin>(shared: &Shared, mut to: W) {
     loop {
-        let event = match timeout(PING_AFTER, shared.doorbell.notified()).await {
-            Ok(()) => Event::Doorbell,
-            Err(_) => Event::Ping,
+        let event = tokio::select! {
+            rung = timeout(PING_AFTER, shared.doorbell.notified()) => match rung {
+                Ok(()) => Event::Doorbell,
+                Err(_) => Event::Ping,
+            },
+            () = shared.asked.notified() => Event::Ping,
         };
         if let Err(error) = write_message(&mut to, &event.encode()).await {
             let server = &shared.server;

@@ -8,7 +8,7 @@ use crate::{
     Error,
     pool::{
         Challenges, STORAGE_STEP_WAIT, Turn, data_options, designated_options, designated_port,
-        greet, leave, pool_failed, prove, proved, stream_failed,
+        greet, is_time_to_vouch, leave, pool_failed, prove, proved, stream_failed,
     },
 };
 use backlane_proto::{
@@ -43,6 +43,7 @@ pub(super) struct Starter {
     choice: Option<PoolChoice>,
     host: String,
     doorbell: Arc<Notify>,
+    suspicion: Arc<Notify>,
     hand: Arc<Hand>,
     first: Option<JoinHandle<Result<Joined, RouteDown>>>,
 }
@@ -60,6 +61,8 @@ struct Held {
     bound: bool,
     /// The events connection stands.
     attached: bool,
+    /// When the driver was last told that the server lives.
+    vouched: Option<Instant>,
     /// The session wants no pool any more; one that is still being opened is left at once.
     retired: bool,
 }
@@ -82,6 +85,7 @@ impl Starter {
             choice,
             host: host.to_owned(),
             doorbell,
+            suspicion: Arc::new(Notify::new()),
             hand,
             first: None,
         };
@@ -94,6 +98,11 @@ impl Starter {
         Arc::clone(&self.doorbell)
     }
 
+    /// Rung when the server shows no sign of life on storage.
+    pub(super) fn suspicion(&self) -> Arc<Notify> {
+        Arc::clone(&self.suspicion)
+    }
+
     pub(super) fn hand(&self) -> Arc<Hand> {
         Arc::clone(&self.hand)
     }
@@ -103,7 +112,7 @@ impl Starter {
         let work = join(
             choice,
             self.host.clone(),
-            Arc::clone(&self.doorbell),
+            [Arc::clone(&self.doorbell), Arc::clone(&self.suspicion)],
             Arc::clone(&self.hand),
         );
         Some(tokio::spawn(work))
@@ -336,12 +345,27 @@ impl Hand {
 
     /// The server was heard of over the network.
     pub(super) fn heard(&self, rang: bool) {
-        if let Some((pool, slot)) = &self.lock().pool {
+        let mut held = self.lock();
+        let vouches = held.bound && is_time_to_vouch(&mut held.vouched);
+        if let Some((pool, slot)) = &held.pool {
             if rang {
                 pool.rang(*slot);
-            } else {
+            }
+            if vouches {
                 pool.vouch(*slot);
             }
+        }
+    }
+
+    /// Whether the server that proved itself behind the pool shows signs of life there.
+    pub(super) async fn is_server_alive(&self) -> bool {
+        let pool = {
+            let held = self.lock();
+            held.pool.clone().filter(|_| held.bound)
+        };
+        match pool {
+            Some((pool, slot)) => pool.is_peer_alive_async(slot).await.unwrap_or(false),
+            None => false,
         }
     }
 
@@ -372,7 +396,7 @@ impl Drop for Hand {
 async fn join(
     choice: PoolChoice,
     host: String,
-    doorbell: Arc<Notify>,
+    [doorbell, suspicion]: [Arc<Notify>; 2],
     hand: Arc<Hand>,
 ) -> Result<Joined, RouteDown> {
     let slots = choice.slots.iter().copied().map(SlotIndex).collect();
@@ -380,6 +404,7 @@ async fn join(
     options.expected = choice.uuid;
     options.engine = choice.engine;
     options.doorbell = Some(Arc::new(move |_| doorbell.notify_one()));
+    options.suspicion = Some(Arc::new(move |_| suspicion.notify_one()));
     let opening = tokio::task::spawn_blocking(move || {
         let pool = Pool::open(&choice.devices, options)?;
         let Identity::Member(slot, incarnation) = pool.identity() else {

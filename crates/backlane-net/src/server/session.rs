@@ -9,7 +9,8 @@ use super::{
     storage::Met,
 };
 use crate::{
-    framed::{Chunk, DEAD_AFTER, PING_AFTER, ReadError, read_message, write_message},
+    framed::{Chunk, PING_AFTER, ReadError, read_message_while, write_message},
+    pool::is_time_to_vouch,
     service::ObjectService,
     tls::{self, Key, KeyUse},
 };
@@ -31,7 +32,7 @@ use tokio::{
     io::{AsyncWrite, AsyncWriteExt},
     sync::{Notify, mpsc, watch},
     task::{JoinHandle, JoinSet},
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 /// Answers that wait for the control connection; calls wait beyond that.
@@ -67,6 +68,8 @@ pub(super) struct Session {
 struct Ringing {
     member: Option<(Pool, SlotIndex)>,
     attached: bool,
+    /// When the driver was last told that the client lives.
+    vouched: Option<Instant>,
 }
 
 struct State {
@@ -118,7 +121,8 @@ pub(super) async fn serve(core: Arc<Core>, mut stream: Connection, peer: SocketA
     tasks.shutdown().await;
     session.state().objects = None;
     drop(registered);
-    session.ringing().member = None;
+    let member = session.ringing().member.take();
+    drop(member);
     tracing::info!(%peer, %host, %end, "session ended");
     last_words(session, end, writer).await;
 }
@@ -272,7 +276,7 @@ where
     let mut over = session.over.subscribe();
     loop {
         let raw = tokio::select! {
-            raw = read_message(&mut from, DEAD_AFTER) => raw,
+            raw = read_message_while(&mut from, || session.is_client_alive()) => raw,
             _ = stopping.wait_for(|stopping| *stopping) => return End::ShuttingDown,
             _ = over.wait_for(|over| *over) => {
                 let breach = session.state().breach.take();
@@ -287,8 +291,11 @@ where
             Ok(message) => message,
             Err(error) => return End::Lost(error),
         };
+        session.heard(false);
         match request {
-            Request::Ping => {}
+            // It may ask because this side shows no sign of life on storage. Where there is no room for an answer,
+            // answers are on their way, which are signs of life as well.
+            Request::Ping => drop(session.answer_now(CallId::SESSION, Answer::Ping)),
             Request::Close => return End::Closed,
             Request::Cancel => session.cancel(call),
             request => {
@@ -368,8 +375,9 @@ impl Session {
 
     /// The pair of this slot is over.
     pub(super) fn ring_no_more(&self, slot: SlotIndex) {
-        let member = &mut self.ringing().member;
-        member.take_if(|(_, of)| *of == slot);
+        // Let go of without the lock: whoever leaves a pool last waits for it.
+        let member = self.ringing().member.take_if(|(_, of)| *of == slot);
+        drop(member);
     }
 
     /// The events connection came or went. Without it the pool must look by itself.
@@ -386,13 +394,30 @@ impl Session {
 
     /// The client was heard of over the network, and may have said that the pool has news.
     pub(super) fn heard(&self, rang: bool) {
-        if let Some((pool, slot)) = &self.ringing().member {
+        let mut ringing = self.ringing();
+        let vouches = is_time_to_vouch(&mut ringing.vouched);
+        if let Some((pool, slot)) = &ringing.member {
             if rang {
                 pool.rang(*slot);
-            } else {
+            }
+            if vouches {
                 pool.vouch(*slot);
             }
         }
+    }
+
+    /// Whether the client, as the member that it has proved to be, shows signs of life on storage.
+    async fn is_client_alive(&self) -> bool {
+        let member = self.ringing().member.clone();
+        match member {
+            Some((pool, slot)) => pool.is_peer_alive_async(slot).await.unwrap_or(false),
+            None => false,
+        }
+    }
+
+    /// What asks the client for a sign of life, which it gives on the events connection.
+    pub(super) fn asker(&self) -> mpsc::WeakSender<Event> {
+        self.to_events.downgrade()
     }
 
     /// Tells the client something beside its calls.

@@ -14,7 +14,7 @@ use crate::{
     },
 };
 use backlane_proto::{
-    Answer, Reason, Route,
+    Answer, Event, Reason, Route,
     message::LogLevel,
     proof::{Member, Proof, Side},
 };
@@ -54,6 +54,8 @@ type Bells = Mutex<HashMap<SlotIndex, Bell>>;
 /// What rings for a slot, until a later proof of the same slot brings another.
 struct Bell {
     doorbell: Weak<Notify>,
+    /// Where the member is asked for a sign of life.
+    asker: mpsc::WeakSender<Event>,
     pair: u64,
 }
 
@@ -83,6 +85,17 @@ impl Storage {
                 .and_then(|bell| bell.doorbell.upgrade());
             if let Some(bell) = bell {
                 bell.notify_one();
+            }
+        }));
+        let to_ask = Arc::clone(&bells);
+        options.suspicion = Some(Arc::new(move |slot| {
+            let asker = lock(&to_ask)
+                .get(&slot)
+                .and_then(|bell| bell.asker.upgrade());
+            // One that has no room for a question is being told other things, and answers none of them: its words are
+            // waited for.
+            if let Some(asker) = asker {
+                drop(asker.try_send(Event::Ping));
             }
         }));
         let opening = tokio::task::spawn_blocking(move || {
@@ -228,8 +241,12 @@ impl Storage {
         let listener = listener.map_err(|error| stream_failed(&error))?;
         let port = listener.port().0;
         let pair = self.pairs.fetch_add(1, Ordering::Relaxed);
-        let doorbell = Arc::downgrade(&session.doorbell);
-        lock(&self.bells).insert(slot, Bell { doorbell, pair });
+        let bell = Bell {
+            doorbell: Arc::downgrade(&session.doorbell),
+            asker: session.asker(),
+            pair,
+        };
+        lock(&self.bells).insert(slot, bell);
         session.ring_for(&pool, slot);
         tokio::spawn(data_pair(
             Arc::clone(self),

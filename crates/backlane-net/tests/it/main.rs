@@ -7,6 +7,8 @@
 )]
 
 mod calls;
+#[path = "../../../storage-socket/tests/suite/devices.rs"]
+mod devices;
 mod enroll;
 mod hostile;
 mod proof;

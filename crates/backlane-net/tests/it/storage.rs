@@ -1,6 +1,7 @@
 //! Sessions whose bodies go through a pool: files that both sides open, with all of the storage sockets' machinery.
 
 use crate::{
+    devices::Freezer,
     service::name_of,
     world::{World, in_time, until},
 };
@@ -34,20 +35,18 @@ pub(crate) struct Files {
 impl Files {
     pub(crate) fn new(devices: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let devices: Vec<_> = (0..devices)
+        let devices = (0..devices)
             .map(|n| dir.path().join(format!("device{n}")))
             .collect();
+        Self::at(dir, devices, 256 << 20, timeouts())
+    }
+
+    /// A pool in these files, with the locks in a directory.
+    fn at(dir: TempDir, devices: Vec<PathBuf>, bytes: u64, timeouts: Timeouts) -> Self {
         let mut options = FormatOptions::new("test");
         options.slots = 16;
-        options.file_bytes = Some(256 << 20);
-        // Short where a test waits for it, long where only a busy machine would feel it.
-        options.timeouts = Timeouts {
-            heartbeat: Duration::from_millis(50),
-            claim: Duration::from_millis(100),
-            stale: Duration::from_millis(100),
-            linger: Duration::from_secs(3),
-            ..Timeouts::default()
-        };
+        options.file_bytes = Some(bytes);
+        options.timeouts = timeouts;
         let info = storage_socket::format(&devices, &options).unwrap();
         let uuid = info.uuid;
         Self {
@@ -75,6 +74,17 @@ impl Files {
             lock_dir: self.dir.path().to_owned(),
             engine: self.engine,
         }
+    }
+}
+
+/// Short where a test waits for it, long where only a busy machine would feel it.
+fn timeouts() -> Timeouts {
+    Timeouts {
+        heartbeat: Duration::from_millis(50),
+        claim: Duration::from_millis(100),
+        stale: Duration::from_millis(100),
+        linger: Duration::from_secs(3),
+        ..Timeouts::default()
     }
 }
 
@@ -224,11 +234,10 @@ async fn another_pool_is_never_used() {
     assert_eq!(down.reason, Reason::OtherPool, "{down}");
     assert!(down.detail.contains(&files.uuid.to_string()), "{down}");
     assert!(down.detail.contains(&other.uuid.to_string()), "{down}");
-    // Each body carries the reason; the server only knows that storage never came.
+    // Each body carries the reason, also what the server sent: it only knows that storage never came.
     let name = put(&session, &body(100_000, 4)).await;
     session.get(name, None).await.unwrap();
-    assert_eq!(session.report().reasons[&Reason::OtherPool].objects, 1);
-    assert_eq!(session.report().reasons[&Reason::Pending].objects, 1);
+    assert_eq!(session.report().reasons[&Reason::OtherPool].objects, 2);
     // Under require-storage it is the error.
     config.pool = Some(other.client(&[2]));
     config.policy = RoutePolicy::RequireStorage;
@@ -304,8 +313,37 @@ async fn missing_devices_are_named_and_the_network_serves() {
     let name = put(&session, &body(100_000, 5)).await;
     session.get(name, None).await.unwrap();
     let report = session.close().await.unwrap();
-    assert_eq!(report.reasons[&Reason::PoolNotFound].objects, 1);
+    assert_eq!(report.reasons[&Reason::PoolNotFound].objects, 2);
     assert_eq!(report.network().objects, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_silent_on_storage_is_asked_over_the_network_before_it_counts_as_dead() {
+    let (mounted, locks) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let Some(freezer) = Freezer::new(mounted.path()) else {
+        return;
+    };
+    let millis = Duration::from_millis;
+    let timeouts = Timeouts {
+        dead: millis(3000),
+        fence: millis(300),
+        io_deadline: millis(2500),
+        ..timeouts()
+    };
+    let devices = vec![freezer.mount.join("device")];
+    let files = Files::at(locks, devices, 160 << 20, timeouts);
+    let world = world(&files).await;
+    let config = config(&world, &files, RoutePolicy::RequireStorage);
+    let session = Session::connect(config).await.unwrap();
+    // Neither side's counter reaches the device any more; both can still be read.
+    freezer.set("--freeze");
+    tokio::time::sleep(timeouts.dead * 3 / 2).await;
+    assert_eq!(session.routes().storage, Ok(()));
+    freezer.set("--unfreeze");
+    let body = body(3_000_000, 9);
+    let name = put(&session, &body).await;
+    assert_eq!(session.get(name, None).await.unwrap(), body);
+    in_time("the close", session.close()).await.unwrap();
 }
 
 /// Passes connections on to a server, and cuts those that a test names.

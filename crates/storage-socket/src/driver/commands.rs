@@ -63,6 +63,9 @@ impl Driver {
                 self.machine.handle_doorbell(now);
             }
             Command::LookedFor { device, found } => self.looked_for(now, device, found),
+            Command::IsPeerAlive { slot, reply } => {
+                reply.fulfil(self.is_peer_alive(now, slot));
+            }
             Command::Members(reply) => reply.fulfil(match &self.machine {
                 Machine::Coordinator(coordinator) => coordinator.members(now),
                 Machine::Member(_) => Vec::new(),
@@ -366,6 +369,13 @@ impl Driver {
             let heard = &conn.flow.counters.doorbells_heard;
             heard.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             self.hot.insert(conn.id);
+        }
+    }
+
+    fn is_peer_alive(&self, now: Tick, slot: SlotIndex) -> bool {
+        match &self.machine {
+            Machine::Member(_) => self.ready.is_ready && self.ended.is_none(),
+            Machine::Coordinator(_) => self.machine.peer_writer(now, slot).is_some(),
         }
     }
 

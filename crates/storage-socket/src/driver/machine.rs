@@ -21,6 +21,8 @@ pub(crate) enum MachineEvent {
     ConnectTimedOut(ConnectionId),
     PeerGone(ConnectionId, Option<ResetReason>),
     Fence(Fence),
+    /// The peer of this slot has been silent for half the time-out.
+    PeerSuspect(SlotIndex),
     DeviceLost(DeviceIndex, IoFailure),
     DeviceFound(DeviceIndex),
     Ended(StopReason),
@@ -124,13 +126,16 @@ impl Machine {
 
     pub(crate) fn poll_event(&mut self) -> Option<MachineEvent> {
         match self {
-            Machine::Member(member) => member.poll_event().map(of_member),
+            Machine::Member(member) => {
+                let slot = member.slot();
+                member.poll_event().map(|event| of_member(event, slot))
+            }
             Machine::Coordinator(coordinator) => coordinator.poll_event().map(of_coordinator),
         }
     }
 }
 
-fn of_member(event: MemberEvent) -> MachineEvent {
+fn of_member(event: MemberEvent, own: SlotIndex) -> MachineEvent {
     match event {
         MemberEvent::Joined { .. } => MachineEvent::Ready,
         MemberEvent::CoordinatorLost { .. } => MachineEvent::NotReady,
@@ -138,6 +143,7 @@ fn of_member(event: MemberEvent) -> MachineEvent {
         MemberEvent::Refused { connection, reason } => MachineEvent::Refused(connection, reason),
         MemberEvent::ConnectTimedOut { connection } => MachineEvent::ConnectTimedOut(connection),
         MemberEvent::Closed { connection, reason } => MachineEvent::PeerGone(connection, reason),
+        MemberEvent::CoordinatorSuspect { .. } => MachineEvent::PeerSuspect(own),
         MemberEvent::Fenced => MachineEvent::Fence(Fence::Closed),
         MemberEvent::Unfenced => MachineEvent::Fence(Fence::Open),
         MemberEvent::DeviceLost { device, failure } => MachineEvent::DeviceLost(device, failure),
@@ -158,6 +164,7 @@ fn of_coordinator(event: CoordinatorEvent) -> MachineEvent {
         CoordinatorEvent::Closed { connection, reason } => {
             MachineEvent::PeerGone(connection, reason)
         }
+        CoordinatorEvent::MemberSuspect { slot, .. } => MachineEvent::PeerSuspect(slot),
         CoordinatorEvent::Fenced => MachineEvent::Fence(Fence::Closed),
         CoordinatorEvent::Unfenced => MachineEvent::Fence(Fence::Open),
         CoordinatorEvent::DeviceLost { device, failure } => {

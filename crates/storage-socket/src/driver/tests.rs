@@ -30,6 +30,7 @@ fn driver(directory: &std::path::Path) -> Driver {
             slots: [SlotIndex(0)].into(),
         },
         doorbell: None,
+        suspicion: None,
         devices: opened.devices,
     };
     Driver::new(parts, engine, inbox)

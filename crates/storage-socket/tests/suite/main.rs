@@ -4,6 +4,7 @@
 mod devices;
 mod ends;
 mod faults;
+mod liveness;
 mod media;
 mod pools;
 mod processes;
