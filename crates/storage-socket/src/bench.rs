@@ -110,6 +110,8 @@ pub struct BenchReport {
     pub cpu_seconds_per_gib_sender: f64,
     /// CPU seconds that the receiving process spent for a GiB.
     pub cpu_seconds_per_gib_receiver: f64,
+    /// Bytes that both processes read and wrote for a byte through the socket; two would be ideal.
+    pub device_bytes_per_byte: f64,
     /// Half of a round trip of 4 KiB, in microseconds: the median.
     pub latency_us_p50: f64,
     /// The same, exceeded by one in a hundred.
@@ -163,7 +165,7 @@ pub fn run(
         lock_dir: lock_dir.to_owned(),
         port: listener.port().0,
     })?;
-    let measured = receive(&listener, options);
+    let measured = receive(&pool, &listener, options);
     let ended = child.wait()?;
     let measured = measured?;
     if !ended.success() {
@@ -171,7 +173,14 @@ pub fn run(
     }
     let engine = pool.engine().0;
     pool.close();
-    let [bytes, seconds, cpu_sender, latency_us_p50, latency_us_p99] = measured.facts;
+    let [
+        bytes,
+        seconds,
+        cpu_sender,
+        device_sender,
+        latency_us_p50,
+        latency_us_p99,
+    ] = measured.facts;
     let gibibytes = bytes / f64::from(1 << 30);
     Ok(BenchReport {
         engine,
@@ -179,6 +188,7 @@ pub fn run(
         raw_bytes_per_s,
         cpu_seconds_per_gib_sender: cpu_sender / gibibytes,
         cpu_seconds_per_gib_receiver: measured.cpu_receiver / gibibytes,
+        device_bytes_per_byte: (device_sender + measured.device_receiver) / bytes,
         latency_us_p50,
         latency_us_p99,
     })
@@ -203,7 +213,8 @@ pub fn child(errand: &Errand, options: &BenchOptions) -> io::Result<()> {
         stream.write_all(&piece)?;
     }
     stream.read_exact(&mut [0; 1])?;
-    let (start, cpu, mut bytes) = (Instant::now(), cpu_seconds(), 0.0);
+    let (start, cpu, device) = (Instant::now(), cpu_seconds(), device_bytes(&pool));
+    let mut bytes = 0.0;
     while start.elapsed() < options.duration {
         stream.write_all(&piece)?;
         bytes += piece.len() as f64;
@@ -212,9 +223,10 @@ pub fn child(errand: &Errand, options: &BenchOptions) -> io::Result<()> {
     // The receiver says when it has everything.
     stream.read_exact(&mut [0; 1])?;
     let (seconds, cpu) = (start.elapsed().as_secs_f64(), cpu_seconds() - cpu);
+    let device = device_bytes(&pool) - device;
     let mut second = Stream::connect(&pool, Port(errand.port), options.stream(), PATIENCE)?;
     let [p50, p99] = ping(&mut second, options.messages)?;
-    for fact in [bytes, seconds, cpu, p50, p99] {
+    for fact in [bytes, seconds, cpu, device, p50, p99] {
         second.write_all(&fact.to_le_bytes())?;
     }
     second.shutdown(Shutdown::Write)?;
@@ -224,12 +236,13 @@ pub fn child(errand: &Errand, options: &BenchOptions) -> io::Result<()> {
 }
 
 struct Measured {
-    /// Bytes, seconds, the sender's CPU seconds, and two latencies.
-    facts: [f64; 5],
+    /// Bytes, seconds, the sender's CPU seconds and device bytes, and two latencies.
+    facts: [f64; 6],
     cpu_receiver: f64,
+    device_receiver: f64,
 }
 
-fn receive(listener: &Listener, options: &BenchOptions) -> io::Result<Measured> {
+fn receive(pool: &Pool, listener: &Listener, options: &BenchOptions) -> io::Result<Measured> {
     let accept = || listener.accept_timeout(PATIENCE)?.accept(options.stream());
     let mut stream = accept()?;
     let mut buf = vec![0; options.frame_bytes];
@@ -244,17 +257,17 @@ fn receive(listener: &Listener, options: &BenchOptions) -> io::Result<Measured> 
         }
         left -= count as u64;
     }
-    let cpu = cpu_seconds();
+    let (cpu, device) = (cpu_seconds(), device_bytes(pool));
     stream.write_all(&[0])?;
     while stream.read(&mut buf)? > 0 {}
     stream.write_all(&[0])?;
-    let cpu_receiver = cpu_seconds() - cpu;
+    let (cpu_receiver, device_receiver) = (cpu_seconds() - cpu, device_bytes(pool) - device);
     let mut second = accept()?;
     for _ in 0..options.messages {
         second.read_exact(&mut buf[..MESSAGE_BYTES])?;
         second.write_all(&buf[..MESSAGE_BYTES])?;
     }
-    let mut facts = [0.0; 5];
+    let mut facts = [0.0; 6];
     for fact in &mut facts {
         let mut bytes = [0; 8];
         second.read_exact(&mut bytes)?;
@@ -263,6 +276,7 @@ fn receive(listener: &Listener, options: &BenchOptions) -> io::Result<Measured> 
     Ok(Measured {
         facts,
         cpu_receiver,
+        device_receiver,
     })
 }
 
@@ -370,6 +384,12 @@ fn raw_half(
             moved += frame;
         }
     }
+}
+
+/// Bytes that this process has asked of the devices.
+fn device_bytes(pool: &Pool) -> f64 {
+    let stats = pool.io_stats();
+    (stats.bytes_read + stats.bytes_written) as f64
 }
 
 /// CPU time of this process, in user and system mode.

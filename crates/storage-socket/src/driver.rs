@@ -148,8 +148,8 @@ impl Driver {
         let deadline = timeouts.io_deadline;
         Self {
             geometry,
+            io: Io::new(engine, parts.devices, deadline, inbox.io.clone()),
             inbox,
-            io: Io::new(engine, parts.devices, deadline),
             machine,
             conns: HashMap::new(),
             hot: BTreeSet::new(),

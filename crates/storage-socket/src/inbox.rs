@@ -10,12 +10,12 @@ use crate::{
     promise::{Fulfil, locked},
     stream::StreamOptions,
 };
-use direct_io::{Device, Waker};
+use direct_io::{Device, Operation, Waker};
 use std::{
     collections::{BTreeSet, VecDeque},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -83,9 +83,53 @@ pub struct PeerChallenges {
     pub challenges: Vec<Option<[u8; 32]>>,
 }
 
+/// What a driver has asked of the devices of its pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IoStats {
+    /// Reads.
+    pub reads: u64,
+    /// Bytes of the reads.
+    pub bytes_read: u64,
+    /// Writes.
+    pub writes: u64,
+    /// Bytes of the writes.
+    pub bytes_written: u64,
+}
+
+/// Counts it.
+#[derive(Debug, Default)]
+pub(crate) struct IoCounters {
+    reads: AtomicU64,
+    bytes_read: AtomicU64,
+    writes: AtomicU64,
+    bytes_written: AtomicU64,
+}
+
+impl IoCounters {
+    pub(crate) fn count(&self, operation: Operation, bytes: usize) {
+        let (count, sum) = match operation {
+            Operation::Read => (&self.reads, &self.bytes_read),
+            Operation::Write => (&self.writes, &self.bytes_written),
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        sum.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn stats(&self) -> IoStats {
+        let counted = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        IoStats {
+            reads: counted(&self.reads),
+            bytes_read: counted(&self.bytes_read),
+            writes: counted(&self.writes),
+            bytes_written: counted(&self.bytes_written),
+        }
+    }
+}
+
 /// The mailbox of a driver.
 pub(crate) struct Inbox {
     pub(crate) pool: PoolId,
+    pub(crate) io: Arc<IoCounters>,
     content: Mutex<Content>,
     is_woken: AtomicBool,
     waker: Waker,
@@ -109,6 +153,7 @@ impl Inbox {
     pub(crate) fn new(pool: PoolId, waker: Waker) -> Self {
         Self {
             pool,
+            io: Arc::default(),
             content: Mutex::default(),
             is_woken: AtomicBool::new(false),
             waker,

@@ -82,7 +82,7 @@ pub use format::{
     CoordinatorInfo, DeviceInfo, FormatOptions, MemberInfo, Members, PoolInfo, SLOTS_DEFAULT,
     check, destroy, format, inspect, members,
 };
-pub use inbox::PeerChallenges;
+pub use inbox::{IoStats, PeerChallenges};
 pub use listener::{Incoming, Listener};
 pub use pool::{HearSuspicion, Identity, Pool, PoolOptions, RingDoorbell, Role};
 pub use storage_socket_proto::{

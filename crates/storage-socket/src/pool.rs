@@ -5,7 +5,7 @@ use crate::{
     driver::{self, Driver},
     error::StopReason,
     format::{OpenPool, newest_epoch},
-    inbox::{Command, Inbox, PeerChallenges},
+    inbox::{Command, Inbox, IoStats, PeerChallenges},
     lock::{Lock, Purpose, lock_path, try_lock},
     promise::{Promise, locked, promise},
 };
@@ -256,6 +256,12 @@ impl Pool {
             self.handle.facts.engine,
             self.handle.facts.refusal.as_deref(),
         )
+    }
+
+    /// What was asked of the devices so far, for streams and for everything else.
+    #[must_use]
+    pub fn io_stats(&self) -> IoStats {
+        self.handle.inbox.io.stats()
     }
 
     /// Tells the driver that a doorbell of a slot's peer was heard.

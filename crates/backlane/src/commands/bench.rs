@@ -80,6 +80,8 @@ struct BenchDocument {
     raw_fio_bytes_per_s: Option<f64>,
     cpu_seconds_per_gib_sender: f64,
     cpu_seconds_per_gib_receiver: f64,
+    /// Read and written by both processes; two would be ideal.
+    device_bytes_per_byte: f64,
     latency_us_p50: f64,
     latency_us_p99: f64,
     engine: &'static str,
@@ -257,6 +259,7 @@ impl BenchDocument {
             raw_fio_bytes_per_s: fio,
             cpu_seconds_per_gib_sender: report.cpu_seconds_per_gib_sender,
             cpu_seconds_per_gib_receiver: report.cpu_seconds_per_gib_receiver,
+            device_bytes_per_byte: report.device_bytes_per_byte,
             latency_us_p50: report.latency_us_p50,
             latency_us_p99: report.latency_us_p99,
             engine: match report.engine {
@@ -282,6 +285,7 @@ impl BenchDocument {
              raw         {} (reads and writes at once, half of the sum, by {})\n\
              ratio       {:.2}\n\
              CPU         {:.3} s/GiB sending, {:.3} s/GiB receiving\n\
+             devices     {:.2} bytes for each (2 would be ideal)\n\
              latency     {:.0} µs median, {:.0} µs 99th percentile (4 KiB, one way)\n",
             mib(self.throughput_bytes_per_s),
             bytes(self.frame_bytes as u64),
@@ -292,6 +296,7 @@ impl BenchDocument {
             self.ratio,
             self.cpu_seconds_per_gib_sender,
             self.cpu_seconds_per_gib_receiver,
+            self.device_bytes_per_byte,
             self.latency_us_p50,
             self.latency_us_p99,
         )

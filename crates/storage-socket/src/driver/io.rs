@@ -3,7 +3,7 @@
 //! Every request is answered once: with its outcome, or with `TimedOut` at its deadline. What comes later only brings
 //! the buffer back.
 
-use crate::promise::locked;
+use crate::{inbox::IoCounters, promise::locked};
 use direct_io::{
     AlignedBuf, BufferPool, Completion, Device, Engine, Loss, Operation, Request, boottime,
 };
@@ -79,6 +79,7 @@ pub(crate) struct Io {
     small: BufferPool,
     large: BufferPool,
     last_failures: Mutex<Vec<Option<String>>>,
+    counters: Arc<IoCounters>,
 }
 
 struct Pending {
@@ -93,7 +94,12 @@ struct Pending {
 const LARGE_BYTES: usize = 256 << 10;
 
 impl Io {
-    pub(crate) fn new(engine: Engine, devices: Vec<Arc<Device>>, deadline: Duration) -> Self {
+    pub(crate) fn new(
+        engine: Engine,
+        devices: Vec<Arc<Device>>,
+        deadline: Duration,
+        counters: Arc<IoCounters>,
+    ) -> Self {
         Self {
             engine,
             last_failures: Mutex::new(vec![None; devices.len()]),
@@ -106,6 +112,7 @@ impl Io {
             done: Vec::new(),
             small: BufferPool::new(BLOCK_BYTES, 1024),
             large: BufferPool::new(LARGE_BYTES, 64),
+            counters,
         }
     }
 
@@ -133,11 +140,13 @@ impl Io {
 
     pub(crate) fn start(&mut self, task: Task, buf: AlignedBuf) {
         let index = self.note(task, false);
+        let operation = match task.kind {
+            Kind::Read | Kind::ReadFrame(_) => Operation::Read,
+            Kind::Write | Kind::WriteFrame(_) => Operation::Write,
+        };
+        self.counters.count(operation, task.bytes);
         self.engine.submit(Request {
-            operation: match task.kind {
-                Kind::Read | Kind::ReadFrame(_) => Operation::Read,
-                Kind::Write | Kind::WriteFrame(_) => Operation::Write,
-            },
+            operation,
             device: usize::from(task.device.0),
             offset: task.lba.0 * BLOCK_BYTES as u64,
             bytes: task.bytes,

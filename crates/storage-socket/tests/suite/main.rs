@@ -11,4 +11,5 @@ mod processes;
 mod returns;
 #[cfg(feature = "tokio")]
 mod tasks;
+mod traffic;
 mod work;
