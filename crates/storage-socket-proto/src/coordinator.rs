@@ -25,7 +25,7 @@ use crate::{
         Incarnation, Name, Port, SlotIndex, Tick, UnitCount,
     },
 };
-use claim::{ClaimState, Claiming};
+use claim::Claiming;
 use device::{Area, CoordinatorReads, SlotRun};
 use grants::Held;
 use scan::SCAN_MIN;
@@ -441,7 +441,6 @@ impl Coordinator {
             Phase::Claiming | Phase::Serving => {
                 self.phase = Phase::Stopping;
                 // Nothing is waited for any more: a wait that is over would be due for ever.
-                self.claiming.set(ClaimState::Done);
                 self.state = CoordinatorState::Stopped;
                 self.areas.changed();
                 self.deadline = Some(now + self.config.geometry.timeouts().linger);
@@ -623,11 +622,11 @@ impl Coordinator {
         let device = &mut self.areas.devices[at];
         device.repair();
         device.reads.want_block();
-        if claims {
-            device.reads.want_old_answers(self.config.geometry.slots());
-        } else {
+        if !claims {
             device.reads.want_scan(&slots);
         }
+        // What predecessors granted may be said there alone.
+        device.reads.want_old_answers(self.config.geometry.slots());
         let device = device.index();
         for slot in self.slots.values_mut() {
             slot.find_device(device);
@@ -653,6 +652,7 @@ impl Coordinator {
                     self.end(EndReason::Requested);
                 }
             }
+            Phase::Serving if !self.claiming.is_settled() => self.advance_claim(now),
             Phase::Serving | Phase::Ended => {}
         }
     }
@@ -663,7 +663,6 @@ impl Coordinator {
         self.rests.retain(|_, rest| rest.hold(allocator));
         self.phase = Phase::Serving;
         self.state = CoordinatorState::Serving;
-        self.claiming.set(ClaimState::Done);
         self.areas.changed();
         self.areas.restart_fence(now);
         self.poll.hasten(now);

@@ -91,6 +91,16 @@ pub enum MemberEvent {
         /// Its epoch.
         epoch: Epoch,
     },
+    /// Another coordinator lives on a device, and neither has found the other: devices of the pool are lost to their
+    /// hosts. This member goes on with the one that it follows.
+    RivalCoordinator {
+        /// The device.
+        device: DeviceIndex,
+        /// Its epoch.
+        epoch: Epoch,
+        /// Its host.
+        host: Name,
+    },
     /// A request was granted: make a [`crate::Connection`] of it.
     Connected(Grant),
     /// A request was refused; its entry is free again.
@@ -582,7 +592,8 @@ impl Member {
                     self.end(StopReason::Requested);
                 }
             }
-            Phase::Starting | Phase::Running | Phase::Stopped => {}
+            Phase::Running => self.take_offer(now),
+            Phase::Starting | Phase::Stopped => {}
         }
     }
 }

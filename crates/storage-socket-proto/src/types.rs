@@ -123,6 +123,12 @@ impl Counter {
         Self(self.0 + 1)
     }
 
+    /// How many successions came before it: who is of no later one than another hasn't seen it (§3.1).
+    #[must_use]
+    pub fn successions(self) -> u64 {
+        self.0 >> 32
+    }
+
     /// Where a writer starts that found `self` in its place: far above every ghost of its predecessors (§3.1).
     #[must_use]
     pub fn succession(self) -> Self {

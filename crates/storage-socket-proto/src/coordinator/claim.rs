@@ -6,8 +6,9 @@ use crate::{
     error::FormatError,
     geometry::Timeouts,
     liveness::Silence,
-    types::{BLOCK_BYTES, Counter, DeviceMask, Epoch, Name, SlotIndex, Tick},
+    types::{BLOCK_BYTES, Counter, DeviceIndex, DeviceMask, Epoch, Name, SlotIndex, Tick},
 };
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How far a claim has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +39,10 @@ pub(super) struct Claiming {
     silence: Silence,
     /// The devices on which the claim was read again.
     reread: DeviceMask,
+    /// Up to which slot the members' pages were read on each device since this coordinator serves.
+    scanned: BTreeMap<DeviceIndex, u32>,
+    /// Slots whose pages are neither blank nor legible.
+    illegible: BTreeSet<SlotIndex>,
 }
 
 impl Claiming {
@@ -50,11 +55,14 @@ impl Claiming {
             first: None,
             silence: Silence::new(timeouts.heartbeat),
             reread: DeviceMask::NONE,
+            scanned: BTreeMap::new(),
+            illegible: BTreeSet::new(),
         }
     }
 
-    pub(super) fn set(&mut self, state: ClaimState) {
-        self.state = state;
+    /// Whether all is known that predecessors granted: until then nothing is granted.
+    pub(super) fn is_settled(&self) -> bool {
+        self.state == ClaimState::Done
     }
 
     pub(super) fn writes(&self) -> bool {
@@ -121,36 +129,96 @@ impl Coordinator {
 
     /// Takes the grants that an earlier coordinator left: they rest until their members have let go.
     pub(super) fn read_old_answers(&mut self, at: usize, first: SlotIndex, bytes: &[u8]) {
-        if self.phase != Phase::Claiming {
+        let serves = self.phase == Phase::Serving;
+        if !serves && self.phase != Phase::Claiming {
             return;
         }
+        let timeouts = self.config.geometry.timeouts();
         let pool = self.config.geometry.pool();
         let device = self.areas.devices[at].index();
         for (pair, index) in bytes.chunks(2 * BLOCK_BYTES).zip(first.0..) {
             let slot = SlotIndex(index);
+            if self.has_left_predecessors(slot) {
+                continue;
+            }
             let place = Place { pool, device, slot };
-            let mut is_legible = false;
             let mut is_used = false;
+            let mut found = Vec::new();
             for copy in pair.chunks(BLOCK_BYTES) {
-                let found = Unchecked::new(copy)
+                let page = Unchecked::new(copy)
                     .and_then(|block| AnswerPage::parse(block, &place, &self.config.key));
-                match found {
-                    Ok((stamp, page)) => {
-                        is_legible = true;
-                        self.areas.inherit(stamp.counter);
-                        let rest = self.rests.entry(slot);
-                        rest.or_insert_with(|| Rest::new(self.config.geometry.timeouts()))
-                            .take(stamp, &page);
-                    }
+                match page {
+                    Ok(page) => found.push(page),
                     Err(FormatError::Blank) => {}
                     Err(_) => is_used = true,
                 }
             }
-            if is_used && !is_legible {
-                let rest = self.rests.entry(slot);
-                rest.or_insert_with(|| Rest::new(self.config.geometry.timeouts()));
+            if !is_used && found.is_empty() {
+                continue;
+            }
+            let rest = self.rests.entry(slot);
+            let rest = rest.or_insert_with(|| Rest::new(timeouts));
+            for (stamp, page) in found {
+                self.areas.inherit(stamp.counter);
+                if self.areas.is_own(stamp) {
+                    rest.is_silent();
+                } else {
+                    rest.take(stamp, &page);
+                }
+            }
+            if serves && !rest.hold(&mut self.allocator) {
+                self.rests.remove(&slot);
             }
         }
+    }
+
+    fn has_left_predecessors(&self, slot: SlotIndex) -> bool {
+        let slot = self.slots.get(&slot);
+        slot.is_some_and(|slot| slot.has_left_all_but(self.config.epoch))
+    }
+
+    /// The members' pages of a run of slots were read; those of `illegible` held something that can't be read. Once every
+    /// member that is there has left what predecessors granted, nothing has to be waited for.
+    pub(super) fn note_scanned(
+        &mut self,
+        now: Tick,
+        at: usize,
+        (first, end): (u32, u32),
+        illegible: Vec<SlotIndex>,
+    ) {
+        if self.claiming.is_settled() || self.phase != Phase::Serving {
+            return;
+        }
+        self.claiming.illegible.extend(illegible);
+        let device = self.areas.devices[at].index();
+        let scanned = self.claiming.scanned.entry(device).or_insert(0);
+        if first <= *scanned {
+            *scanned = end.max(*scanned);
+        }
+        let all = self.config.geometry.slots();
+        let is_scanned = |device| self.claiming.scanned.get(&device) == Some(&all);
+        let mut illegible = self.claiming.illegible.iter();
+        if self.areas.mask(|_| true).iter().all(is_scanned)
+            && illegible.all(|slot| self.slots.contains_key(slot))
+            && self
+                .slots
+                .keys()
+                .all(|&slot| self.has_left_predecessors(slot))
+        {
+            self.settle(now);
+        }
+    }
+
+    /// All is known that predecessors granted: what was asked meanwhile is answered.
+    fn settle(&mut self, now: Tick) {
+        self.claiming.state = ClaimState::Done;
+        let slots = self.slots.iter();
+        let alive = slots.filter(|(_, slot)| slot.is_alive());
+        let alive: Vec<SlotIndex> = alive.map(|(&index, _)| index).collect();
+        for slot in alive {
+            self.take_entries(now, slot);
+        }
+        self.poll.hasten(now);
     }
 
     pub(super) fn advance_claim(&mut self, now: Tick) {
@@ -201,12 +269,15 @@ impl Coordinator {
                 let reread = self.claiming.reread;
                 let mut devices = self.areas.devices.iter();
                 let is_any = !self.areas.mask(|_| true).is_empty();
-                if is_any
-                    && devices.all(|device| {
-                        device.is_lost() || (reread.contains(device.index()) && device.is_known())
-                    })
-                {
-                    self.serve(now);
+                let is_reread = devices.all(|device| {
+                    let is_block_read = reread.contains(device.index());
+                    device.is_lost() || (is_block_read && !device.reads.is_reading_old())
+                });
+                if is_any && is_reread {
+                    if self.phase == Phase::Claiming {
+                        self.serve(now);
+                    }
+                    self.settle(now);
                 }
             }
             ClaimState::Reading
@@ -218,10 +289,9 @@ impl Coordinator {
 
     fn begin_claim(&mut self, now: Tick) {
         self.areas.succeed(now);
+        self.claiming.state = ClaimState::Writing;
         if self.config.claim == Claim::SameHost {
             self.serve(now);
-        } else {
-            self.claiming.state = ClaimState::Writing;
         }
     }
 }

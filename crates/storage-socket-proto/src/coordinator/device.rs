@@ -70,6 +70,13 @@ impl CoordinatorReads {
         is_free
     }
 
+    /// Whether answers of predecessors are still to be read.
+    pub(super) fn is_reading_old(&self) -> bool {
+        let is_old = |area| matches!(area, Area::OldAnswers(_));
+        self.run_read.is_some_and(|(_, _, area, _)| is_old(area))
+            || self.runs.iter().any(|&(area, _)| is_old(area))
+    }
+
     pub(super) fn is_scanning(&self) -> bool {
         self.run_read.is_some() || !self.runs.is_empty()
     }

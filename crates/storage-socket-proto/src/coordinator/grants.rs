@@ -51,6 +51,8 @@ impl Coordinator {
             return;
         }
         let device = self.areas.devices[at].index();
+        let mut end = first.0;
+        let mut illegible = Vec::new();
         for (pair, index) in bytes.chunks(2 * BLOCK_BYTES).zip(first.0..) {
             let slot = SlotIndex(index);
             let seen = self
@@ -71,11 +73,15 @@ impl Coordinator {
                 .filter(|block| block.claimed_stamp().counter > seen)
                 .filter_map(|block| MemberPage::parse(block, &place, key).ok())
                 .max_by_key(|(stamp, _)| *stamp);
+            end = index + 1;
             if let Some((stamp, page)) = newest {
                 self.take_page(now, at, slot, stamp, page);
+            } else if pair.iter().any(|&byte| byte != 0) {
+                illegible.push(slot);
             }
             self.watch(now, slot);
         }
+        self.note_scanned(now, at, (first.0, end), illegible);
     }
 
     /// Takes a page that is newer than the last one read on that device.
@@ -129,6 +135,10 @@ impl Coordinator {
         if is_other {
             self.member_left(index, before, ResetReason::PeerDead, false);
         }
+        if !confirms && !is_other && state == MemberState::Running {
+            // It follows another coordinator, and writes to nothing that this one granted.
+            self.left_for_another(index, before);
+        }
         if confirms && let Some(rest) = self.rests.remove(&index) {
             rest.release(&mut self.allocator);
         }
@@ -143,6 +153,12 @@ impl Coordinator {
             if let Some(rest) = self.rests.remove(&index) {
                 rest.release(&mut self.allocator);
             }
+        }
+    }
+
+    fn left_for_another(&mut self, index: SlotIndex, incarnation: Incarnation) {
+        if self.slots.get(&index).is_some_and(Slot::is_alive) {
+            self.member_left(index, incarnation, ResetReason::PeerClosed, false);
         }
     }
 
@@ -248,7 +264,7 @@ impl Coordinator {
         }
     }
 
-    fn take_entries(&mut self, now: Tick, index: SlotIndex) {
+    pub(super) fn take_entries(&mut self, now: Tick, index: SlotIndex) {
         let Some(slot) = self.slots.get(&index) else {
             return;
         };
@@ -270,6 +286,7 @@ impl Coordinator {
             // A fenced one may have been followed by another: the request stands until it is known to be free.
             if let MemberEntry::Request(request) = entry
                 && self.areas.is_fence_open()
+                && self.claiming.is_settled()
                 && self.is_ripe(now, index, at, request)
             {
                 let answer = self.decide(now, index, at, request);
@@ -345,7 +362,8 @@ impl Coordinator {
             return Err(RefusalReason::Busy);
         }
         let slot = self.slots.get(&index).ok_or(RefusalReason::NotEnrolled)?;
-        let proved = slot.proved().and(request.devices);
+        let known = self.areas.mask(|reads| !reads.is_reading_old());
+        let proved = slot.proved().and(request.devices).and(known);
         let answering = proved.and(self.areas.answering(now));
         let devices = if answering.is_empty() {
             proved
@@ -514,7 +532,9 @@ impl Coordinator {
             return None;
         }
         for (&index, slot) in &mut self.slots {
-            if self.rests.contains_key(&index) {
+            if self.rests.contains_key(&index)
+                || !(self.claiming.is_settled() || slot.has_left_all_but(self.config.epoch))
+            {
                 // The page is the only record of what rests, should this coordinator die as well.
                 continue;
             }
@@ -541,7 +561,10 @@ impl Coordinator {
             matches!(self.phase, Phase::Serving | Phase::Stopping) && self.areas.is_fence_open();
         self.slots
             .iter()
-            .filter(move |(index, _)| writes && !self.rests.contains_key(index))
+            .filter(move |(index, slot)| {
+                let may = self.claiming.is_settled() || slot.has_left_all_but(self.config.epoch);
+                writes && may && !self.rests.contains_key(index)
+            })
             .filter_map(|(_, slot)| slot.answer_at())
     }
 

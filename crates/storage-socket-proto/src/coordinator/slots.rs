@@ -2,14 +2,16 @@
 
 use crate::{
     allocator::{Allocator, HoldId},
-    block::{Answer, AnswerEntry, AnswerPage, MemberEntry, MemberPage, SegmentGroup, Stamp},
+    block::{
+        Answer, AnswerEntry, AnswerPage, MemberEntry, MemberPage, MemberState, SegmentGroup, Stamp,
+    },
     geometry::{Geometry, Timeouts},
     io::{IoId, IoIds, IoOutcome, IoRequest},
     liveness::Silence,
     pair::{PairOutcome, Posting},
     types::{
         Block, BlockCount, Challenge, ConnectionId, Counter, DeviceIndex, DeviceMask, ENTRIES,
-        Incarnation, Name, SlotIndex, Tick,
+        Epoch, Incarnation, Name, SlotIndex, Tick,
     },
 };
 use std::{collections::BTreeMap, time::Duration};
@@ -78,6 +80,11 @@ impl Slot {
 
     pub(super) fn is_alive(&self) -> bool {
         self.alive
+    }
+
+    /// Whether the member uses nothing that another epoch than this granted, nor will.
+    pub(super) fn has_left_all_but(&self, epoch: Epoch) -> bool {
+        self.page.confirmed == epoch || self.page.state == MemberState::Stopped
     }
 
     pub(super) fn set_alive(&mut self, alive: bool) -> bool {
@@ -307,8 +314,15 @@ impl Rest {
         self.newest = Some((stamp, groups.collect()));
     }
 
+    /// A legible page says nothing of what earlier epochs granted.
+    pub(super) fn is_silent(&mut self) {
+        self.is_legible = true;
+    }
+
     /// Holds the units. Returns false if there are none. If no copy of the page could be read, everything is held.
     pub(super) fn hold(&mut self, allocator: &mut Allocator) -> bool {
+        self.release(allocator);
+        self.holds.clear();
         if !self.is_legible {
             self.holds.push(allocator.rest_all());
         }

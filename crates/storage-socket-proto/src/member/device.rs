@@ -21,6 +21,9 @@ pub(super) struct MemberReads {
     /// The coordinator whose block was read here last.
     pub(super) sees: Option<Epoch>,
     pub(super) challenge_seen: Option<Challenge>,
+    /// Whether the coordinator's block was read since it was last wanted afresh, and the read that was under way then.
+    is_block_fresh: bool,
+    old_block_read: Option<IoId>,
 }
 
 #[derive(Debug)]
@@ -49,6 +52,8 @@ impl MemberReads {
             ],
             sees: None,
             challenge_seen: None,
+            is_block_fresh: false,
+            old_block_read: None,
         }
     }
 
@@ -57,6 +62,18 @@ impl MemberReads {
         for reading in &mut self.places {
             reading.wanted = true;
         }
+    }
+
+    /// The coordinator's block is to be read, by a read that is begun from now on.
+    pub(super) fn want_fresh_block(&mut self) {
+        let reading = &mut self.places[1];
+        reading.wanted = true;
+        self.is_block_fresh = false;
+        self.old_block_read = reading.under_way.map(|(id, _)| id);
+    }
+
+    pub(super) fn is_block_fresh(&self) -> bool {
+        self.is_block_fresh
     }
 
     /// The answers are to be read; false if they are being read already.
@@ -95,6 +112,9 @@ impl Reads for MemberReads {
         reading.known |= end == ReadEnd::Whole;
         // Until a place was read once it is read again at once; afterwards the next heartbeat does that.
         reading.wanted |= !reading.known;
+        if reading.area == Area::Coordinator && end == ReadEnd::Whole {
+            self.is_block_fresh |= self.old_block_read != Some(id);
+        }
         Some(ReadDone {
             area: reading.area,
             started,

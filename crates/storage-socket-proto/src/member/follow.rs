@@ -8,9 +8,12 @@ use crate::{
     error::FormatError,
     geometry::{Geometry, Timeouts},
     liveness::Silence,
-    member::{FOREIGN_ADVANCES_MAX, Member, MemberEvent, Phase, StopReason},
+    member::{
+        FOREIGN_ADVANCES_MAX, Member, MemberEvent, Phase, StopReason, device::MemberReads,
+        entries::Entry,
+    },
     reasons::{RefusalReason, ResetReason},
-    types::{BLOCK_BYTES, Counter, DeviceMask, Direction, Epoch, Incarnation, Name, Tick},
+    types::{BLOCK_BYTES, Counter, DeviceMask, Direction, ENTRIES, Epoch, Incarnation, Name, Tick},
 };
 
 /// The coordinator that a member follows.
@@ -27,6 +30,24 @@ pub(super) struct Followed {
     pub(super) silence: Silence,
     /// The devices on which it reads this member's page.
     pub(super) devices: DeviceMask,
+    offer: Option<Offer>,
+    rival: Option<Rival>,
+}
+
+/// Another coordinator than the one that is followed, as it shows on one device.
+#[derive(Clone, Copy, Debug)]
+struct Rival {
+    epoch: Epoch,
+    counter: Counter,
+    advances: u32,
+}
+
+/// Answers that grant something: they may be a dead coordinator's last words, which landed after its successor had looked
+/// for them. They are taken once its block was read again on each device, and no other epoch was found (§4.4).
+#[derive(Debug)]
+struct Offer {
+    epoch: Epoch,
+    answers: [AnswerEntry; ENTRIES],
 }
 
 impl Followed {
@@ -41,6 +62,8 @@ impl Followed {
             joined: false,
             silence: Silence::new(timeouts.heartbeat),
             devices: DeviceMask::NONE,
+            offer: None,
+            rival: None,
         }
     }
 
@@ -111,21 +134,66 @@ impl Member {
             self.watch(now, Counter(0));
             return None;
         };
-        let seen_here = self.areas.devices[at]
-            .reads
-            .sees
-            .replace(Epoch(stamp.writer));
+        let epoch = Epoch(stamp.writer);
+        let seen_here = self.areas.devices[at].reads.sees.replace(epoch);
         let was_lost = self.followed.lost;
-        if stamp.counter > self.followed.counter {
-            self.followed.counter = stamp.counter;
-            self.follow(now, Epoch(stamp.writer), block);
+        let is_followed = self.followed.epoch.is_none_or(|followed| followed == epoch);
+        let is_newer = stamp.counter > self.followed.counter;
+        if is_followed || (is_newer && !self.is_unaware(at, stamp)) {
+            if is_newer {
+                self.followed.counter = stamp.counter;
+                self.follow(now, epoch, block);
+            }
+            self.watch(now, stamp.counter);
+        } else {
+            self.watch_rival(now, at, stamp, block);
+            self.watch(now, Counter(0));
         }
-        self.watch(now, stamp.counter);
-        let is_new_here = seen_here != Some(Epoch(stamp.writer));
+        let is_new_here = seen_here != Some(epoch);
         if is_new_here || was_lost != self.followed.lost {
             self.changed(now);
         }
-        Some(Epoch(stamp.writer))
+        Some(epoch)
+    }
+
+    /// Whether the writer of a block is no successor of the coordinator that is followed, for it hasn't seen it, while
+    /// that one still stands on another device.
+    fn is_unaware(&self, at: usize, stamp: Stamp) -> bool {
+        let followed = self.followed.known();
+        let stands = self.areas.mask(|reads| reads.sees == followed);
+        let stands = stands.without(self.areas.devices[at].index());
+        followed.is_some()
+            && !stands.is_empty()
+            && stamp.counter.successions() <= self.followed.counter.successions()
+    }
+
+    /// Another coordinator's block was read. It may be a ghost; one that advances again and again lives. It is followed
+    /// only when the present one has gone.
+    fn watch_rival(&mut self, now: Tick, at: usize, stamp: Stamp, block: CoordinatorBlock) {
+        let epoch = Epoch(stamp.writer);
+        let rival = self.followed.rival.filter(|rival| rival.epoch == epoch);
+        let mut rival = rival.unwrap_or(Rival {
+            epoch,
+            counter: stamp.counter,
+            advances: 0,
+        });
+        if stamp.counter > rival.counter {
+            rival.counter = stamp.counter;
+            rival.advances = rival.advances.saturating_add(1);
+            if rival.advances == FOREIGN_ADVANCES_MAX + 1 {
+                self.events.push_back(MemberEvent::RivalCoordinator {
+                    device: self.areas.devices[at].index(),
+                    epoch,
+                    host: block.host.clone(),
+                });
+            }
+        }
+        self.followed.rival = Some(rival);
+        if rival.advances > FOREIGN_ADVANCES_MAX && self.followed.lost {
+            self.followed.rival = None;
+            self.followed.counter = stamp.counter;
+            self.follow(now, epoch, block);
+        }
     }
 
     /// Takes what the newest coordinator block says.
@@ -250,9 +318,34 @@ impl Member {
             self.followed.answered = stamp.counter;
             self.followed.devices = page.devices;
             self.poll.hasten(now);
-            self.take_answers(now, Epoch(stamp.writer), &page.entries);
+            let epoch = Epoch(stamp.writer);
+            self.followed.offer = None;
+            if page.entries.iter().zip(&self.entries).any(is_grant) {
+                self.followed.offer = Some(Offer {
+                    epoch,
+                    answers: page.entries,
+                });
+                for device in &mut self.areas.devices {
+                    device.reads.want_fresh_block();
+                }
+            } else {
+                self.take_answers(now, epoch, &page.entries);
+            }
         }
         Some(Epoch(stamp.writer))
+    }
+
+    /// Takes the grants that were read, once the coordinator's block was read after them on each device.
+    pub(super) fn take_offer(&mut self, now: Tick) {
+        let Some(offer) = &self.followed.offer else {
+            return;
+        };
+        let is_read = self.areas.mask(MemberReads::is_block_fresh) == self.areas.mask(|_| true);
+        if self.followed.known() != Some(offer.epoch) {
+            self.followed.offer = None;
+        } else if is_read && let Some(offer) = self.followed.offer.take() {
+            self.take_answers(now, offer.epoch, &offer.answers);
+        }
     }
 
     fn take_answers(&mut self, now: Tick, epoch: Epoch, answers: &[AnswerEntry]) {
@@ -322,6 +415,14 @@ impl Member {
         self.events.push_back(event);
         true
     }
+}
+
+/// Whether an answer grants what its entry asks for.
+fn is_grant((answer, entry): (&AnswerEntry, &Entry)) -> bool {
+    let MemberEntry::Request(request) = entry.page() else {
+        return false;
+    };
+    matches!(answer, Some(Answer::Accepted { connection, .. }) if *connection == request.connection)
 }
 
 /// Whether a grant is no more than what was asked for: buffers are made by its figures.

@@ -1,0 +1,115 @@
+//! Rules of two coordinators on devices that the other one doesn't see.
+
+use crate::bench::{Bench, Fate, Machine, always, coordinator_events, member_events, options};
+use std::time::Duration;
+use storage_socket_proto::{
+    Claim, CoordinatorEvent, DeviceIndex, DeviceMask, Epoch, IoFailure, IoRequest, MemberEvent,
+    ResetReason, Timeouts,
+};
+use storage_socket_sim::device::SimDevice;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// The first machine sees device 0 alone, the second device 1 alone, the third both.
+fn apart(who: usize, request: &IoRequest, _: &[SimDevice]) -> Fate {
+    let hidden = [1, 0].get(who).copied().map(DeviceIndex);
+    if hidden == Some(request.device) {
+        Fate::Fail(IoFailure::DeviceGone)
+    } else {
+        Fate::Do
+    }
+}
+
+#[test]
+fn of_two_coordinators_that_see_no_common_device_a_member_is_served_by_one_alone() {
+    let mut bench = Bench::new(2);
+    let mut one = bench.coordinator(1, Claim::Wait);
+    let mut two = bench.coordinator(2, Claim::Wait);
+    let mut member = bench.member(5);
+    let all: &mut [&mut dyn Machine] = &mut [&mut one, &mut two, &mut member];
+    bench.run(20 * SECOND, all, &mut apart);
+    for coordinator in [&mut one, &mut two] {
+        let events = coordinator_events(coordinator);
+        assert!(events.contains(&CoordinatorEvent::Serving), "{events:?}");
+    }
+    let served = member.epoch().unwrap();
+    member.connect(bench.now, options(1)).unwrap();
+    let all: &mut [&mut dyn Machine] = &mut [&mut one, &mut two, &mut member];
+    bench.run(20 * SECOND, all, &mut apart);
+    let events = member_events(&mut member);
+    let count = |is: fn(&MemberEvent) -> bool| events.iter().filter(|event| is(event)).count();
+    assert_eq!(count(|e| matches!(e, MemberEvent::Joined { .. })), 1);
+    assert_eq!(
+        count(|e| matches!(e, MemberEvent::CoordinatorLost { .. })),
+        0
+    );
+    assert_eq!(
+        count(|e| matches!(e, MemberEvent::RivalCoordinator { .. })),
+        1,
+        "told once: {events:?}"
+    );
+    let grants: Vec<_> = events
+        .iter()
+        .filter_map(|event| match event {
+            MemberEvent::Connected(grant) => Some((grant.epoch, grant.group.devices)),
+            _ => None,
+        })
+        .collect();
+    let devices = if served == Epoch(1) { 1 } else { 2 };
+    assert_eq!(grants, [(served, DeviceMask(devices))]);
+    let incoming = |event: &CoordinatorEvent| matches!(event, CoordinatorEvent::Incoming(_));
+    let granted = [&mut one, &mut two].map(|c| coordinator_events(c).iter().any(incoming));
+    assert_eq!(granted, [served == Epoch(1), served == Epoch(2)]);
+}
+
+#[test]
+fn a_member_whose_coordinator_died_follows_the_one_that_lives_however_low_its_counter() {
+    let mut bench = Bench::new(2);
+    let mut one = bench.coordinator(1, Claim::Wait);
+    let mut two = bench.coordinator(2, Claim::Wait);
+    let mut member = bench.member(5);
+    // The first one's counter is far ahead.
+    bench.run(40 * SECOND, &mut [&mut one], &mut apart);
+    let all: &mut [&mut dyn Machine] = &mut [&mut one, &mut two, &mut member];
+    bench.run(20 * SECOND, all, &mut apart);
+    assert_eq!(member.epoch(), Some(Epoch(1)));
+    let mut rest =
+        |who: usize, request: &IoRequest, devices: &[SimDevice]| apart(who + 1, request, devices);
+    let dead = Timeouts::default().dead + 20 * SECOND;
+    bench.run(dead, &mut [&mut two, &mut member], &mut rest);
+    assert_eq!(member.epoch(), Some(Epoch(2)));
+}
+
+#[test]
+fn a_coordinator_lets_go_of_a_member_that_follows_another() {
+    let mut bench = Bench::new(2);
+    let mut one = bench.coordinator(1, Claim::SameHost);
+    let mut member = bench.member(5);
+    bench.run(3 * SECOND, &mut [&mut one, &mut member], &mut always);
+    member.connect(bench.now, options(1)).unwrap();
+    bench.run(SECOND, &mut [&mut one, &mut member], &mut always);
+    let connection = member_events(&mut member)
+        .into_iter()
+        .find_map(|event| match event {
+            MemberEvent::Connected(grant) => Some(grant.connection),
+            _ => None,
+        })
+        .unwrap();
+    let free = one.free_units(DeviceMask(1));
+    // The devices part; another host takes the pool by the second one.
+    let mut two = bench.coordinator(2, Claim::SameHost);
+    let all: &mut [&mut dyn Machine] = &mut [&mut one, &mut two, &mut member];
+    bench.run(5 * SECOND, all, &mut apart);
+    let reason = Some(ResetReason::CoordinatorGone);
+    let closed = MemberEvent::Closed { connection, reason };
+    assert!(member_events(&mut member).contains(&closed));
+    member.close(bench.now, connection, reason);
+    let all: &mut [&mut dyn Machine] = &mut [&mut one, &mut two, &mut member];
+    bench.run(5 * SECOND, all, &mut apart);
+    let reason = Some(ResetReason::PeerClosed);
+    let events = coordinator_events(&mut one);
+    let closed = CoordinatorEvent::Closed { connection, reason };
+    assert!(events.contains(&closed), "{events:?}");
+    one.close(bench.now, connection, reason);
+    assert_eq!(one.free_units(DeviceMask(1)), free + 10);
+}
