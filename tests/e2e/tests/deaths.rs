@@ -9,7 +9,7 @@ use rustix::process::Signal;
 const MIB: u64 = 1 << 20;
 
 /// So much that no machine is done with it before it was noticed that it has begun.
-const PLENTY_BYTES: u64 = 384 * MIB;
+const PLENTY_BYTES: u64 = 256 * MIB;
 
 /// How much of it has passed when a job counts as begun.
 const BEGUN_BYTES: u64 = 16 * MIB;

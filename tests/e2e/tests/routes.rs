@@ -115,7 +115,7 @@ fn three_devices_carry_their_shares() -> Result<()> {
             pool_bytes,
             ..Setup::default()
         };
-        let Some(scene) = Scene::new(&setup, 96 * MIB)? else {
+        let Some(scene) = Scene::new(&setup, 64 * MIB)? else {
             return Ok(());
         };
         for done in scene.round_trip("require-storage")? {
