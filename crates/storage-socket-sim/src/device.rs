@@ -1,340 +1,346 @@
 //! A device that misbehaves as real ones do, in virtual time.
 //!
-//! What was written, and when, is kept apart from what goes wrong with it: pristine blocks, older versions for stale
-//! reads, and an overlay of rot that a rewrite of the block clears. Atomic is one sector; anything larger may tear.
+//! For every block two things are kept apart: the pristine bytes, which are what was written to it last, and an overlay
+//! of what faults made of them, which is what reads return. So faults can end: without the overlay the device is what
+//! it should have been. Older versions are kept for reads that answer stale. Atomic is one sector; what is larger tears.
 
-use crate::rng::Rng;
-use std::{collections::BTreeMap, time::Duration};
-use storage_socket_proto::{BLOCK_BYTES, IoFailure, Tick};
+mod fate;
 
-/// How often what goes wrong, in millionths of an I/O, and how long things take.
-#[derive(Clone, Debug)]
-pub struct Faults {
-    /// The smallest thing that is atomic: 512 or 4096.
-    pub sector_bytes: usize,
-    /// The usual time of an I/O.
-    pub latency: (Duration, Duration),
-    /// I/Os that take up to `delay_max` instead.
-    pub delayed: u32,
-    /// See `delayed`.
-    pub delay_max: Duration,
-    /// Writes that are acknowledged and never land.
-    pub lost_writes: u32,
-    /// Writes whose sectors land in two parts at different times.
-    pub torn_writes: u32,
-    /// Reads whose sectors are read at two different times.
-    pub torn_reads: u32,
-    /// I/Os that fail; a write may land all the same, wholly or in part.
-    pub errors: u32,
-    /// I/Os that never answer. Half of the writes among them land later, as ghosts.
-    pub hangs: u32,
-    /// How long a ghost may take.
-    pub ghost_max: Duration,
-    /// Reads that return blocks as they were up to `stale_max` ago.
-    pub stale_reads: u32,
-    /// See `stale_reads`.
-    pub stale_max: Duration,
-    /// Writes after which one of the written blocks rots.
-    pub rot: u32,
+pub use fate::{Answered, Faults, ReadFate, Tear, WriteFate};
+
+use std::rc::Rc;
+use storage_socket_proto::{BLOCK_BYTES, Tick};
+
+type Bytes = Rc<[u8; BLOCK_BYTES]>;
+
+/// One block.
+#[derive(Debug, Default)]
+struct Cell {
+    /// What was written last; `None` is zeros.
+    pristine: Option<Bytes>,
+    /// What reads return instead, as long as a fault lasts.
+    overlay: Option<Bytes>,
+    /// What reads returned before, and until when.
+    older: Vec<(Tick, Option<Bytes>)>,
 }
 
-impl Faults {
-    /// A device without faults.
-    #[must_use]
-    pub fn none() -> Self {
-        Self {
-            sector_bytes: 4096,
-            latency: (Duration::from_micros(50), Duration::from_micros(400)),
-            delayed: 0,
-            delay_max: Duration::ZERO,
-            lost_writes: 0,
-            torn_writes: 0,
-            torn_reads: 0,
-            errors: 0,
-            hangs: 0,
-            ghost_max: Duration::ZERO,
-            stale_reads: 0,
-            stale_max: Duration::ZERO,
-            rot: 0,
-        }
-    }
-}
-
-/// A write, or a part of one, that lands at some time.
+/// Bytes that reach the medium, or seem to.
 #[derive(Clone, Debug)]
 pub struct Landing {
-    /// The first byte on the device.
-    pub at: u64,
-    /// The bytes.
+    /// The first block.
+    pub lba: u64,
+    /// Whole blocks.
     pub bytes: Vec<u8>,
-    /// Whether one of the blocks rots at once.
-    pub rots: bool,
+    /// The part of it that comes; the rest keeps its content.
+    pub part: Part,
+    /// What the medium makes of it.
+    pub effect: Effect,
 }
 
-/// What becomes of a write: when it is answered and how, and what lands when.
-#[derive(Clone, Debug)]
-pub struct WriteFate {
-    /// After how long it is answered; `None` is never.
-    pub answer: Option<(Duration, Result<(), IoFailure>)>,
-    /// What lands, and after how long.
-    pub landings: Vec<(Duration, Landing)>,
+/// Some of a write's sectors: from the first byte to the last, both multiples of a sector, or all but these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// All.
+    Whole,
+    /// The bytes from the first up to the second.
+    Only(usize, usize),
+    /// The others.
+    Except(usize, usize),
 }
 
-/// What becomes of a read.
-#[derive(Clone, Debug)]
-pub struct ReadFate {
-    /// After how long it is answered; `None` is never.
-    pub answer: Option<(Duration, Result<(), IoFailure>)>,
-    /// What stood there when the read began, if it tears.
-    pub torn_with: Option<Vec<u8>>,
-    /// How far back it may look.
-    pub stale: Option<Duration>,
+/// What the medium makes of what lands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// It is written.
+    Written,
+    /// It should be there, and reads go on to return what was there before.
+    Lost,
+    /// It is there though it should not: over what is pristine.
+    Stray,
+    /// It is written, and a bit of it rots: this byte of it.
+    Rots(usize),
 }
 
 /// One simulated device.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct SimDevice {
-    blocks: BTreeMap<u64, Vec<u8>>,
-    /// What stood in a block before, and until when.
-    older: BTreeMap<u64, Vec<(Tick, Vec<u8>)>>,
-    /// Bytes to flip: block, offset.
-    rot: BTreeMap<u64, Vec<usize>>,
-    /// Every command hangs, as if the device were unplugged from its switch.
-    pub frozen: bool,
-    /// Every command fails: the device is gone.
-    pub gone: bool,
-}
-
-impl Default for SimDevice {
-    fn default() -> Self {
-        Self::new()
-    }
+    cells: Vec<Option<Box<Cell>>>,
+    /// Blocks written of late, where misdirected I/O goes.
+    hot: Vec<u64>,
+    hot_next: usize,
 }
 
 impl SimDevice {
     /// A device of zeros.
     #[must_use]
     pub fn new() -> Self {
-        Self {
-            blocks: BTreeMap::new(),
-            older: BTreeMap::new(),
-            rot: BTreeMap::new(),
-            frozen: false,
-            gone: false,
+        Self::default()
+    }
+
+    /// Makes a landing part of what the device holds. Returns whether it rotted something.
+    pub fn land(&mut self, now: Tick, landing: &Landing) {
+        self.heat(landing.lba);
+        for (index, new) in landing.bytes.chunks(BLOCK_BYTES).enumerate() {
+            let at = index * BLOCK_BYTES;
+            let block = landing.lba + index as u64;
+            let part = within(landing.part, at);
+            if part == Part::Only(0, 0) {
+                continue;
+            }
+            let cell = self.cell(block);
+            let before = cell.shown();
+            let mixed = |old: &Option<Bytes>| -> Bytes {
+                let mut bytes = old.as_deref().map_or([0; BLOCK_BYTES], |bytes| *bytes);
+                merge(&mut bytes, new, part);
+                Rc::new(bytes)
+            };
+            match landing.effect {
+                Effect::Written | Effect::Rots(_) => {
+                    let shown = cell.overlay.is_some().then(|| mixed(&cell.overlay));
+                    cell.pristine = Some(mixed(&cell.pristine));
+                    cell.overlay = if part == Part::Whole { None } else { shown };
+                    if let Effect::Rots(byte) = landing.effect
+                        && let Some(byte) = byte.checked_sub(at).filter(|byte| *byte < BLOCK_BYTES)
+                    {
+                        cell.flip(byte);
+                    }
+                }
+                Effect::Lost => {
+                    let shown = cell.shown().unwrap_or_else(|| Rc::new([0; BLOCK_BYTES]));
+                    cell.pristine = Some(mixed(&cell.pristine));
+                    cell.overlay = Some(shown);
+                }
+                Effect::Stray => cell.overlay = Some(mixed(&before)),
+            }
+            cell.outdate(now, before);
         }
     }
 
-    /// Decides what becomes of a write.
-    pub fn write(&self, rng: &mut Rng, faults: &Faults, lba: u64, bytes: &[u8]) -> WriteFate {
-        if self.gone {
-            let answer = Some((Duration::from_micros(50), Err(IoFailure::DeviceGone)));
-            return WriteFate {
-                answer,
-                landings: Vec::new(),
+    /// What a read that ends now returns. A torn one has the older half of its sectors from `before`; a stale one has
+    /// each block as it was within `bound`, if it was another then.
+    pub fn read_stale(&self, now: Tick, bound: std::time::Duration, lba: u64, bytes: &mut [u8]) {
+        for (content, block) in bytes.chunks_mut(BLOCK_BYTES).zip(lba..) {
+            let Some(cell) = self.look(block) else {
+                continue;
             };
-        }
-        let time = latency(rng, faults);
-        let at = lba * BLOCK_BYTES as u64;
-        let rots = rng.chance(faults.rot);
-        let whole = |bytes: &[u8]| Landing {
-            at,
-            bytes: bytes.to_vec(),
-            rots,
-        };
-        if self.frozen || rng.chance(faults.hangs) {
-            let mut landings = Vec::new();
-            if rng.chance(500_000) {
-                let late = rng.span(Duration::from_millis(1), faults.ghost_max);
-                landings.push((late, whole(&bytes[..part(rng, faults, bytes.len())])));
-            }
-            return WriteFate {
-                answer: None,
-                landings,
-            };
-        }
-        if rng.chance(faults.errors) {
-            let mut landings = Vec::new();
-            if rng.chance(500_000) {
-                landings.push((time, whole(&bytes[..part(rng, faults, bytes.len())])));
-            }
-            return WriteFate {
-                answer: Some((time, Err(IoFailure::Error))),
-                landings,
-            };
-        }
-        let answer = Some((time, Ok(())));
-        if rng.chance(faults.lost_writes) {
-            return WriteFate {
-                answer,
-                landings: Vec::new(),
-            };
-        }
-        if rng.chance(faults.torn_writes) {
-            let cut = part(rng, faults, bytes.len());
-            let first = Landing {
-                at,
-                bytes: bytes[..cut].to_vec(),
-                rots: false,
-            };
-            let second = Landing {
-                at: at + cut as u64,
-                bytes: bytes[cut..].to_vec(),
-                rots: false,
-            };
-            let early = rng.span(Duration::ZERO, time);
-            let landings = if rng.chance(500_000) {
-                vec![(early, first), (time, second)]
-            } else {
-                vec![(early, second), (time, first)]
-            };
-            return WriteFate { answer, landings };
-        }
-        WriteFate {
-            answer,
-            landings: vec![(time, whole(bytes))],
-        }
-    }
-
-    /// Decides what becomes of a read.
-    pub fn read(&self, rng: &mut Rng, faults: &Faults, lba: u64, blocks: u32) -> ReadFate {
-        let answer = if self.gone {
-            Some((Duration::from_micros(50), Err(IoFailure::DeviceGone)))
-        } else if self.frozen || rng.chance(faults.hangs) {
-            None
-        } else if rng.chance(faults.errors) {
-            Some((latency(rng, faults), Err(IoFailure::Error)))
-        } else {
-            Some((latency(rng, faults), Ok(())))
-        };
-        let torn_with = rng
-            .chance(faults.torn_reads)
-            .then(|| self.bytes(lba, blocks));
-        let stale = rng.chance(faults.stale_reads).then_some(faults.stale_max);
-        ReadFate {
-            answer,
-            torn_with,
-            stale,
-        }
-    }
-
-    /// Makes a landing part of the device's content.
-    pub fn land(&mut self, rng: &mut Rng, now: Tick, landing: &Landing) {
-        let mut at = landing.at;
-        let mut rest = &landing.bytes[..];
-        while !rest.is_empty() {
-            let block = at / BLOCK_BYTES as u64;
-            let offset = usize::try_from(at % BLOCK_BYTES as u64).unwrap_or(0);
-            let count = rest.len().min(BLOCK_BYTES - offset);
-            let content = self.blocks.entry(block).or_insert_with(zeros);
-            let versions = self.older.entry(block).or_default();
-            versions.push((now, content.clone()));
-            if versions.len() > VERSIONS_MAX {
-                versions.remove(0);
-            }
-            content[offset..offset + count].copy_from_slice(&rest[..count]);
-            if count == BLOCK_BYTES {
-                self.rot.remove(&block);
-            }
-            at += count as u64;
-            rest = &rest[count..];
-        }
-        if landing.rots {
-            let blocks = (landing.bytes.len() as u64).div_ceil(BLOCK_BYTES as u64);
-            let block = landing.at / BLOCK_BYTES as u64 + rng.below(blocks);
-            let offset = usize::try_from(rng.below(BLOCK_BYTES as u64)).unwrap_or(0);
-            self.rot.entry(block).or_default().push(offset);
-        }
-    }
-
-    /// What a read that ends now returns.
-    pub fn finish_read(
-        &self,
-        rng: &mut Rng,
-        now: Tick,
-        faults: &Faults,
-        fate: &ReadFate,
-        range: (u64, u32),
-    ) -> Vec<u8> {
-        let (lba, blocks) = range;
-        let mut bytes = self.bytes(lba, blocks);
-        if let Some(before) = &fate.torn_with {
-            for (new, old) in bytes
-                .chunks_mut(faults.sector_bytes)
-                .zip(before.chunks(faults.sector_bytes))
-            {
-                if rng.chance(500_000) {
-                    new.copy_from_slice(old);
+            let is_recent = |(until, _): &&(Tick, Option<Bytes>)| now.since(*until) <= bound;
+            if let Some((_, old)) = cell.older.iter().find(is_recent) {
+                match old {
+                    Some(old) => content.copy_from_slice(&old[..]),
+                    None => content.fill(0),
                 }
             }
         }
-        if let Some(bound) = fate.stale {
-            for (content, block) in bytes.chunks_mut(BLOCK_BYTES).zip(lba..) {
-                let version = self.older.get(&block).and_then(|versions| {
-                    versions
-                        .iter()
-                        .find(|(until, _)| now.since(*until) <= bound)
-                });
-                if let Some((_, old)) = version {
-                    content.copy_from_slice(old);
-                }
-            }
-        }
-        bytes
     }
 
-    /// The content now, rot included.
+    /// Appends the content that reads see now.
+    pub fn read_into(&self, lba: u64, blocks: u32, bytes: &mut Vec<u8>) {
+        for block in lba..lba + u64::from(blocks) {
+            let shown = self.look(block).and_then(Cell::shown_ref);
+            bytes.extend_from_slice(shown.map_or(&ZEROS[..], |bytes| &bytes[..]));
+        }
+    }
+
+    /// The content that reads see now.
     #[must_use]
     pub fn bytes(&self, lba: u64, blocks: u32) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(blocks as usize * BLOCK_BYTES);
-        for block in lba..lba + u64::from(blocks) {
-            let start = bytes.len();
-            match self.blocks.get(&block) {
-                Some(content) => bytes.extend_from_slice(content),
-                None => bytes.resize(start + BLOCK_BYTES, 0),
-            }
-            for offset in self.rot.get(&block).into_iter().flatten() {
-                bytes[start + offset] ^= 0x40;
-            }
-        }
+        self.read_into(lba, blocks, &mut bytes);
         bytes
     }
 
     /// Writes at once and without fault: what `pool create` does, or a test.
     pub fn put(&mut self, lba: u64, bytes: &[u8]) {
         for (content, block) in bytes.chunks(BLOCK_BYTES).zip(lba..) {
-            self.blocks.insert(block, content.to_vec());
-            self.rot.remove(&block);
+            let mut whole = [0; BLOCK_BYTES];
+            whole[..content.len()].copy_from_slice(content);
+            let cell = self.cell(block);
+            cell.pristine = Some(Rc::new(whole));
+            cell.overlay = None;
         }
     }
 
     /// Flips a bit of a block until it is written again.
     pub fn decay(&mut self, lba: u64, offset: usize) {
-        self.rot.entry(lba).or_default().push(offset);
+        self.cell(lba).flip(offset);
+    }
+
+    /// Faults end: reads return what was written last.
+    pub fn heal(&mut self) {
+        for cell in self.cells.iter_mut().flatten() {
+            cell.overlay = None;
+        }
+    }
+
+    /// A block that was written of late, by a number that the caller draws.
+    #[must_use]
+    pub fn hot(&self, draw: u64) -> u64 {
+        let index = draw.checked_rem(self.hot.len() as u64).unwrap_or(0);
+        let index = usize::try_from(index).unwrap_or(0);
+        self.hot.get(index).copied().unwrap_or(16)
+    }
+
+    fn heat(&mut self, lba: u64) {
+        if self.hot.contains(&lba) {
+            return;
+        }
+        if self.hot.len() < HOT_MAX {
+            self.hot.push(lba);
+        } else {
+            self.hot[self.hot_next] = lba;
+            self.hot_next = (self.hot_next + 1) % HOT_MAX;
+        }
+    }
+
+    fn look(&self, block: u64) -> Option<&Cell> {
+        let index = usize::try_from(block).ok()?;
+        self.cells.get(index)?.as_deref()
+    }
+
+    fn cell(&mut self, block: u64) -> &mut Cell {
+        let index = usize::try_from(block).unwrap_or(usize::MAX);
+        if index >= self.cells.len() {
+            self.cells.resize_with(index + 1, || None);
+        }
+        self.cells[index].get_or_insert_default()
     }
 }
 
-fn latency(rng: &mut Rng, faults: &Faults) -> Duration {
-    if rng.chance(faults.delayed) {
-        rng.span(faults.latency.1, faults.delay_max)
-    } else {
-        rng.span(faults.latency.0, faults.latency.1)
+impl Cell {
+    fn shown_ref(&self) -> Option<&Bytes> {
+        self.overlay.as_ref().or(self.pristine.as_ref())
+    }
+
+    fn shown(&self) -> Option<Bytes> {
+        self.shown_ref().cloned()
+    }
+
+    fn outdate(&mut self, now: Tick, before: Option<Bytes>) {
+        if self.older.len() >= VERSIONS_MAX {
+            self.older.remove(0);
+        }
+        self.older.push((now, before));
+    }
+
+    fn flip(&mut self, byte: usize) {
+        let mut bytes = self.shown_ref().map_or(ZEROS, |bytes| **bytes);
+        bytes[byte] ^= 0x40;
+        self.overlay = Some(Rc::new(bytes));
     }
 }
 
-/// A number of bytes at a sector's boundary, neither none nor all if there are two sectors at least.
-fn part(rng: &mut Rng, faults: &Faults, bytes: usize) -> usize {
-    let sectors = (bytes / faults.sector_bytes) as u64;
-    let whole = if sectors > 1 {
-        rng.between(1, sectors - 1)
-    } else {
-        sectors
-    };
-    usize::try_from(whole).unwrap_or(0) * faults.sector_bytes
+/// The part of the block that begins at byte `at` of a write.
+fn within(part: Part, at: usize) -> Part {
+    let clip = |byte: usize| byte.saturating_sub(at).min(BLOCK_BYTES);
+    match part {
+        Part::Whole => Part::Whole,
+        Part::Only(from, to) => match (clip(from), clip(to)) {
+            (0, BLOCK_BYTES) => Part::Whole,
+            (from, to) if from == to => Part::Only(0, 0),
+            (from, to) => Part::Only(from, to),
+        },
+        Part::Except(from, to) => match (clip(from), clip(to)) {
+            (0, BLOCK_BYTES) => Part::Only(0, 0),
+            (from, to) if from == to => Part::Whole,
+            (from, to) => Part::Except(from, to),
+        },
+    }
 }
 
-fn zeros() -> Vec<u8> {
-    vec![0; BLOCK_BYTES]
+fn merge(bytes: &mut [u8; BLOCK_BYTES], new: &[u8], part: Part) {
+    match part {
+        Part::Whole => bytes[..new.len()].copy_from_slice(new),
+        Part::Only(from, to) => bytes[from..to].copy_from_slice(&new[from..to]),
+        Part::Except(from, to) => {
+            bytes[..from].copy_from_slice(&new[..from]);
+            bytes[to..new.len()].copy_from_slice(&new[to..]);
+        }
+    }
 }
 
+static ZEROS: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
 /// Older versions of a block that are kept.
 const VERSIONS_MAX: usize = 4;
+/// Blocks that misdirected I/O goes to.
+const HOT_MAX: usize = 48;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn covers(part: Part, at: usize) -> bool {
+        match part {
+            Part::Whole => true,
+            Part::Only(from, to) => (from..to).contains(&at),
+            Part::Except(from, to) => !(from..to).contains(&at),
+        }
+    }
+
+    fn landing(part: Part, effect: Effect) -> Landing {
+        Landing {
+            lba: 7,
+            bytes: vec![1; 2 * BLOCK_BYTES],
+            part,
+            effect,
+        }
+    }
+
+    #[test]
+    fn what_a_fault_hid_or_changed_is_back_when_faults_end() {
+        let now = Tick::from_millis(1);
+        for (effect, after) in [
+            (Effect::Lost, 1),
+            (Effect::Stray, 9),
+            (Effect::Rots(5000), 1),
+        ] {
+            let mut device = SimDevice::new();
+            device.put(7, &[9; 2 * BLOCK_BYTES]);
+            device.land(now, &landing(Part::Whole, effect));
+            let seen = device.bytes(7, 2);
+            device.heal();
+            let healed = device.bytes(7, 2);
+            assert!(seen != healed, "{effect:?}");
+            assert!(healed.iter().all(|byte| *byte == after), "{effect:?}");
+        }
+    }
+
+    #[test]
+    fn a_part_lands_alone_and_the_rest_keeps_its_content() {
+        let now = Tick::from_millis(1);
+        for (part, count) in [
+            (Part::Only(0, 512), 512),
+            (Part::Only(3584, 4608), 1024),
+            (Part::Except(3584, 4608), 2 * BLOCK_BYTES - 1024),
+            (Part::Except(4096, 8192), 4096),
+        ] {
+            let mut device = SimDevice::new();
+            device.land(now, &landing(part, Effect::Written));
+            let bytes = device.bytes(7, 2);
+            let written = bytes.iter().enumerate().filter(|(_, byte)| **byte == 1);
+            let written: Vec<usize> = written.map(|(at, _)| at).collect();
+            assert_eq!(written.len(), count, "{part:?}");
+            assert!(written.iter().all(|at| covers(part, *at)), "{part:?}");
+        }
+    }
+
+    #[test]
+    fn a_stale_read_goes_back_no_further_than_its_bound() {
+        let mut device = SimDevice::new();
+        let write = |device: &mut SimDevice, millis: u64, byte: u8| {
+            let mut landing = landing(Part::Whole, Effect::Written);
+            landing.bytes.fill(byte);
+            device.land(Tick::from_millis(millis), &landing);
+        };
+        write(&mut device, 10, 1);
+        write(&mut device, 20, 2);
+        write(&mut device, 100, 3);
+        let read = |bound: u64| {
+            let mut bytes = device.bytes(7, 1);
+            let bound = Duration::from_millis(bound);
+            device.read_stale(Tick::from_millis(110), bound, 7, &mut bytes);
+            bytes[0]
+        };
+        assert_eq!([read(5), read(50), read(95), read(100)], [3, 2, 1, 0]);
+    }
+}

@@ -1,19 +1,45 @@
-//! A host as a driver would run it: the machines of one process, its connections, and the bytes they carry.
+//! A host as a driver would run it: the machine of one process, its connections, and its clock.
 //!
-//! It owns no time and no device: requests leave for the world, which brings their outcomes back.
+//! It owns no device: requests leave for the world, which brings their outcomes back.
 
-use crate::stream::{Checker, Source};
-use std::collections::{BTreeMap, BTreeSet};
-use storage_socket_proto::{
-    Cipher, Connection, ConnectionConfig, ConnectionEvent, ConnectionId, ConnectionStats,
-    Coordinator, Depths, Direction, Doorbell, Fence, FrameOpener, FrameSealer, FrameVerdict, Grant,
-    IoFailure, IoId, IoOutcome, Member, PoolId, Protection, ResetReason, Sequence, StreamSecret,
-    Tick, Timeouts,
+use crate::{
+    broken::Broken,
+    clock::Clock,
+    coverage::Coverage,
+    endpoint::{Ended, Endpoint},
+    pairs::Pairs,
 };
+use std::collections::BTreeMap;
+use storage_socket_proto::{
+    ConnectionId, Coordinator, Fence, Grant, Incarnation, IoFailure, IoId, IoRequest, Member,
+    ResetReason, Sequence, SlotIndex, Tick,
+};
+
+/// Names a host: 0 and 1 are servers', then come the members', and from [`CLONES`] on their clones'.
+pub(crate) type HostIndex = u32;
+
+/// The server that there always is.
+pub(crate) const SERVER: HostIndex = 0;
+/// The one that comes to take the pool from it.
+pub(crate) const RIVAL: HostIndex = 1;
+/// The first member.
+pub(crate) const MEMBERS: HostIndex = 2;
+/// The clone of host n is this and n.
+pub(crate) const CLONES: HostIndex = 100_000;
+
+/// The slot that a member's host, or its clone, holds.
+pub(crate) fn slot_of(host: HostIndex) -> SlotIndex {
+    SlotIndex((host % CLONES).saturating_sub(MEMBERS))
+}
+
+/// Whether this is a server's.
+pub(crate) fn is_server(host: HostIndex) -> bool {
+    host < MEMBERS
+}
 
 /// Who in a host asked for an I/O.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Owner {
+pub(crate) enum Owner {
     /// Its member or coordinator.
     Machine,
     /// One of its connections.
@@ -22,234 +48,92 @@ pub enum Owner {
 
 /// The machine that makes a host what it is.
 #[derive(Debug)]
-pub enum Machine {
+pub(crate) enum Machine {
     /// It holds a slot.
     Member(Box<Member>),
     /// It owns the pool.
     Coordinator(Box<Coordinator>),
 }
 
+/// Something that reaches a host.
+#[derive(Debug)]
+pub(crate) enum Arrival {
+    /// An I/O ended.
+    Outcome(Outcome),
+    /// Its machine is rung.
+    Bell,
+    /// One of its connections is.
+    BellFor(ConnectionId),
+}
+
+/// How an I/O ended.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) owner: Owner,
+    pub(crate) id: IoId,
+    pub(crate) device: usize,
+    pub(crate) lba: u64,
+    pub(crate) is_write: bool,
+    pub(crate) frame: Option<Sequence>,
+    /// What was read; nothing for a write.
+    pub(crate) result: Result<Vec<u8>, IoFailure>,
+}
+
 /// One process.
 #[derive(Debug)]
-pub struct Host {
-    /// Member or coordinator.
-    pub machine: Machine,
+pub(crate) struct Host {
+    pub(crate) machine: Machine,
+    /// Tells this process from others on the same host.
+    pub(crate) life: u64,
+    /// A member's incarnation.
+    pub(crate) incarnation: Incarnation,
+    pub(crate) started: Tick,
+    pub(crate) clock: Clock,
     /// Its connections, drained ones included until they were closed.
-    pub connections: BTreeMap<ConnectionId, Endpoint>,
+    pub(crate) connections: BTreeMap<ConnectionId, Endpoint>,
     /// Whether it may write.
-    pub fence: Fence,
-}
-
-/// How a connection ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ended {
-    /// Why; `None` if both directions were finished.
-    pub reason: Option<ResetReason>,
-    /// Bytes of the other side that were delivered.
-    pub delivered: u64,
-    /// Frames of the other side that were delivered.
-    pub frames: u64,
-    /// Whether the other side's end was reached.
-    pub complete: bool,
-    /// What the machine counted.
-    pub stats: ConnectionStats,
-}
-
-/// One end of a connection, with what drives it.
-#[derive(Debug)]
-pub struct Endpoint {
-    /// The machine.
-    pub connection: Connection,
-    sealer: FrameSealer,
-    opener: FrameOpener,
-    kept: BTreeMap<Sequence, Vec<u8>>,
-    opened: BTreeMap<Sequence, Vec<u8>>,
-    source: Source,
-    checker: Checker,
-    /// Set when the machine is drained.
-    pub ended: Option<Ended>,
-    peer_finished: bool,
-}
-
-/// What a scenario asks of each connection.
-#[derive(Clone, Copy, Debug)]
-pub struct Traffic {
-    /// Bytes from member to coordinator.
-    pub to_coordinator: u64,
-    /// Bytes from coordinator to member.
-    pub to_member: u64,
-    /// Payload bytes of a frame at most.
-    pub payload_max: u64,
-}
-
-/// The secret of every stream in the simulation.
-#[must_use]
-pub fn protection(cipher: Cipher) -> Protection {
-    let secret = StreamSecret::new([7; 32]);
-    match cipher {
-        Cipher::Checksum => Protection::Checksum,
-        Cipher::Aes256Gcm => Protection::Aes256Gcm(secret),
-        Cipher::ChaCha20Poly1305 => Protection::ChaCha20Poly1305(secret),
-    }
-}
-
-impl Endpoint {
-    /// The end of a granted connection that sends in `sends`.
-    ///
-    /// # Panics
-    /// If the grant makes no connection: a bug of the machine that granted it.
-    #[must_use]
-    pub fn new(
-        now: Tick,
-        pool: PoolId,
-        timeouts: Timeouts,
-        grant: Grant,
-        sends: Direction,
-        doorbell: Doorbell,
-        traffic: &Traffic,
-    ) -> Self {
-        let protection = protection(grant.group.cipher);
-        let identity = ConnectionConfig::identity(pool, &grant);
-        let receives = sends.opposite();
-        let config = ConnectionConfig {
-            pool,
-            grant,
-            sends,
-            timeouts,
-            own_key: protection.control_key(&identity, sends),
-            peer_key: protection.control_key(&identity, receives),
-            depths: Depths { write: 4, read: 4 },
-            doorbell,
-        };
-        let length = |direction| match direction {
-            Direction::ToCoordinator => traffic.to_coordinator,
-            Direction::ToMember => traffic.to_member,
-        };
-        Self {
-            connection: Connection::new(now, config).expect("a grant makes a connection"),
-            sealer: FrameSealer::new(identity, sends, &protection),
-            opener: FrameOpener::new(identity, receives, &protection),
-            kept: BTreeMap::new(),
-            opened: BTreeMap::new(),
-            source: Source::new(grant.connection, sends, length(sends), traffic.payload_max),
-            checker: Checker::new(grant.connection, receives, length(receives)),
-            ended: None,
-            peer_finished: false,
-        }
-    }
-
-    /// The bytes that are written for a frame.
-    #[must_use]
-    pub fn frame(&self, sequence: Sequence) -> Option<&[u8]> {
-        self.kept.get(&sequence).map(Vec::as_slice)
-    }
-
-    /// Frames of the other side that were delivered.
-    #[must_use]
-    pub fn delivered(&self) -> u64 {
-        self.checker.frames()
-    }
-
-    /// Opens a frame that was read, and hands the verdict on.
-    pub fn handle_frame(
-        &mut self,
-        now: Tick,
-        id: IoId,
-        sequence: Sequence,
-        read: Result<Vec<u8>, IoFailure>,
-    ) {
-        let verdict = match read {
-            Err(failure) => FrameVerdict::Failed(failure),
-            Ok(mut bytes) => {
-                let verdict = self.opener.open_in_place(sequence, &mut bytes);
-                if let FrameVerdict::Whole { payload_bytes } = verdict {
-                    let start = storage_socket_proto::FRAME_HEADER_BYTES;
-                    self.opened
-                        .insert(sequence, bytes[start..start + payload_bytes].to_vec());
-                }
-                verdict
-            }
-        };
-        self.connection.handle_frame_read(now, id, verdict);
-    }
-
-    /// Takes the outcome of any other I/O.
-    pub fn handle_io(&mut self, now: Tick, id: IoId, outcome: IoOutcome<'_>) {
-        self.connection.handle_io(now, id, outcome);
-    }
-
-    /// Sends what there is room for, and takes what the machine has to tell. Returns a broken promise, if there is one.
-    ///
-    /// # Errors
-    /// The promise that was broken, in words.
-    pub fn pump(&mut self, now: Tick) -> Result<(), String> {
-        while let Some(payload) = self.source.peek() {
-            let Ok(ticket) = self.connection.reserve(now, payload.len()) else {
-                break;
-            };
-            let mut frame = vec![0xaa; ticket.blocks.bytes()];
-            self.sealer
-                .seal_from(ticket.sequence, &payload, &mut frame)
-                .map_err(|error| format!("a reserved frame can't be sealed: {error}"))?;
-            self.source.take(payload.len());
-            self.kept.insert(ticket.sequence, frame);
-            self.connection.handle_sealed(now, ticket.sequence);
-        }
-        if self.source.is_empty() {
-            self.connection.finish(now);
-        }
-        while let Some(event) = self.connection.poll_event() {
-            self.take(now, event)?;
-        }
-        Ok(())
-    }
-
-    fn take(&mut self, now: Tick, event: ConnectionEvent) -> Result<(), String> {
-        match event {
-            ConnectionEvent::Acknowledged { below } => self.kept = self.kept.split_off(&below),
-            ConnectionEvent::Delivered {
-                sequence,
-                payload_bytes,
-            } => {
-                let payload = self
-                    .opened
-                    .remove(&sequence)
-                    .ok_or_else(|| format!("frame {sequence} was delivered and never opened"))?;
-                if payload.len() != payload_bytes {
-                    return Err(format!(
-                        "frame {sequence} was delivered with another length"
-                    ));
-                }
-                self.checker.take(sequence, &payload)?;
-                self.connection.release(now, sequence);
-            }
-            ConnectionEvent::PeerFinished => {
-                self.peer_finished = true;
-                if !self.checker.is_complete() {
-                    return Err("the end was reported before everything was delivered".to_owned());
-                }
-            }
-            ConnectionEvent::Closed { reason } => {
-                if reason.is_none() && !(self.peer_finished && self.source.is_empty()) {
-                    return Err("closed in order, and not both directions were finished".to_owned());
-                }
-                self.ended = Some(Ended {
-                    reason,
-                    delivered: self.checker.bytes(),
-                    frames: self.checker.frames(),
-                    complete: self.peer_finished,
-                    stats: self.connection.stats(),
-                });
-            }
-            _ => {}
-        }
-        Ok(())
-    }
+    pub(crate) fence: Fence,
+    /// Suspended until this tick.
+    pub(crate) paused: Option<Tick>,
+    pub(crate) woke: Tick,
+    /// What came meanwhile.
+    pub(crate) inbox: Vec<Arrival>,
+    /// When it wants to be called.
+    pub(crate) due: Option<Tick>,
+    /// I/Os under way.
+    pub(crate) under_way: BTreeMap<Owner, usize>,
+    pub(crate) pairs: Pairs,
+    /// A coordinator: whether it has written a block, and whether it serves.
+    pub(crate) has_claimed: bool,
+    pub(crate) serves: bool,
+    /// Grants of an earlier epoch rested when it began to serve.
+    pub(crate) rested: bool,
 }
 
 impl Host {
+    pub(crate) fn new(machine: Machine, life: u64, now: Tick, clock: Clock) -> Self {
+        Self {
+            machine,
+            life,
+            incarnation: Incarnation(0),
+            started: now,
+            clock,
+            connections: BTreeMap::new(),
+            fence: Fence::Open,
+            paused: None,
+            woke: now,
+            inbox: Vec::new(),
+            due: None,
+            under_way: BTreeMap::new(),
+            pairs: Pairs::default(),
+            has_claimed: false,
+            serves: false,
+            rested: false,
+        }
+    }
+
     /// Tells every connection whether it may write.
-    pub fn set_fence(&mut self, now: Tick, fence: Fence) {
+    pub(crate) fn set_fence(&mut self, now: Tick, fence: Fence) {
         self.fence = fence;
         for endpoint in self.connections.values_mut() {
             endpoint.connection.set_fenced(now, fence);
@@ -257,7 +141,7 @@ impl Host {
     }
 
     /// Aborts the connections that `which` picks.
-    pub fn abort(&mut self, now: Tick, reason: ResetReason, which: impl Fn(&Grant) -> bool) {
+    pub(crate) fn abort(&mut self, now: Tick, reason: ResetReason, which: impl Fn(&Grant) -> bool) {
         for endpoint in self.connections.values_mut() {
             if which(endpoint.connection.grant()) {
                 endpoint.connection.abort(now, reason);
@@ -265,23 +149,54 @@ impl Host {
         }
     }
 
-    /// The connections whose machines are drained; they are forgotten here.
-    pub fn take_ended(&mut self) -> Vec<(ConnectionId, Ended)> {
-        let ended: BTreeSet<ConnectionId> = self
-            .connections
-            .iter()
-            .filter(|(_, endpoint)| endpoint.ended.is_some())
-            .map(|(&id, _)| id)
-            .collect();
-        ended
-            .into_iter()
-            .filter_map(|id| self.connections.remove(&id)?.ended.map(|ended| (id, ended)))
-            .collect()
+    /// Lets every connection go on.
+    pub(crate) fn pump(&mut self, now: Tick, hit: &mut Coverage) -> Result<(), Broken> {
+        self.connections
+            .values_mut()
+            .try_for_each(|endpoint| endpoint.pump(now, hit))
     }
 
-    /// When something in this host is due.
-    #[must_use]
-    pub fn poll_timeout(&self) -> Option<Tick> {
+    /// The connections whose machines are drained; they are forgotten here.
+    pub(crate) fn take_ended(&mut self) -> Vec<(ConnectionId, Grant, Ended)> {
+        let is_ended = |endpoint: &Endpoint| endpoint.ended.is_some();
+        if !self.connections.values().any(is_ended) {
+            return Vec::new();
+        }
+        let ended = |(&id, endpoint): (&ConnectionId, &Endpoint)| {
+            let grant = *endpoint.connection.grant();
+            endpoint.ended.map(|ended| (id, grant, ended))
+        };
+        let ended: Vec<_> = self.connections.iter().filter_map(ended).collect();
+        for (id, ..) in &ended {
+            self.connections.remove(id);
+            self.under_way.remove(&Owner::Connection(*id));
+        }
+        ended
+    }
+
+    /// Everything that wants to be read or written now; the machine first, as it may raise the fence.
+    pub(crate) fn poll_requests(&mut self, now: Tick) -> Vec<(Owner, IoRequest)> {
+        let mut requests = Vec::new();
+        loop {
+            let request = match &mut self.machine {
+                Machine::Member(member) => member.poll_io(now),
+                Machine::Coordinator(coordinator) => coordinator.poll_io(now),
+            };
+            match request {
+                Some(request) => requests.push((Owner::Machine, request)),
+                None => break,
+            }
+        }
+        for (id, endpoint) in &mut self.connections {
+            while let Some(request) = endpoint.connection.poll_io(now) {
+                requests.push((Owner::Connection(*id), request));
+            }
+        }
+        requests
+    }
+
+    /// When something in this host is due, by its own clock.
+    pub(crate) fn poll_timeout(&self) -> Option<Tick> {
         let machine = match &self.machine {
             Machine::Member(member) => member.poll_timeout(),
             Machine::Coordinator(coordinator) => coordinator.poll_timeout(),
@@ -293,26 +208,28 @@ impl Host {
             .min()
     }
 
-    /// Does what is due.
-    pub fn handle_timeout(&mut self, now: Tick) {
+    /// Does what is due in the machine.
+    pub(crate) fn handle_timeout(&mut self, now: Tick) {
+        let is_due = |at: Option<Tick>| at.is_some_and(|at| at <= now);
         match &mut self.machine {
             Machine::Member(member) => {
-                if member.poll_timeout().is_some_and(|at| at <= now) {
+                if is_due(member.poll_timeout()) {
                     member.handle_timeout(now);
                 }
             }
             Machine::Coordinator(coordinator) => {
-                if coordinator.poll_timeout().is_some_and(|at| at <= now) {
+                if is_due(coordinator.poll_timeout()) {
                     coordinator.handle_timeout(now);
                 }
             }
         }
+    }
+
+    /// Does what is due in the connections: after the machine's word of a fence was taken.
+    pub(crate) fn handle_connection_timeouts(&mut self, now: Tick) {
         for endpoint in self.connections.values_mut() {
-            if endpoint
-                .connection
-                .poll_timeout()
-                .is_some_and(|at| at <= now)
-            {
+            let at = endpoint.connection.poll_timeout();
+            if at.is_some_and(|at| at <= now) {
                 endpoint.connection.handle_timeout(now);
             }
         }

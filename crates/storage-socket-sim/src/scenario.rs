@@ -1,8 +1,38 @@
 //! What a seed stands for: how many of what, and which faults.
 
-use crate::{device::Faults, host::Traffic, rng::Rng};
+use crate::{coverage::Fault, rng::Rng};
 use std::time::Duration;
 use storage_socket_proto::{Cipher, Doorbell, Timeouts};
+
+/// How often each kind of fault happens: millionths of an I/O or a ring; for what happens to devices, hosts and users,
+/// how many times in a run; for clocks, millionths by which they differ.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rates([u32; Fault::COUNT]);
+
+impl Rates {
+    /// No fault.
+    #[must_use]
+    pub fn none() -> Self {
+        Self([0; Fault::COUNT])
+    }
+
+    /// The rate of a kind.
+    #[must_use]
+    pub fn of(&self, fault: Fault) -> u32 {
+        self.0[fault.index()]
+    }
+
+    /// Sets the rate of a kind.
+    pub fn set(&mut self, fault: Fault, rate: u32) {
+        self.0[fault.index()] = rate;
+    }
+
+    /// The kinds that are on, with their rates.
+    pub fn on(&self) -> impl Iterator<Item = (Fault, u32)> {
+        let all = Fault::ALL.iter().map(|&fault| (fault, self.of(fault)));
+        all.filter(|(_, rate)| *rate > 0)
+    }
+}
 
 /// Everything that a run needs besides the seed of its own choices.
 #[derive(Clone, Debug)]
@@ -11,32 +41,63 @@ pub struct Scenario {
     pub devices: u16,
     /// Hosts that hold a slot.
     pub members: u32,
-    /// Streams that each of them has to bring to a good end.
+    /// Streams that each of them has to bring to a good end, besides those that the rates call for.
     pub streams: u32,
     /// Streams that it has at the same time at most.
     pub streams_at_once: u32,
-    /// Bytes of each stream.
-    pub traffic: Traffic,
-    /// Units of a window and device, the control unit included.
+    /// Payload bytes of a frame at most.
+    pub payload_max: u64,
+    /// Units of a window and device that are asked for, the control unit included.
     pub window: u32,
+    /// Units that a slot may have.
+    pub slot_units: u32,
+    /// Connections that wait to be accepted, at most.
+    pub backlog: usize,
     /// How frames are protected.
     pub cipher: Cipher,
-    /// Whether doorbells ring, and how many are lost, in millionths.
+    /// Whether doorbells ring.
     pub doorbell: Doorbell,
-    /// See `doorbell`.
-    pub bells_lost: u32,
+    /// Whether members' pages are tagged under keys of their own.
+    pub keys: Keys,
+    /// Whether hosts that are suspected are asked over the network.
+    pub network: Network,
+    /// What becomes of damage on the devices when faults end.
+    pub damage: Damage,
+    /// The longest time of a slow I/O.
+    pub slow_max: Duration,
     /// What goes wrong until `faults_end`.
-    pub faults: Faults,
+    pub rates: Rates,
     /// When faults stop; everything has to finish within `patience` after that.
     pub faults_end: Duration,
     /// See `faults_end`.
     pub patience: Duration,
-    /// Crashes of members until then.
-    pub member_crashes: u32,
-    /// Crashes of the coordinator until then.
-    pub coordinator_crashes: u32,
-    /// Times that a device hangs altogether for a while until then.
-    pub freezes: u32,
+}
+
+/// Which keys tag the fixed blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keys {
+    /// The public constant: tags are checksums.
+    Public,
+    /// A key for each slot, and one for the coordinator.
+    Own,
+}
+
+/// Whether there is a network besides the pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// Whoever is suspected and runs is vouched for.
+    There,
+    /// Nobody is asked.
+    Absent,
+}
+
+/// What becomes of rotten, lost and stray blocks when faults end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Damage {
+    /// Reads return what was written last.
+    Heals,
+    /// It is there until it is written over.
+    Stays,
 }
 
 /// Time-outs of a simulated pool: those of a real one, twenty to a hundred times as fast.
@@ -54,6 +115,57 @@ pub fn timeouts() -> Timeouts {
     }
 }
 
+/// How high the rate of a kind goes: millionths, times or the like.
+fn rate_max(fault: Fault) -> u32 {
+    match fault {
+        Fault::Slow => 100_000,
+        Fault::Lost | Fault::Rot | Fault::Twice => 200_000,
+        Fault::Ghost => 20_000,
+        Fault::WriteHangs | Fault::ReadHangs => 10_000,
+        Fault::WriteError | Fault::ReadError => 30_000,
+        Fault::TornEnd512 | Fault::TornMiddle512 | Fault::TornRead512 => 200_000,
+        Fault::TornEnd4096 | Fault::TornMiddle4096 | Fault::TornRead4096 => 300_000,
+        Fault::Stale => 300_000,
+        Fault::MisdirectedWrite | Fault::MisdirectedRead => 60_000,
+        Fault::BellLost | Fault::BellLate | Fault::BellTwice => 500_000,
+        Fault::ClockFast | Fault::ClockSlow => 40_000,
+        Fault::CoordinatorCrash | Fault::MemberCrash => 3,
+        Fault::DeviceHangs
+        | Fault::OnlyDeviceGone
+        | Fault::StripedDeviceGone
+        | Fault::PathHangs
+        | Fault::PathGone
+        | Fault::Revoked
+        | Fault::MemberPause
+        | Fault::MemberStop => 2,
+        // What follows from others has no rate of its own.
+        Fault::AnyOrder | Fault::GhostOfDead | Fault::HeldWrite => 0,
+        _ => 1,
+    }
+}
+
+/// The chance that a kind is on in a run, in millionths: what takes long in a run is rarer.
+fn share(fault: Fault) -> u32 {
+    match fault {
+        Fault::Rivals
+        | Fault::RivalClone
+        | Fault::CoordinatorPause
+        | Fault::MemberPause
+        | Fault::Clone
+        | Fault::CloneRunning => 60_000,
+        Fault::OnlyDeviceGone
+        | Fault::StripedDeviceGone
+        | Fault::PathGone
+        | Fault::PathHangs
+        | Fault::DeviceHangs => 120_000,
+        Fault::CoordinatorStop | Fault::MemberStop | Fault::Revoked | Fault::Linger => 120_000,
+        Fault::Residue | Fault::OneWay | Fault::SlowReader | Fault::BadRequest => 200_000,
+        Fault::Impatient | Fault::Abort => 200_000,
+        Fault::CoordinatorCrash | Fault::MemberCrash => 250_000,
+        _ => 350_000,
+    }
+}
+
 impl Scenario {
     /// One member, one stream, no fault.
     #[must_use]
@@ -63,88 +175,96 @@ impl Scenario {
             members: 1,
             streams: 1,
             streams_at_once: 1,
-            traffic: Traffic {
-                to_coordinator: 90_000,
-                to_member: 60_000,
-                payload_max: 6000,
-            },
+            payload_max: 6000,
             window: 9,
+            slot_units: 1024,
+            backlog: 16,
             cipher: Cipher::Aes256Gcm,
             doorbell: Doorbell::Absent,
-            bells_lost: 0,
-            faults: Faults::none(),
-            faults_end: Duration::from_millis(500),
+            keys: Keys::Public,
+            network: Network::Absent,
+            damage: Damage::Stays,
+            slow_max: Duration::from_millis(20),
+            rates: Rates::none(),
+            faults_end: Duration::from_millis(50),
             patience: Duration::from_secs(30),
-            member_crashes: 0,
-            coordinator_crashes: 0,
-            freezes: 0,
         }
     }
 
-    /// The scenario of a seed: each kind of fault is there in about half of them.
+    /// Many members with one stream each, all at once, no fault.
+    #[must_use]
+    pub fn crowd(members: u32) -> Self {
+        Self {
+            members,
+            window: 3,
+            devices: 2,
+            backlog: 512,
+            cipher: Cipher::Checksum,
+            doorbell: Doorbell::Present,
+            ..Self::calm()
+        }
+    }
+
+    /// The scenario of a seed: each kind of fault is on in some of them, with a rate of its own.
     #[must_use]
     pub fn from_seed(seed: u64) -> Self {
         let mut rng = Rng::new(seed ^ 0x5ce_4a12);
-        let mut some = |most: u64| {
-            let on = rng.chance(500_000);
-            let rate = rng.below(most);
-            u32::try_from(if on { rate } else { 0 }).unwrap_or(0)
+        let mut rates = Rates::none();
+        // Swarm: a run in which everything goes wrong a little finds less than many in which a few things do.
+        for &fault in Fault::ALL {
+            let most = u64::from(rate_max(fault));
+            if most > 0 && rng.chance(share(fault)) {
+                // Small rates are as likely as large ones.
+                let rate = rng.between(1, most) >> rng.below(5);
+                rates.set(fault, u32::try_from(rate).unwrap_or(0).max(1));
+            }
+        }
+        let mut pick = |chance: u32| rng.chance(chance);
+        let cipher = match (pick(400_000), pick(500_000)) {
+            (true, _) => Cipher::Checksum,
+            (_, true) => Cipher::ChaCha20Poly1305,
+            _ => Cipher::Aes256Gcm,
         };
-        let faults = Faults {
-            delayed: some(100_000),
-            delay_max: Duration::from_millis(20),
-            lost_writes: some(30_000),
-            torn_writes: some(200_000),
-            torn_reads: some(200_000),
-            errors: some(10_000),
-            hangs: some(5_000),
-            ghost_max: Duration::from_millis(1500),
-            stale_reads: some(150_000),
-            stale_max: timeouts().stale,
-            rot: some(30_000),
-            ..Faults::none()
+        let doorbell = if pick(500_000) {
+            Doorbell::Present
+        } else {
+            Doorbell::Absent
         };
-        let (member_crashes, coordinator_crashes) = (some(4), some(4));
-        let (freezes, bells_lost) = (some(4), some(500_000));
-        let devices = u16::try_from(rng.between(1, 3)).unwrap_or(1);
-        let slots = rng.between(3, 8);
-        // Three and a half times round each ring at the least, with frames of two blocks as a rule.
-        let frames = slots * u64::from(devices) * 7 / 2;
+        let keys = if pick(500_000) {
+            Keys::Own
+        } else {
+            Keys::Public
+        };
+        let network = if pick(300_000) {
+            Network::There
+        } else {
+            Network::Absent
+        };
+        let damage = if pick(500_000) {
+            Damage::Heals
+        } else {
+            Damage::Stays
+        };
+        let (is_tight, is_busy, is_long) = (pick(150_000), pick(150_000), pick(250_000));
+        let slots = rng.between(2, 5);
         Self {
-            devices,
+            devices: u16::try_from(rng.between(1, 5) / 2 + 1).unwrap_or(1).min(3),
             members: u32::try_from(rng.between(1, 2)).unwrap_or(1),
-            streams: u32::try_from(rng.between(1, 3)).unwrap_or(1),
+            streams: u32::try_from(rng.between(1, 2)).unwrap_or(1),
             streams_at_once: u32::try_from(rng.between(1, 2)).unwrap_or(1),
-            traffic: Traffic {
-                to_coordinator: frames * 3000,
-                to_member: if rng.chance(700_000) {
-                    frames * 3000
-                } else {
-                    0
-                },
-                payload_max: 6000,
-            },
+            payload_max: if is_long { 14_000 } else { 5000 },
             window: u32::try_from(slots).unwrap_or(3) + 1,
-            cipher: match rng.below(3) {
-                0 => Cipher::Checksum,
-                1 => Cipher::ChaCha20Poly1305,
-                _ => Cipher::Aes256Gcm,
-            },
-            doorbell: if rng.chance(500_000) {
-                Doorbell::Present
-            } else {
-                Doorbell::Absent
-            },
-            bells_lost,
-            faults: Faults {
-                sector_bytes: if rng.chance(500_000) { 512 } else { 4096 },
-                ..faults
-            },
-            faults_end: Duration::from_millis(rng.between(500, 2500)),
-            patience: Duration::from_secs(60),
-            member_crashes,
-            coordinator_crashes,
-            freezes,
+            slot_units: if is_tight { 7 } else { 1024 },
+            backlog: if is_busy { 1 } else { 16 },
+            cipher,
+            doorbell,
+            keys,
+            network,
+            damage,
+            slow_max: Duration::from_millis(5 << (2 * rng.below(4))),
+            rates,
+            faults_end: Duration::from_millis(rng.between(100, 1200)),
+            patience: Duration::from_secs(30),
         }
     }
 }

@@ -1,128 +1,152 @@
-//! What a stream carries in a simulation: bytes that follow from connection, direction and place, so that the reader
-//! can tell every wrong, missing or foreign byte without having seen the writer.
+//! What a stream carries in a simulation: bytes that follow from the grant, the direction and the place, so that the
+//! reader can tell every wrong, missing or foreign byte without having seen the writer.
 
 use crate::rng::mix;
-use storage_socket_proto::{ConnectionId, Direction, Sequence};
+use storage_socket_proto::{ConnectionId, Direction, Grant, Sequence};
 
-/// Where the bytes of a direction come from.
-#[derive(Debug)]
-pub struct Source {
-    seed: u64,
-    at: u64,
-    length: u64,
-    payload_max: u64,
+/// What the users of a connection do with it. It is told in the connection's id, so that both sides know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Intent {
+    /// Both directions are filled, wrap their rings three times, and are finished.
+    Full,
+    /// The same with a reader that gives buffers back late.
+    Slow,
+    /// This direction alone carries something.
+    OneWay(Direction),
+    /// The side that sends this direction aborts in the midst of it.
+    Abort(Direction),
+    /// The side that sends this direction closes, and the other never finishes.
+    Linger(Direction),
 }
 
-/// What they are compared with at the other side.
-#[derive(Debug)]
-pub struct Checker {
+impl Intent {
+    /// Whether it has to come to a good end.
+    #[must_use]
+    pub fn is_goal(self) -> bool {
+        !matches!(self, Self::Abort(_) | Self::Linger(_))
+    }
+
+    /// The id of a connection with this intent.
+    #[must_use]
+    pub fn mark(self, mut id: [u8; 16]) -> ConnectionId {
+        let direction = |base: u8, direction: Direction| base + direction as u8;
+        id[8] = match self {
+            Self::Full => 0,
+            Self::Slow => 1,
+            Self::OneWay(way) => direction(2, way),
+            Self::Abort(by) => direction(4, by),
+            Self::Linger(by) => direction(6, by),
+        };
+        ConnectionId(id)
+    }
+
+    /// The intent that an id tells.
+    #[must_use]
+    pub fn of(connection: ConnectionId) -> Self {
+        let direction = if connection.0[8].is_multiple_of(2) {
+            Direction::ToCoordinator
+        } else {
+            Direction::ToMember
+        };
+        match connection.0[8] {
+            0 => Self::Full,
+            1 => Self::Slow,
+            2 | 3 => Self::OneWay(direction),
+            4 | 5 => Self::Abort(direction),
+            _ => Self::Linger(direction),
+        }
+    }
+}
+
+/// The frames of one direction of one connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Content {
     seed: u64,
-    at: u64,
-    length: u64,
+    payload_max: u64,
+    /// How many there are.
+    pub(crate) frames: u64,
+}
+
+impl Content {
+    /// What is sent in `direction` of what was granted.
+    pub(crate) fn new(grant: &Grant, direction: Direction, payload_max: u64) -> Self {
+        let ring = grant.group.ring(direction).map_or(1, |ring| ring.frames());
+        let laps = ring * RING_LAPS + 2;
+        let frames = match Intent::of(grant.connection) {
+            Intent::OneWay(way) if way != direction => 0,
+            Intent::Full | Intent::Slow | Intent::OneWay(_) => laps,
+            Intent::Abort(_) | Intent::Linger(_) => ring + 1,
+        };
+        let mut low = [0; 8];
+        low.copy_from_slice(&grant.connection.0[..8]);
+        let grant = mix(grant.group.generation.0 ^ grant.epoch.0);
+        Self {
+            seed: mix(u64::from_le_bytes(low) ^ grant ^ (direction as u64 + 1)),
+            payload_max: payload_max.max(1),
+            frames,
+        }
+    }
+
+    fn length(&self, sequence: Sequence) -> usize {
+        let length = mix(self.seed ^ sequence.0) % self.payload_max + 1;
+        usize::try_from(length).unwrap_or(1)
+    }
+
+    /// The payload of a frame.
+    pub(crate) fn payload(&self, sequence: Sequence) -> Vec<u8> {
+        let length = self.length(sequence);
+        let mut bytes = Vec::with_capacity(length + 8);
+        let mut word = mix(self.seed.wrapping_add(sequence.0));
+        while bytes.len() < length {
+            bytes.extend_from_slice(&word.to_le_bytes());
+            word = word.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+        }
+        bytes.truncate(length);
+        bytes
+    }
+}
+
+/// What is delivered of a direction, compared with what was sent.
+#[derive(Debug)]
+pub(crate) struct Checker {
+    content: Content,
     frames: u64,
 }
 
-impl Source {
-    /// The source of `length` bytes.
-    #[must_use]
-    pub fn new(connection: ConnectionId, direction: Direction, length: u64, most: u64) -> Self {
-        Self {
-            seed: seed(connection, direction),
-            at: 0,
-            length,
-            payload_max: most.max(1),
-        }
-    }
-
-    /// The next frame's payload, of a length that follows from its place.
-    #[must_use]
-    pub fn peek(&self) -> Option<Vec<u8>> {
-        let rest = self.length - self.at;
-        if rest == 0 {
-            return None;
-        }
-        let wish = mix(self.seed ^ self.at) % self.payload_max + 1;
-        let count = usize::try_from(wish.min(rest)).unwrap_or(1);
-        Some(pattern(self.seed, self.at, count))
-    }
-
-    /// So many bytes were sent.
-    pub fn take(&mut self, count: usize) {
-        self.at += count as u64;
-    }
-
-    /// Whether everything was sent.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.at == self.length
-    }
-}
-
 impl Checker {
-    /// The checker of a direction of `length` bytes.
-    #[must_use]
-    pub fn new(connection: ConnectionId, direction: Direction, length: u64) -> Self {
-        Self {
-            seed: seed(connection, direction),
-            at: 0,
-            length,
-            frames: 0,
-        }
+    pub(crate) fn new(content: Content) -> Self {
+        Self { content, frames: 0 }
     }
 
     /// Compares what was delivered with what was sent.
     ///
     /// # Errors
     /// Says where they differ.
-    pub fn take(&mut self, sequence: Sequence, payload: &[u8]) -> Result<(), String> {
+    pub(crate) fn take(&mut self, sequence: Sequence, payload: &[u8]) -> Result<(), String> {
         if sequence.0 != self.frames {
-            return Err(format!(
-                "frame {sequence} delivered after {} frames",
-                self.frames
-            ));
+            let frames = self.frames;
+            return Err(format!("frame {sequence} delivered after {frames} frames"));
         }
-        if payload != pattern(self.seed, self.at, payload.len()) {
-            return Err(format!(
-                "frame {sequence} (byte {}) has foreign bytes",
-                self.at
-            ));
+        if self.is_complete() {
+            return Err(format!("frame {sequence} delivered, and there is none"));
+        }
+        if payload != self.content.payload(sequence) {
+            return Err(format!("frame {sequence} has foreign bytes"));
         }
         self.frames += 1;
-        self.at += payload.len() as u64;
-        if self.at > self.length {
-            return Err(format!("{} bytes delivered of {}", self.at, self.length));
-        }
         Ok(())
     }
 
-    /// Bytes delivered.
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
-        self.at
-    }
-
     /// Frames delivered.
-    #[must_use]
-    pub fn frames(&self) -> u64 {
+    pub(crate) fn frames(&self) -> u64 {
         self.frames
     }
 
     /// Whether everything was delivered.
-    #[must_use]
-    pub fn is_complete(&self) -> bool {
-        self.at == self.length
+    pub(crate) fn is_complete(&self) -> bool {
+        self.frames == self.content.frames
     }
 }
 
-fn seed(connection: ConnectionId, direction: Direction) -> u64 {
-    let mut low = [0; 8];
-    low.copy_from_slice(&connection.0[..8]);
-    mix(u64::from_le_bytes(low) ^ (direction as u64 + 1))
-}
-
-fn pattern(seed: u64, at: u64, count: usize) -> Vec<u8> {
-    (at..)
-        .take(count)
-        .map(|at| (mix(seed ^ (at / 8)) >> (8 * (at % 8))).to_le_bytes()[0])
-        .collect()
-}
+/// How often a stream goes round its ring.
+pub const RING_LAPS: u64 = 3;

@@ -1,20 +1,27 @@
 //! What the machines tell, taken as a driver would take it: grants become streams, ends are counted.
 
-use super::{Bell, Happening, HostIndex, Watched, World};
+use super::{Bell, Happening, World};
 use crate::{
-    host::{Endpoint, Machine},
-    scenario::timeouts,
+    broken::{Broken, Promise},
+    coverage::{Fault, Transition},
+    host::{CLONES, HostIndex, MEMBERS, Machine, RIVAL, SERVER, is_server, slot_of},
 };
 use std::time::Duration;
 use storage_socket_proto::{
-    CoordinatorEvent, Direction, EndReason, Fence, Grant, MemberEvent, ResetReason,
+    ConnectionId, CoordinatorEvent, Direction, EndReason, Fence, Grant, MemberEvent, RefusalReason,
+    ResetReason, StopReason,
 };
 
 impl World {
-    pub(super) fn take_events(&mut self, index: HostIndex) -> Result<bool, String> {
+    /// Takes everything that a machine has to tell. Returns whether there was anything.
+    pub(super) fn take_events(&mut self, index: HostIndex) -> Result<bool, Broken> {
         let mut any = false;
         loop {
-            let Some(host) = self.hosts.get_mut(&index) else {
+            let Some(host) = self
+                .hosts
+                .get_mut(&index)
+                .filter(|host| host.paused.is_none())
+            else {
                 return Ok(any);
             };
             match &mut host.machine {
@@ -22,7 +29,9 @@ impl World {
                     let ring = member.poll_doorbell();
                     let event = member.poll_event();
                     if ring {
-                        self.ring(0, Bell::Machine);
+                        for server in self.servers() {
+                            self.ring(server, Bell::Machine);
+                        }
                     }
                     let Some(event) = event else {
                         return Ok(any);
@@ -34,7 +43,7 @@ impl World {
                     let ring = coordinator.poll_doorbell();
                     let event = coordinator.poll_event();
                     if let Some(slot) = ring {
-                        self.ring(slot.0 + 1, Bell::Machine);
+                        self.ring(slot.0 + MEMBERS, Bell::Machine);
                     }
                     let Some(event) = event else {
                         if ring.is_some() {
@@ -42,159 +51,290 @@ impl World {
                         }
                         return Ok(any);
                     };
-                    self.note(|| format!("coordinator: {event:?}"));
-                    self.coordinator_event(event)?;
+                    self.note(|| format!("host {index}: {event:?}"));
+                    self.coordinator_event(index, event)?;
                 }
             }
             any = true;
         }
     }
 
-    fn member_event(&mut self, index: HostIndex, event: MemberEvent) -> Result<(), String> {
-        let now = self.now;
+    fn member_event(&mut self, index: HostIndex, event: MemberEvent) -> Result<(), Broken> {
         let Some(host) = self.hosts.get_mut(&index) else {
             return Ok(());
         };
+        let now = host.clock.local(self.now);
+        let hit = &mut self.hit;
         match event {
+            MemberEvent::Joined { .. } => hit.transition(Transition::MemberJoined),
+            MemberEvent::CoordinatorSuspect { .. } => {
+                hit.transition(Transition::CoordinatorSuspect);
+                if self.answers_on_network(self.main_server()) {
+                    self.hit.transition(Transition::CoordinatorVouched);
+                    if let Some(host) = self.hosts.get_mut(&index)
+                        && let Machine::Member(member) = &mut host.machine
+                    {
+                        member.handle_vouched(now);
+                    }
+                }
+            }
+            MemberEvent::CoordinatorLost { .. } => hit.transition(Transition::CoordinatorLost),
             MemberEvent::Connected(grant) => {
-                self.check_grant(&grant)?;
-                self.open(index, grant, Direction::ToCoordinator);
+                hit.transition(Transition::Connected);
+                self.open(index, grant, Direction::ToCoordinator)?;
             }
-            MemberEvent::Refused { reason, .. } => {
+            MemberEvent::Refused { connection, reason } => {
                 *self.report.refused.entry(reason.to_string()).or_default() += 1;
-                self.schedule(Duration::from_millis(40), Happening::Connect(index));
+                self.refused(index, connection, reason)?;
             }
-            MemberEvent::ConnectTimedOut { .. } => {
-                *self
-                    .report
-                    .refused
-                    .entry("timed out".to_owned())
-                    .or_default() += 1;
-                self.schedule(Duration::from_millis(40), Happening::Connect(index));
+            MemberEvent::ConnectTimedOut { connection } => {
+                hit.transition(Transition::ConnectTimedOut);
+                let reason = "timed out".to_owned();
+                *self.report.refused.entry(reason).or_default() += 1;
+                self.not_granted(index, connection);
             }
             MemberEvent::Closed { connection, reason } => {
+                hit.transition(Transition::MemberTold);
                 if let Some(endpoint) = host.connections.get_mut(&connection) {
                     endpoint.connection.handle_peer_gone(now, reason);
                 } else if let Machine::Member(member) = &mut host.machine {
                     member.close(now, connection, Some(ResetReason::PeerClosed));
                 }
             }
-            MemberEvent::Fenced => host.set_fence(now, Fence::Closed),
-            MemberEvent::Unfenced => host.set_fence(now, Fence::Open),
+            MemberEvent::Fenced => {
+                hit.transition(Transition::MemberFenced);
+                host.set_fence(now, Fence::Closed);
+            }
+            MemberEvent::Unfenced => {
+                hit.transition(Transition::MemberUnfenced);
+                host.set_fence(now, Fence::Open);
+            }
             MemberEvent::DeviceLost { device, .. } => {
+                hit.transition(Transition::MemberDeviceLost);
                 host.abort(now, ResetReason::DeviceLost, |grant| {
                     grant.group.devices.contains(device)
                 });
             }
-            MemberEvent::Stopped(reason) => {
-                if !matches!(reason, storage_socket_proto::StopReason::NoDevice) {
-                    return Err(format!("host {index} stopped: {reason}"));
+            MemberEvent::DeviceFound { .. } => hit.transition(Transition::MemberDeviceFound),
+            MemberEvent::ChallengeSeen { .. } => hit.transition(Transition::ChallengeSeen),
+            MemberEvent::Stopped(reason) => self.member_stopped(index, reason)?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn refused(
+        &mut self,
+        index: HostIndex,
+        connection: ConnectionId,
+        reason: RefusalReason,
+    ) -> Result<(), Broken> {
+        let passed = match reason {
+            RefusalReason::NoListener => Transition::RefusedNoListener,
+            RefusalReason::NoSegments => Transition::RefusedNoSegments,
+            RefusalReason::NotEnrolled => Transition::RefusedNotEnrolled,
+            RefusalReason::Busy => Transition::RefusedBusy,
+            RefusalReason::ShuttingDown => Transition::RefusedShuttingDown,
+            RefusalReason::NoCommonDevice => Transition::RefusedNoDevice,
+            RefusalReason::Cipher => Transition::RefusedCipher,
+            other if !self.contested.contains(&slot_of(index)) => {
+                let what = format!("host {index}: {connection} is refused: {other}");
+                return Err(Promise::Protocol.broken(what));
+            }
+            _ => {
+                self.not_granted(index, connection);
+                return Ok(());
+            }
+        };
+        self.hit.transition(passed);
+        self.not_granted(index, connection);
+        Ok(())
+    }
+
+    fn member_stopped(&mut self, index: HostIndex, reason: StopReason) -> Result<(), Broken> {
+        let soon = Some(Duration::from_millis(100));
+        match reason {
+            StopReason::Requested => {
+                self.hit.transition(Transition::MemberStopped);
+                self.crash(index, soon);
+            }
+            StopReason::NoDevice => {
+                self.hit.transition(Transition::MemberNoDevice);
+                self.crash(index, soon);
+            }
+            StopReason::ClonedHost { slot, .. } => {
+                if !self.contested.contains(&slot) {
+                    let what = format!("host {index} stopped: {reason}");
+                    return Err(Promise::Clones.broken(what));
                 }
-                self.crash(index, Duration::from_millis(100));
+                self.hit.transition(Transition::MemberCloned);
+                // The administrator removes the clone and starts the other again.
+                let first = index % CLONES;
+                self.crash(first + CLONES, None);
+                if index == first {
+                    self.crash(first, soon);
+                }
             }
             _ => {}
         }
         Ok(())
     }
 
-    fn coordinator_event(&mut self, event: CoordinatorEvent) -> Result<(), String> {
-        let now = self.now;
-        let Some(host) = self.hosts.get_mut(&0) else {
+    fn coordinator_event(
+        &mut self,
+        index: HostIndex,
+        event: CoordinatorEvent,
+    ) -> Result<(), Broken> {
+        let all = self.all_devices();
+        let total = u64::from(self.geometry.data_end(all).0 - self.geometry.data_start().0);
+        let Some(host) = self.hosts.get_mut(&index) else {
             return Ok(());
         };
+        let now = host.clock.local(self.now);
+        let hit = &mut self.hit;
         match event {
-            CoordinatorEvent::Incoming(grant) => {
-                if let Machine::Coordinator(coordinator) = &mut host.machine {
-                    coordinator.accepted(now, grant.connection);
+            CoordinatorEvent::Serving => {
+                host.serves = true;
+                if let Machine::Coordinator(coordinator) = &host.machine
+                    && coordinator.free_units(all) < total
+                {
+                    host.rested = true;
+                    hit.transition(Transition::RestHeld);
                 }
-                self.check_grant(&grant)?;
-                self.open(0, grant, Direction::ToMember);
+                if host.has_claimed {
+                    hit.transition(Transition::ClaimServing);
+                }
             }
+            CoordinatorEvent::MemberUp { .. } => hit.transition(Transition::MemberUp),
+            CoordinatorEvent::MemberSuspect { slot, .. } => {
+                hit.transition(Transition::MemberSuspect);
+                if self.answers_on_network(slot.0 + MEMBERS) {
+                    self.hit.transition(Transition::MemberVouched);
+                    if let Some(host) = self.hosts.get_mut(&index)
+                        && let Machine::Coordinator(coordinator) = &mut host.machine
+                    {
+                        coordinator.handle_vouched(now, slot);
+                    }
+                }
+            }
+            CoordinatorEvent::MemberDown {
+                slot,
+                incarnation,
+                stopped,
+            } => {
+                hit.transition(if stopped {
+                    Transition::MemberLeft
+                } else {
+                    Transition::MemberDead
+                });
+                if !stopped {
+                    self.check_death(index, slot, incarnation)?;
+                }
+            }
+            CoordinatorEvent::Incoming(grant) => self.incoming(index, grant)?,
             CoordinatorEvent::Closed { connection, reason } => {
+                hit.transition(Transition::CoordinatorTold);
                 if let Some(endpoint) = host.connections.get_mut(&connection) {
                     endpoint.connection.handle_peer_gone(now, reason);
                 }
             }
-            CoordinatorEvent::MemberDown { incarnation, .. } => {
-                for watched in &mut self.watched {
-                    if watched.grant.incarnation == incarnation {
-                        watched.at_member = false;
-                    }
-                }
+            CoordinatorEvent::Fenced => {
+                hit.transition(Transition::CoordinatorFenced);
+                host.set_fence(now, Fence::Closed);
             }
-            CoordinatorEvent::Fenced => host.set_fence(now, Fence::Closed),
-            CoordinatorEvent::Unfenced => host.set_fence(now, Fence::Open),
+            CoordinatorEvent::Unfenced => {
+                hit.transition(Transition::CoordinatorUnfenced);
+                host.set_fence(now, Fence::Open);
+            }
             CoordinatorEvent::DeviceLost { device, .. } => {
+                hit.transition(Transition::CoordinatorDeviceLost);
                 host.abort(now, ResetReason::DeviceLost, |grant| {
                     grant.group.devices.contains(device)
                 });
             }
-            CoordinatorEvent::Ended(reason) => {
-                if reason != EndReason::NoDevice {
-                    return Err(format!("the coordinator ended: {reason}"));
-                }
-                self.crash(0, Duration::from_millis(100));
+            CoordinatorEvent::DeviceFound { .. } => {
+                hit.transition(Transition::CoordinatorDeviceFound);
             }
+            CoordinatorEvent::ChallengeSeen { .. } => hit.transition(Transition::ChallengeSeen),
+            CoordinatorEvent::Ended(reason) => self.coordinator_ended(index, &reason)?,
             _ => {}
         }
         Ok(())
     }
 
-    fn open(&mut self, index: HostIndex, grant: Grant, sends: Direction) {
-        let doorbell = self.scenario.doorbell;
-        let endpoint = Endpoint::new(
-            self.now,
-            self.pool,
-            timeouts(),
-            grant,
-            sends,
-            doorbell,
-            &self.scenario.traffic,
-        );
-        if let Some(host) = self.hosts.get_mut(&index) {
-            let fence = host.fence;
-            let endpoint = host.connections.entry(grant.connection).or_insert(endpoint);
-            endpoint.connection.set_fenced(self.now, fence);
+    fn incoming(&mut self, index: HostIndex, grant: Grant) -> Result<(), Broken> {
+        self.hit.transition(Transition::Granted);
+        let window = self.scenario.window;
+        let group = grant.group;
+        if group.to_coordinator.units.0 < window || group.to_member.units.0 < window {
+            self.hit.transition(Transition::GrantedLess);
         }
-        let same = |watched: &&mut Watched| {
-            watched.grant.connection == grant.connection && watched.grant.epoch == grant.epoch
-        };
-        let known = self.watched.iter_mut().find(same);
-        match known {
-            Some(watched) => watched.at_member |= index > 0,
-            None => self.watched.push(Watched {
-                grant,
-                at_coordinator: index == 0,
-                at_member: index > 0,
-            }),
-        }
+        let after = self
+            .rng
+            .span(Duration::from_micros(10), Duration::from_millis(20));
+        self.schedule(after, Happening::Accept(index, grant.connection));
+        self.open(index, grant, Direction::ToMember)
     }
 
-    /// No unit is in two grants that both may still be written.
-    fn check_grant(&self, grant: &Grant) -> Result<(), String> {
-        let segments = |grant: &Grant| [grant.group.to_coordinator, grant.group.to_member];
-        for watched in &self.watched {
-            let is_same =
-                watched.grant.connection == grant.connection && watched.grant.epoch == grant.epoch;
-            let is_used = watched.at_coordinator || watched.at_member;
-            let shares = !watched
-                .grant
-                .group
-                .devices
-                .and(grant.group.devices)
-                .is_empty();
-            if is_same || !is_used || !shares {
-                continue;
-            }
-            for mine in segments(grant) {
-                if segments(&watched.grant)
-                    .iter()
-                    .any(|other| other.overlaps(mine))
-                {
-                    return Err(format!("granted twice: {grant:?} and {watched:?}"));
-                }
-            }
+    fn coordinator_ended(&mut self, index: HostIndex, reason: &EndReason) -> Result<(), Broken> {
+        debug_assert!(is_server(index), "members have no coordinator");
+        let served = self.hosts.get(&index).is_some_and(|host| host.serves);
+        let passed = match reason {
+            EndReason::Requested => Transition::CoordinatorStopped,
+            EndReason::NoDevice => Transition::CoordinatorNoDevice,
+            EndReason::Owned { .. } => Transition::ClaimOwned,
+            EndReason::ForeignEpoch { .. } if served => Transition::ServingForeign,
+            EndReason::ForeignEpoch { .. } => Transition::ClaimForeign,
+            _ => Transition::CoordinatorCloned,
+        };
+        self.hit.transition(passed);
+        if matches!(
+            passed,
+            Transition::ServingForeign | Transition::ClaimForeign
+        ) && !self.is_rivalled
+            && !self.may_misread()
+        {
+            let what = format!("host {index} ended: {reason}");
+            return Err(Promise::OneCoordinator.broken(what));
         }
+        if passed == Transition::CoordinatorCloned {
+            if self.cloned_epoch.is_none() {
+                let what = format!("host {index} ended: {reason}");
+                return Err(Promise::Clones.broken(what));
+            }
+            // The administrator removes the clone and starts the other again.
+            self.retired = Some(RIVAL);
+            self.crash(RIVAL, None);
+            self.crash(SERVER, Some(Duration::from_millis(200)));
+            return Ok(());
+        }
+        // Whoever starts a server again doesn't do so at the same moment everywhere.
+        let (low, high) = if passed == Transition::CoordinatorStopped {
+            (50, 200)
+        } else {
+            (200, 900)
+        };
+        let rest = self
+            .rng
+            .span(Duration::from_millis(low), Duration::from_millis(high));
+        self.crash(index, Some(rest));
         Ok(())
+    }
+
+    /// Whether a start may have read nothing where something is: what comes to light later looks foreign then, and
+    /// ending is right.
+    fn may_misread(&self) -> bool {
+        let rates = &self.scenario.rates;
+        [
+            Fault::MisdirectedRead,
+            Fault::MisdirectedWrite,
+            Fault::Rot,
+            Fault::Lost,
+            Fault::TornRead512,
+            Fault::TornEnd512,
+            Fault::TornMiddle512,
+        ]
+        .into_iter()
+        .any(|fault| rates.of(fault) > 0)
     }
 }

@@ -1,0 +1,419 @@
+//! One end of a connection, driven as a driver would, and watched from outside.
+//!
+//! The watch: what is delivered is a prefix of what was sent; the end comes after everything else; no more is kept, held
+//! or under way than the ring and the depths allow; between sides that obey, nobody breaks protocol.
+
+use crate::{
+    broken::{Broken, Promise},
+    coverage::{Coverage, Fault, Transition},
+    stream::{Checker, Content, Intent, RING_LAPS},
+};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use storage_socket_proto::{
+    Cipher, Connection, ConnectionConfig, ConnectionEvent, ConnectionStats, Depths, Direction,
+    Doorbell, FRAME_HEADER_BYTES, FrameOpener, FrameSealer, FrameVerdict, Grant, IoFailure, IoId,
+    PoolId, Protection, ResetBy, ResetReason, Sequence, StreamSecret, Tick, Timeouts, UsageError,
+};
+
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ended {
+    /// Why; `None` if both directions were finished.
+    pub(crate) reason: Option<ResetReason>,
+    /// Frames of the other side that were delivered.
+    pub(crate) frames: u64,
+    /// What the machine counted.
+    pub(crate) stats: ConnectionStats,
+}
+
+/// One end of a connection, with what drives it.
+#[derive(Debug)]
+pub(crate) struct Endpoint {
+    /// The machine.
+    pub(crate) connection: Connection,
+    sends: Direction,
+    peers: Peers,
+    intent: Intent,
+    sealer: FrameSealer,
+    opener: FrameOpener,
+    kept: BTreeMap<Sequence, Vec<u8>>,
+    opened: BTreeMap<Sequence, Vec<u8>>,
+    /// Frames whose buffers the reader holds, and when it gave one back.
+    held: VecDeque<Sequence>,
+    released: Tick,
+    source: Content,
+    sent: u64,
+    checker: Checker,
+    /// Announced frames that didn't open, and whether a resend was asked for since.
+    damaged: BTreeMap<Sequence, bool>,
+    failed: BTreeSet<Sequence>,
+    before: ConnectionStats,
+    /// Set when the machine is drained.
+    pub(crate) ended: Option<Ended>,
+    /// When something was delivered, acknowledged or told last.
+    pub(crate) progress: Tick,
+    is_starved: bool,
+    is_aborted: bool,
+    peer_finished: bool,
+    finish_acknowledged: bool,
+}
+
+/// What an endpoint is made of besides its grant.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct EndpointConfig {
+    pub(crate) pool: PoolId,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) doorbell: Doorbell,
+    pub(crate) payload_max: u64,
+    /// Whether two cloned servers speak under one epoch: either may be taken for breaking the other's protocol.
+    pub(crate) peers: Peers,
+}
+
+/// Who speaks under the identity of the other side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Peers {
+    One,
+    Cloned,
+}
+
+/// I/Os of frames that a connection has under way at most, in each direction.
+pub(crate) const DEPTH: usize = 4;
+
+impl Endpoint {
+    /// The end of a granted connection that sends in `sends`.
+    pub(crate) fn new(
+        now: Tick,
+        grant: Grant,
+        sends: Direction,
+        config: EndpointConfig,
+    ) -> Result<Self, Broken> {
+        let EndpointConfig { pool, timeouts, .. } = config;
+        let protection = protection(grant.group.cipher);
+        let identity = ConnectionConfig::identity(pool, &grant);
+        let receives = sends.opposite();
+        let machine = ConnectionConfig {
+            pool,
+            grant,
+            sends,
+            timeouts,
+            own_key: protection.control_key(&identity, sends),
+            peer_key: protection.control_key(&identity, receives),
+            depths: Depths {
+                write: DEPTH,
+                read: DEPTH,
+            },
+            doorbell: config.doorbell,
+        };
+        let content = |direction| Content::new(&grant, direction, config.payload_max);
+        Ok(Self {
+            connection: Connection::new(now, machine)
+                .map_err(|error| Promise::Grants.broken(format!("{grant:?}: {error}")))?,
+            sends,
+            peers: config.peers,
+            intent: Intent::of(grant.connection),
+            sealer: FrameSealer::new(identity, sends, &protection),
+            opener: FrameOpener::new(identity, receives, &protection),
+            kept: BTreeMap::new(),
+            opened: BTreeMap::new(),
+            held: VecDeque::new(),
+            released: now,
+            source: content(sends),
+            sent: 0,
+            checker: Checker::new(content(receives)),
+            damaged: BTreeMap::new(),
+            failed: BTreeSet::new(),
+            before: ConnectionStats::default(),
+            ended: None,
+            progress: now,
+            is_starved: false,
+            is_aborted: false,
+            peer_finished: false,
+            finish_acknowledged: false,
+        })
+    }
+
+    /// The bytes that are written for a frame.
+    pub(crate) fn frame(&self, sequence: Sequence) -> Option<&[u8]> {
+        self.kept.get(&sequence).map(Vec::as_slice)
+    }
+
+    /// Frames of the other side that were delivered.
+    pub(crate) fn delivered(&self) -> u64 {
+        self.checker.frames()
+    }
+
+    /// The direction that this side sends.
+    pub(crate) fn sends(&self) -> Direction {
+        self.sends
+    }
+
+    /// Opens a frame that was read, and hands the verdict on.
+    pub(crate) fn handle_frame(
+        &mut self,
+        now: Tick,
+        id: IoId,
+        sequence: Sequence,
+        read: Result<&mut [u8], IoFailure>,
+        hit: &mut Coverage,
+    ) {
+        let verdict = match read {
+            Err(failure) => {
+                hit.transition(Transition::FrameReadFailed);
+                FrameVerdict::Failed(failure)
+            }
+            Ok(bytes) => {
+                let verdict = self.opener.open_in_place(sequence, bytes);
+                match verdict {
+                    FrameVerdict::Whole { payload_bytes } => {
+                        hit.transition(Transition::FrameWhole);
+                        match self.damaged.remove(&sequence) {
+                            Some(true) => hit.transition(Transition::FrameHealedByResend),
+                            Some(false) => hit.transition(Transition::FrameHealedByRead),
+                            None => {}
+                        }
+                        let payload = &bytes[FRAME_HEADER_BYTES..][..payload_bytes];
+                        self.opened.insert(sequence, payload.to_vec());
+                    }
+                    FrameVerdict::Longer { .. } => hit.transition(Transition::FrameLonger),
+                    _ => {}
+                }
+                verdict
+            }
+        };
+        self.connection.handle_frame_read(now, id, verdict);
+        let stats = self.connection.stats();
+        if stats.damaged_reads > self.before.damaged_reads {
+            let asked = stats.resends_requested > self.before.resends_requested;
+            *self.damaged.entry(sequence).or_default() |= asked;
+        }
+        self.count(hit);
+    }
+
+    /// The write of a frame ended; once more after a failure is a transition.
+    pub(crate) fn written(&mut self, sequence: Sequence, is_done: bool) {
+        if is_done {
+            self.failed.remove(&sequence);
+        } else {
+            self.failed.insert(sequence);
+        }
+    }
+
+    /// A frame is about to be written.
+    pub(crate) fn writes(&self, sequence: Sequence, hit: &mut Coverage) {
+        if self.failed.contains(&sequence) {
+            hit.transition(Transition::FrameWriteFailed);
+        }
+    }
+
+    fn count(&mut self, hit: &mut Coverage) {
+        let now = self.connection.stats();
+        let was = std::mem::replace(&mut self.before, now);
+        for (passed, count) in [
+            (Transition::FrameAhead, now.early_reads - was.early_reads),
+            (
+                Transition::FrameDamaged,
+                now.damaged_reads - was.damaged_reads,
+            ),
+            (
+                Transition::FrameAsked,
+                now.resends_requested - was.resends_requested,
+            ),
+            (
+                Transition::FrameServed,
+                now.frames_resent - was.frames_resent,
+            ),
+        ] {
+            hit.transitions(passed, count);
+        }
+    }
+
+    /// Sends what there is room for, and takes what the machine has to tell.
+    ///
+    /// # Errors
+    /// The promise that was broken.
+    pub(crate) fn pump(&mut self, now: Tick, hit: &mut Coverage) -> Result<(), Broken> {
+        self.send(now, hit)?;
+        while let Some(event) = self.connection.poll_event() {
+            self.progress = now;
+            self.take(now, event, hit)?;
+        }
+        self.count(hit);
+        // A slow reader gives one buffer back per moment.
+        if now > self.released
+            && let Some(sequence) = self.held.pop_front()
+        {
+            self.released = now;
+            self.connection.release(now, sequence);
+        }
+        let ring = self.connection.grant().group.ring(self.sends);
+        let frames = ring.map_or(0, |ring| ring.frames());
+        if self.kept.len() as u64 > frames || self.opened.len() > DEPTH {
+            let (kept, opened) = (self.kept.len(), self.opened.len());
+            let what = format!("{kept} frames kept, {frames} in the ring, {opened} read");
+            return Err(Promise::Bounds.broken(what));
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, now: Tick, hit: &mut Coverage) -> Result<(), Broken> {
+        while self.sent < self.source.frames {
+            if self.connection.room() == 0 && self.is_starved {
+                break;
+            }
+            let payload = self.source.payload(Sequence(self.sent));
+            let ticket = match self.connection.reserve(now, payload.len()) {
+                Ok(ticket) => ticket,
+                Err(UsageError::RingFull) => {
+                    hit.transition(Transition::RingFull);
+                    self.is_starved = true;
+                    break;
+                }
+                Err(_) => break,
+            };
+            if ticket.sequence.0 != self.sent {
+                let what = format!("frame {} reserved as {}", self.sent, ticket.sequence);
+                return Err(Promise::Prefix.broken(what));
+            }
+            let mut frame = vec![0xaa; ticket.blocks.bytes()];
+            self.sealer
+                .seal_from(ticket.sequence, &payload, &mut frame)
+                .map_err(|error| Promise::Prefix.broken(format!("can't be sealed: {error}")))?;
+            self.sent += 1;
+            self.kept.insert(ticket.sequence, frame);
+            self.connection.handle_sealed(now, ticket.sequence);
+        }
+        let is_sent = self.sent == self.source.frames;
+        match self.intent {
+            Intent::Abort(by) if by == self.sends => {
+                let half = self.source.frames / 2;
+                if self.sent > half && self.delivered() >= half / 2 && !self.is_aborted {
+                    self.is_aborted = true;
+                    hit.fault(Fault::Abort);
+                    self.connection.abort(now, ResetReason::Aborted);
+                }
+            }
+            Intent::Abort(_) => {}
+            Intent::Linger(by) if by != self.sends => {}
+            Intent::Linger(_) if is_sent && !self.is_aborted => {
+                self.is_aborted = true;
+                hit.fault(Fault::Linger);
+                self.connection.close(now);
+            }
+            _ if is_sent => self.connection.finish(now),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn take(
+        &mut self,
+        now: Tick,
+        event: ConnectionEvent,
+        hit: &mut Coverage,
+    ) -> Result<(), Broken> {
+        match event {
+            ConnectionEvent::Acknowledged { below } => self.kept = self.kept.split_off(&below),
+            ConnectionEvent::Writable => {
+                self.is_starved = false;
+                hit.transition(Transition::RingRelieved);
+            }
+            ConnectionEvent::Delivered {
+                sequence,
+                payload_bytes,
+            } => {
+                let payload = self.opened.remove(&sequence);
+                let payload = payload.filter(|payload| payload.len() == payload_bytes);
+                let payload = payload.ok_or_else(|| {
+                    let what = format!("frame {sequence} was delivered and not opened as such");
+                    Promise::Prefix.broken(what)
+                })?;
+                self.checker
+                    .take(sequence, &payload)
+                    .map_err(|what| Promise::Prefix.broken(what))?;
+                if self.intent == Intent::Slow {
+                    hit.fault(Fault::SlowReader);
+                    self.held.push_back(sequence);
+                } else {
+                    self.connection.release(now, sequence);
+                }
+            }
+            ConnectionEvent::PeerFinished => {
+                hit.transition(Transition::PeerFinished);
+                self.peer_finished = true;
+                if !self.checker.is_complete() {
+                    let what = "the end was reported before everything was delivered";
+                    return Err(Promise::Prefix.broken(what));
+                }
+            }
+            ConnectionEvent::FinishAcknowledged => {
+                hit.transition(Transition::FinishAcknowledged);
+                self.finish_acknowledged = true;
+            }
+            ConnectionEvent::Reset { reason, by, .. } => {
+                hit.transition(match by {
+                    ResetBy::Us => Transition::ResetByUs,
+                    ResetBy::Peer => Transition::ResetByPeer,
+                });
+                if reason == ResetReason::Protocol && self.peers == Peers::One {
+                    let what = format!("protocol broken, says {by:?}");
+                    return Err(Promise::Protocol.broken(what));
+                }
+                hit_reset(reason, hit);
+            }
+            ConnectionEvent::Closed { reason } => self.closed(reason, hit)?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn closed(&mut self, reason: Option<ResetReason>, hit: &mut Coverage) -> Result<(), Broken> {
+        if reason.is_none() {
+            let is_sent = self.sent == self.source.frames && self.finish_acknowledged;
+            if !(self.peer_finished && is_sent) {
+                let what = "closed in order, and not both directions were finished";
+                return Err(Promise::Prefix.broken(what));
+            }
+            hit.transition(Transition::ClosedWell);
+            let ring = self.connection.grant().group.ring(self.sends);
+            let frames = ring.map_or(0, |ring| ring.frames());
+            if self.source.frames >= frames * RING_LAPS {
+                hit.transition(Transition::RingWrapped);
+            } else if matches!(self.intent, Intent::Full | Intent::Slow) {
+                let what = format!("{} frames round {frames}", self.source.frames);
+                return Err(Promise::Wraps.broken(what));
+            }
+            if matches!(self.intent, Intent::OneWay(_)) {
+                hit.fault(Fault::OneWay);
+            }
+        }
+        self.ended = Some(Ended {
+            reason,
+            frames: self.checker.frames(),
+            stats: self.connection.stats(),
+        });
+        Ok(())
+    }
+}
+
+fn hit_reset(reason: ResetReason, hit: &mut Coverage) {
+    hit.transition(match reason {
+        ResetReason::Medium => Transition::ResetMedium,
+        ResetReason::DeviceLost => Transition::ResetDeviceLost,
+        ResetReason::PeerDead => Transition::ResetPeerDead,
+        ResetReason::CoordinatorGone => Transition::ResetCoordinatorGone,
+        ResetReason::Aborted => Transition::ResetAborted,
+        ResetReason::Linger => Transition::ResetLinger,
+        ResetReason::PeerClosed => Transition::ResetPeerClosed,
+        _ => return,
+    });
+}
+
+/// The secret of every stream in the simulation.
+fn protection(cipher: Cipher) -> Protection {
+    let secret = StreamSecret::new([7; 32]);
+    match cipher {
+        Cipher::Checksum => Protection::Checksum,
+        Cipher::Aes256Gcm => Protection::Aes256Gcm(secret),
+        Cipher::ChaCha20Poly1305 => Protection::ChaCha20Poly1305(secret),
+    }
+}
