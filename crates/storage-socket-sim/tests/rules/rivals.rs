@@ -63,13 +63,41 @@ fn of_two_coordinators_that_see_no_common_device_a_member_is_served_by_one_alone
 }
 
 #[test]
+fn a_member_stays_with_its_coordinator_when_a_rival_with_a_higher_counter_appears() {
+    let mut bench = Bench::new(2);
+    let mut one = bench.coordinator(1, Claim::Wait);
+    let mut two = bench.coordinator(2, Claim::Wait);
+    let mut member = bench.member(5);
+    let mut second =
+        |_: usize, request: &IoRequest, devices: &[SimDevice]| apart(1, request, devices);
+    bench.run(100 * SECOND, &mut [&mut two], &mut second);
+    // The member comes by the first device alone.
+    let mut first = |who: usize, request: &IoRequest, devices: &[SimDevice]| {
+        apart(if who == 1 { 1 } else { 0 }, request, devices)
+    };
+    let all: &mut [&mut dyn Machine] = &mut [&mut one, &mut two, &mut member];
+    bench.run(10 * SECOND, all, &mut first);
+    assert_eq!(member.epoch(), Some(Epoch(1)));
+    let _ = member_events(&mut member);
+    // Then the other device comes back to it.
+    let all: &mut [&mut dyn Machine] = &mut [&mut one, &mut two, &mut member];
+    bench.run(70 * SECOND, all, &mut apart);
+    let events = member_events(&mut member);
+    let is_rival = |event: &MemberEvent| matches!(event, MemberEvent::RivalCoordinator { .. });
+    assert!(events.iter().any(is_rival), "{events:?}");
+    let is_lost = |event: &MemberEvent| matches!(event, MemberEvent::CoordinatorLost { .. });
+    assert!(!events.iter().any(is_lost), "{events:?}");
+    assert_eq!(member.epoch(), Some(Epoch(1)));
+}
+
+#[test]
 fn a_member_whose_coordinator_died_follows_the_one_that_lives_however_low_its_counter() {
     let mut bench = Bench::new(2);
     let mut one = bench.coordinator(1, Claim::Wait);
     let mut two = bench.coordinator(2, Claim::Wait);
     let mut member = bench.member(5);
     // The first one's counter is far ahead.
-    bench.run(40 * SECOND, &mut [&mut one], &mut apart);
+    bench.run(300 * SECOND, &mut [&mut one], &mut apart);
     let all: &mut [&mut dyn Machine] = &mut [&mut one, &mut two, &mut member];
     bench.run(20 * SECOND, all, &mut apart);
     assert_eq!(member.epoch(), Some(Epoch(1)));
