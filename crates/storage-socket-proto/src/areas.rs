@@ -371,6 +371,11 @@ impl<R: Reads> FixedAreas<R> {
         stamp.writer == self.writer
     }
 
+    /// Whether a counter was seen in this writer's place that it hasn't come to yet.
+    pub(crate) fn is_behind(&self, seen: Counter) -> bool {
+        seen > self.counter
+    }
+
     /// Whether another writer has taken over: its counter is above what this one inherited.
     pub(crate) fn is_overtaken_by(&self, stamp: Stamp) -> bool {
         !self.is_own(stamp) && stamp.counter > self.inherited

@@ -492,12 +492,14 @@ impl Coordinator {
             return None;
         }
         let serves = self.phase == Phase::Serving;
+        // A claim that was stopped waits for nothing: its time would be due for ever.
+        let claims = serves || self.phase == Phase::Claiming;
         [
             Some(self.areas.poll_timeout(self.block_writes())),
             self.scan_at(),
             self.areas.fence_at().filter(|_| serves),
             self.deadline,
-            self.claiming.deadline(),
+            self.claiming.deadline().filter(|_| claims),
         ]
         .into_iter()
         .flatten()

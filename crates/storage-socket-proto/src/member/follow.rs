@@ -300,8 +300,16 @@ impl Member {
             self.areas.inherit(page.seen);
             return None;
         }
-        let is_current = self.followed.epoch == Some(Epoch(stamp.writer))
-            && page.incarnation == self.config.incarnation;
+        let is_followed = self.followed.epoch == Some(Epoch(stamp.writer));
+        if is_followed && self.areas.is_behind(page.seen) {
+            // Whatever this slot holds by now: nothing that this member writes would be believed any more.
+            self.end(StopReason::ClonedHost {
+                slot: self.config.slot,
+                found: page.incarnation,
+            });
+            return None;
+        }
+        let is_current = is_followed && page.incarnation == self.config.incarnation;
         if !is_current {
             return None;
         }

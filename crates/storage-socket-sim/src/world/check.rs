@@ -207,7 +207,8 @@ impl World {
     fn audit_progress(&self) -> Result<(), Broken> {
         for (&index, host) in &self.hosts {
             for (id, endpoint) in &host.connections {
-                let since = endpoint.progress.max(self.settled_from).max(host.woke);
+                let progress = host.clock.world(endpoint.progress);
+                let since = progress.max(self.settled_from).max(host.woke);
                 let is_long = self.now.since(since) > SILENT_MAX;
                 if is_long && host.paused.is_none() {
                     let what = format!("{id} of host {index} hangs since {since}");

@@ -9,6 +9,7 @@ mod bells;
 mod bench;
 mod claim;
 mod connection;
+mod found;
 mod ghosts;
 mod grants;
 mod rivals;

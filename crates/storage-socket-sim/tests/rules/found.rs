@@ -1,0 +1,69 @@
+//! What the simulator found: each is the smallest case of a seed that failed.
+
+use crate::bench::{Bench, Fate, Machine, SLOT, always, millis};
+use std::time::Duration;
+use storage_socket_proto::{
+    Challenge, Claim, Counter, DeviceIndex, DeviceMask, Epoch, Incarnation, IoOp, IoRequest,
+    MemberEvent, Stamp, StopReason, TagKey, Timeouts,
+    block::{AnswerPage, Place},
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Seed 209: a server that was told to stop while it waited for its claim, on a device that hung, was due for ever.
+#[test]
+fn a_claim_that_was_stopped_is_not_due_for_its_wait_any_more() {
+    let mut bench = Bench::new(1);
+    let mut coordinator = bench.coordinator(1, Claim::Wait);
+    bench.run(SECOND, &mut [&mut coordinator], &mut always);
+    let mut hang = |_: usize, request: &IoRequest, _: &[_]| match request.op {
+        IoOp::Write(_) => Fate::Hold,
+        _ => Fate::Do,
+    };
+    // A heartbeat's write is under way when it is stopped.
+    bench.run(SECOND, &mut [&mut coordinator], &mut hang);
+    coordinator.stop(bench.now);
+    let claim = Timeouts::default().claim;
+    bench.now = bench.now + claim;
+    coordinator.handle_timeout(bench.now);
+    bench.settle(&mut [&mut coordinator], &mut hang);
+    let due = Machine::poll_timeout(&coordinator);
+    assert!(due.is_some_and(|due| due > bench.now), "due at {due:?}");
+}
+
+/// Seed 3254: a clone's pages were overwritten before the member read its own place, and its coordinator believed
+/// nothing that the member wrote ever after.
+#[test]
+fn a_member_whose_coordinator_has_seen_a_later_counter_in_its_slot_stops() {
+    let mut bench = Bench::new(1);
+    let mut coordinator = bench.coordinator(1, Claim::SameHost);
+    let mut member = bench.member(10);
+    let mut machines: [&mut dyn Machine; 2] = [&mut coordinator, &mut member];
+    bench.run(3 * SECOND, &mut machines, &mut always);
+    let page = AnswerPage {
+        incarnation: Incarnation(77),
+        challenge: Challenge::default(),
+        devices: DeviceMask(1),
+        seen: Counter(1 << 40),
+        entries: [None; 32],
+    };
+    let place = Place {
+        pool: bench.geometry.pool(),
+        device: DeviceIndex(0),
+        slot: SLOT,
+    };
+    let stamp = Stamp {
+        counter: Counter(1 << 41),
+        writer: Epoch(1).0,
+    };
+    let block = page.encode(&place, stamp, &TagKey::public());
+    let lba = bench.geometry.answer_page(SLOT);
+    bench.devices[0].put(lba.0, &block.0);
+    bench.run(2 * SECOND + millis(1), &mut [&mut member], &mut always);
+    let said: Vec<MemberEvent> = std::iter::from_fn(|| member.poll_event()).collect();
+    let stopped = MemberEvent::Stopped(StopReason::ClonedHost {
+        slot: SLOT,
+        found: Incarnation(77),
+    });
+    assert!(said.contains(&stopped), "{said:?}");
+}
