@@ -1,8 +1,10 @@
-//! Tasks of the developers: `cargo xtask tidy` and `cargo xtask ci`.
+//! Tasks of the developers: `cargo xtask tidy`, `sim`, `fuzz` and `ci`.
 //!
 //! What belongs to one run of the toolchain is here rather than in shell; `./dev` only installs what is missing.
 
 mod ci;
+mod fuzz;
+mod sim;
 mod tidy;
 
 use anyhow::{Context, Result};
@@ -21,6 +23,10 @@ struct Args {
 enum Task {
     /// Check what the compiler doesn't: arrows between crates, module heads, file sizes, left-over markers.
     Tidy,
+    /// Simulate storage sockets over faulty devices, from many seeds.
+    Sim(sim::SimArgs),
+    /// Fuzz the parsers and the connection machine for a while.
+    Fuzz(fuzz::FuzzArgs),
     /// Everything that a change must pass, with the time of each step.
     Ci,
 }
@@ -40,6 +46,8 @@ fn main() -> Result<ExitCode> {
                 ExitCode::FAILURE
             })
         }
+        Task::Sim(args) => sim::run(&root, &args),
+        Task::Fuzz(args) => fuzz::run(&root, &args),
         Task::Ci => ci::run(&root),
     }
 }

@@ -55,7 +55,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("fidelity", &[]),
     ("backlane-e2e", &["fidelity"]),
-    ("backlane-e2e", &["fidelity"]),
+    ("backlane-fuzz", &["storage-socket-proto", "backlane-proto"]),
     ("xtask", &[]),
 ];
 
