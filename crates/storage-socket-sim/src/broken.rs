@@ -7,6 +7,8 @@ use std::fmt;
 pub enum Promise {
     /// What is delivered is a prefix of what was sent, and of nothing else.
     Prefix,
+    /// Nothing of another pool or device is believed.
+    Foreign,
     /// Nothing unread is overwritten.
     Unread,
     /// No unit is granted twice, nor lost for ever.

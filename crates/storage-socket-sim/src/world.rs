@@ -114,6 +114,8 @@ const TRACE_MAX: usize = 400;
 /// Happenings in a run at most, so that a livelock is found.
 const HAPPENINGS_MAX: u64 = 1_000_000;
 const PORT: Port = Port(7);
+/// Who wrote what lies on the devices from before, and has to be believed by nobody.
+const FOREIGN: u64 = 0x0bad;
 
 impl World {
     /// A pool, its coordinator and its members, about to start.

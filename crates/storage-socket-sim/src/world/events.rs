@@ -1,6 +1,6 @@
 //! What the machines tell, taken as a driver would take it: grants become streams, ends are counted.
 
-use super::{Bell, Happening, World};
+use super::{Bell, FOREIGN, Happening, World};
 use crate::{
     broken::{Broken, Promise},
     coverage::{Fault, Transition},
@@ -66,7 +66,13 @@ impl World {
         let now = host.clock.local(self.now);
         let hit = &mut self.hit;
         match event {
-            MemberEvent::Joined { .. } => hit.transition(Transition::MemberJoined),
+            MemberEvent::Joined { epoch, .. } => {
+                hit.transition(Transition::MemberJoined);
+                if epoch.0 == FOREIGN {
+                    let what = format!("host {index} follows a coordinator of another pool");
+                    return Err(Promise::Foreign.broken(what));
+                }
+            }
             MemberEvent::CoordinatorSuspect { .. } => {
                 hit.transition(Transition::CoordinatorSuspect);
                 if self.answers_on_network(self.main_server()) {
@@ -205,7 +211,13 @@ impl World {
                     hit.transition(Transition::ClaimServing);
                 }
             }
-            CoordinatorEvent::MemberUp { .. } => hit.transition(Transition::MemberUp),
+            CoordinatorEvent::MemberUp { incarnation, .. } => {
+                hit.transition(Transition::MemberUp);
+                if incarnation.0 == FOREIGN {
+                    let what = format!("host {index} sees a member of another pool");
+                    return Err(Promise::Foreign.broken(what));
+                }
+            }
             CoordinatorEvent::MemberSuspect { slot, .. } => {
                 hit.transition(Transition::MemberSuspect);
                 if self.answers_on_network(slot.0 + MEMBERS) {

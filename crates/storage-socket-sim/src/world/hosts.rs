@@ -281,6 +281,20 @@ impl World {
                 self.wishes.remove(&index);
             }
         }
+        // What a cloned server granted its clone doesn't know: with one of them the other is started anew.
+        let is_clone = |host: &Host| match &host.machine {
+            Machine::Coordinator(server) => Some(server.epoch()) == self.cloned_epoch,
+            Machine::Member(_) => false,
+        };
+        if is_clone(&host) {
+            let clones = self.hosts.range(..crate::host::MEMBERS);
+            let other = clones
+                .filter(|(_, host)| is_clone(host))
+                .map(|(&index, _)| index);
+            if let Some(other) = other.last() {
+                self.crash(other, Some(Duration::from_millis(150)));
+            }
+        }
     }
 
     pub(super) fn stop(&mut self, index: HostIndex) -> Result<(), Broken> {

@@ -1,6 +1,6 @@
 //! What a run is planned to be: who starts when, which trouble comes when, and what lies on the devices before.
 
-use super::{AUDIT, Happening, World, hosts::Wish, trouble::Trouble};
+use super::{AUDIT, FOREIGN, Happening, World, hosts::Wish, trouble::Trouble};
 use crate::{
     coverage::Fault,
     host::{HostIndex, MEMBERS, SERVER, slot_of},
@@ -133,7 +133,7 @@ impl World {
     fn leave_residue(&mut self) {
         let stamp = Stamp {
             counter: Counter(1 << 60),
-            writer: 0x0bad,
+            writer: FOREIGN,
         };
         let key = TagKey::public();
         let other = PoolId(Uuid::from_u128(0x0dd));
@@ -164,7 +164,7 @@ impl World {
                 let page = MemberPage {
                     state: MemberState::Running,
                     devices: geometry.all_devices(),
-                    confirmed: Epoch(0x0bad),
+                    confirmed: Epoch(FOREIGN),
                     challenge: Challenge::default(),
                     host: host.clone(),
                     entries: [MemberEntry::Empty; ENTRIES],
@@ -172,7 +172,7 @@ impl World {
                 let page = page.encode(&place, stamp, &key);
                 device.put(geometry.member_page(slot).0, &page.0);
                 let answers = AnswerPage {
-                    incarnation: Incarnation(0x0bad),
+                    incarnation: Incarnation(FOREIGN),
                     challenge: Challenge::default(),
                     devices: geometry.all_devices(),
                     seen: Counter(1 << 60),
@@ -191,8 +191,8 @@ impl World {
             pool,
             connection: ConnectionId([0xdd; 16]),
             generation: Generation(1),
-            epoch: Epoch(0x0bad),
-            incarnation: Incarnation(0x0bad),
+            epoch: Epoch(FOREIGN),
+            incarnation: Incarnation(FOREIGN),
             frame_blocks: BlockCount(UNIT_BLOCKS),
         };
         let sealer = FrameSealer::new(identity, Direction::ToMember, &Protection::Checksum);
