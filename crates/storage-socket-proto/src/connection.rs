@@ -77,7 +77,12 @@ enum Phase {
 const POLL_MIN: Duration = Duration::from_micros(200);
 /// The longest without a doorbell.
 const POLL_MAX: Duration = Duration::from_millis(50);
-/// How long a credit below an eighth of the ring may wait.
+/// Frames that are acknowledged together at most. The loop from a write to its credit is some I/Os long on a device
+/// that is busy, so a large ring that told in large portions would gain nothing by its size.
+const CREDIT_FRAMES_MAX: u64 = 4;
+/// Frames that are announced together at most.
+const ANNOUNCE_FRAMES_MAX: u64 = 2;
+/// How long a smaller credit may wait.
 const CREDIT_DELAY: Duration = Duration::from_millis(5);
 /// How long an announcement may wait while the peer has other frames to read.
 const ANNOUNCE_DELAY: Duration = Duration::from_millis(1);
@@ -90,7 +95,8 @@ impl Connection {
     /// # Errors
     /// [`UsageError::OutOfRange`] if the grant makes no rings or a depth is zero.
     pub fn new(now: Tick, config: ConnectionConfig) -> Result<Self, UsageError> {
-        if config.depths.read == 0 || config.depths.write == 0 {
+        let Depths { write, read, held } = config.depths;
+        if write == 0 || read == 0 || held == 0 {
             return Err(UsageError::OutOfRange { what: "depth" });
         }
         let ring = |direction| {
@@ -124,7 +130,7 @@ impl Connection {
             ids: IoIds::default(),
             phase: Phase::Open,
             send: SendHalf::new(sends, config.depths.write),
-            recv: RecvHalf::new(receives, config.depths.read, config.timeouts),
+            recv: RecvHalf::new(receives, config.depths, config.timeouts),
             control,
             progress: BTreeMap::new(),
             events: VecDeque::new(),
@@ -186,7 +192,7 @@ impl Connection {
         let sequence = self.send.reserve(blocks)?;
         // In the midst of bulk, credits are looked for in a hurry only when the ring fills: each look costs the device.
         if was_idle || self.send.outstanding() * 2 >= self.send.ring().frames() {
-            self.poll.hasten(now);
+            self.hasten(now);
         }
         Ok(FrameTicket {
             sequence,
@@ -270,7 +276,7 @@ impl Connection {
 
     /// The peer rang: there are news to read.
     pub fn handle_doorbell(&mut self, now: Tick) {
-        self.poll.hasten(now);
+        self.hasten(now);
         self.poll.want();
         self.recv.probe();
     }
@@ -333,10 +339,10 @@ impl Connection {
         match self.recv.handle_read(now, id, &verdict) {
             RecvProgress::Whole => {
                 // More may be there already, announced or not.
-                self.recv.probe();
+                self.probe();
                 self.deliver(now);
                 if !self.recv.is_behind() {
-                    self.poll.hasten(now);
+                    self.hasten(now);
                 }
             }
             RecvProgress::Early => self.stats.early_reads += 1,
@@ -503,7 +509,7 @@ impl Connection {
         ) {
             return;
         }
-        self.poll.hasten(now);
+        self.hasten(now);
         self.control.peer = block;
         if self.control.peer.revision > self.control.written_seen {
             let at = if self.phase == Phase::Open {
@@ -565,7 +571,7 @@ impl Connection {
         if news == 0 {
             return;
         }
-        let much = (self.send.ring().frames() / 16).max(1);
+        let much = (self.send.ring().frames() / 16).clamp(1, ANNOUNCE_FRAMES_MAX);
         if news >= much || self.send.acknowledged() >= told || self.send.fin().is_some() {
             self.control.mark_changed();
         } else {
@@ -587,7 +593,7 @@ impl Connection {
         }
         if any {
             let credit = self.recv.consumed().0 - self.control.own.consumed.0;
-            if credit >= (self.recv.ring().frames() / 8).max(1) {
+            if credit >= (self.recv.ring().frames() / 8).clamp(1, CREDIT_FRAMES_MAX) {
                 self.control.mark_changed();
             } else {
                 self.be_lazy(now + CREDIT_DELAY);
@@ -642,6 +648,20 @@ impl Connection {
     fn limit(&mut self, now: Tick) {
         let at = now + self.config.timeouts.linger;
         self.deadline = Some(self.deadline.map_or(at, |due| due.min(at)));
+    }
+
+    /// More may come soon: whoever isn't rung for it looks more often.
+    fn hasten(&mut self, now: Tick) {
+        if self.config.doorbell == Doorbell::Absent {
+            self.poll.hasten(now);
+        }
+    }
+
+    /// More may be there already: whoever isn't rung for it looks.
+    fn probe(&mut self) {
+        if self.config.doorbell == Doorbell::Absent {
+            self.recv.probe();
+        }
     }
 
     fn poll_max(&self) -> Duration {

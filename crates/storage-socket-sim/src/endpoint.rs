@@ -101,6 +101,7 @@ impl Endpoint {
             depths: Depths {
                 write: DEPTH,
                 read: DEPTH,
+                held: DEPTH,
             },
             doorbell: config.doorbell,
         };

@@ -428,12 +428,33 @@ impl Flow {
             *reader = Some(frame);
         } else {
             let sequence = frame.sequence;
-            // The buffer returns to its pool before the driver is told that it may read one more.
             drop(frame);
-            locked(&self.receive).released.push(sequence);
-            self.touch();
+            self.give_back(sequence);
         }
         Ok(Some(count))
+    }
+
+    /// The next frame, or what is left of one that was read in part; [`Next::Nothing`] when none is there at present.
+    /// It is the caller's until he gives it back.
+    pub(crate) fn try_read_frame(&self) -> Result<Next, Error> {
+        let mut reader = locked(&self.reader);
+        let next = match reader.take() {
+            Some(frame) => Next::Frame(frame),
+            None => self.next_frame()?,
+        };
+        if let Next::Frame(frame) = &next {
+            let count = (frame.end - frame.at) as u64;
+            self.counters
+                .bytes_received
+                .fetch_add(count, Ordering::Relaxed);
+        }
+        Ok(next)
+    }
+
+    /// The reader is done with a frame, whose buffer is back in its pool: one more may be read.
+    pub(crate) fn give_back(&self, sequence: Sequence) {
+        locked(&self.receive).released.push(sequence);
+        self.touch();
     }
 
     fn next_frame(&self) -> Result<Next, Error> {
@@ -557,7 +578,7 @@ impl Drop for OwnedFlow {
     }
 }
 
-enum Next {
+pub(crate) enum Next {
     Frame(Arrived),
     End,
     Nothing,

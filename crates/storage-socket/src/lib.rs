@@ -89,4 +89,4 @@ pub use storage_socket_proto::{
     Cipher, ConnectionId, Doorbell, Epoch, Incarnation, ListenProtection, MemberView, PoolId, Port,
     Protection, RefusalReason, ResetReason, SlotIndex, StreamSecret, Timeouts,
 };
-pub use stream::{ReadHalf, Stream, StreamOptions, StreamStats, WriteHalf};
+pub use stream::{Frame, ReadHalf, Stream, StreamOptions, StreamStats, WriteHalf};

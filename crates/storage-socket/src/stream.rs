@@ -4,15 +4,17 @@
 //! what was written and closes in the background, as a TCP stream does.
 
 mod asynchronous;
+mod frame;
 mod options;
 #[cfg(feature = "tokio")]
 mod with_tokio;
 
+pub use frame::Frame;
 pub use options::StreamOptions;
 
 use crate::{
     Error, Pool,
-    flow::{OwnedFlow, StreamAddr},
+    flow::{Flow, OwnedFlow, StreamAddr},
     inbox::Command,
     pool::PoolHandle,
     promise::{locked, promise},
@@ -208,13 +210,17 @@ impl Stream {
         (read, WriteHalf { stream: self })
     }
 
-    fn read_some(&self, out: &mut [u8]) -> Result<usize, Error> {
+    /// Waits for what `attempt` finds, at most for the read time-out.
+    fn read_when_there<T>(
+        &self,
+        mut attempt: impl FnMut(&Flow) -> Result<Option<T>, Error>,
+    ) -> Result<T, Error> {
         let flow = &self.handle.flow;
         let timeout = locked(&self.handle.timeouts).read;
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
         loop {
-            if let Some(count) = flow.try_read(out)? {
-                return Ok(count);
+            if let Some(found) = attempt(flow)? {
+                return Ok(found);
             }
             flow.counters.reads_blocked.fetch_add(1, Ordering::Relaxed);
             let receive = locked(&flow.receive);
@@ -272,7 +278,7 @@ impl std::fmt::Debug for Stream {
 
 impl Read for &Stream {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        Ok(self.read_some(out)?)
+        Ok(self.read_when_there(|flow| flow.try_read(out))?)
     }
 }
 

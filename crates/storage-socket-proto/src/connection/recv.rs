@@ -4,6 +4,7 @@
 //! block alone, and finding nothing then means "not yet"; an announced frame that doesn't open is read again before it
 //! is asked for again, and asked for at most [`ATTEMPTS_MAX`] times.
 
+use super::Depths;
 use crate::{
     block::{LENGTHS_MAX, RESENDS_MAX, Resend},
     geometry::{Ring, Timeouts},
@@ -32,7 +33,7 @@ const RETRY_DELAY: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(crate) struct RecvHalf {
     ring: Ring,
-    depth: usize,
+    depths: Depths,
     timeouts: Timeouts,
     /// Frames below this were delivered.
     consumed: Sequence,
@@ -108,10 +109,10 @@ pub(crate) enum Asked {
 pub(crate) struct BadAnnouncement;
 
 impl RecvHalf {
-    pub(crate) fn new(ring: Ring, depth: usize, timeouts: Timeouts) -> Self {
+    pub(crate) fn new(ring: Ring, depths: Depths, timeouts: Timeouts) -> Self {
         Self {
             ring,
-            depth,
+            depths,
             timeouts,
             consumed: Sequence(0),
             next_read: Sequence(0),
@@ -260,7 +261,8 @@ impl RecvHalf {
         if let Some(sequence) = due {
             return Some(self.read(ids, sequence));
         }
-        if self.slots.len() + self.lent.len() >= self.depth {
+        let held = self.slots.len() + self.lent.len();
+        if self.in_flight.len() >= self.depths.read || held >= self.depths.held {
             return None;
         }
         let announced = self.next_read < self.announced;

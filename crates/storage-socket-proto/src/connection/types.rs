@@ -23,13 +23,19 @@ pub enum Doorbell {
 pub struct Depths {
     /// Frames being written.
     pub write: usize,
-    /// Frames being read, or read and not yet released by [`Connection::release`].
+    /// Frames being read.
     pub read: usize,
+    /// Frames being read, or read and not yet released by [`Connection::release`]: the buffers that reading takes.
+    pub held: usize,
 }
 
 impl Default for Depths {
     fn default() -> Self {
-        Self { write: 8, read: 8 }
+        Self {
+            write: 8,
+            read: 8,
+            held: 16,
+        }
     }
 }
 

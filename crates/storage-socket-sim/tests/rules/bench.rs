@@ -304,7 +304,11 @@ impl End {
             timeouts: Timeouts::default(),
             own_key: TagKey::public(),
             peer_key: TagKey::public(),
-            depths: Depths { write: 2, read: 3 },
+            depths: Depths {
+                write: 2,
+                read: 3,
+                held: 3,
+            },
             doorbell,
         };
         Self {

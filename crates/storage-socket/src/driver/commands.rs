@@ -289,6 +289,8 @@ impl Driver {
         let identity = ConnectionConfig::identity(pool, grant);
         let protection = &options.protection;
         let depth = options.depth.clamp(1, 64);
+        // As many again for users to hold while the next are read.
+        let held = 2 * depth;
         let mut machine = Connection::new(
             now,
             ConnectionConfig {
@@ -301,6 +303,7 @@ impl Driver {
                 depths: Depths {
                     write: depth,
                     read: depth,
+                    held,
                 },
                 doorbell: self.doorbell(grant.slot),
             },
@@ -328,7 +331,7 @@ impl Driver {
             machine,
             flow.clone(),
             FrameOpener::new(identity, sends.opposite(), protection),
-            BufferPool::new(frame_bytes, depth + SPARE_BUFFERS),
+            BufferPool::new(frame_bytes, held + SPARE_BUFFERS),
         );
         self.conns.insert(grant.connection, conn);
         self.hot.insert(grant.connection);

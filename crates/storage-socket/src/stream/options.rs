@@ -11,18 +11,18 @@ pub struct StreamOptions {
     pub frame_bytes: usize,
     /// Bytes of each direction's ring on each device: what may be under way before the reader acknowledges.
     pub window_bytes: u64,
-    /// Frames that are being written, and read, at once.
+    /// Frames that are being written, and read, at once; reading holds as many more for its user.
     pub depth: usize,
 }
 
 impl StreamOptions {
-    /// The default sizes: frames of 1 MiB, rings of 32 MiB, a depth of 8.
+    /// The default sizes: frames of 1 MiB, rings of 64 MiB, a depth of 8.
     #[must_use]
     pub fn new(protection: Protection) -> Self {
         Self {
             protection,
             frame_bytes: 1 << 20,
-            window_bytes: 32 << 20,
+            window_bytes: 64 << 20,
             depth: 8,
         }
     }
