@@ -441,9 +441,12 @@ pub(crate) struct BenchSocketArgs {
     /// Make regular files of this size where there is no device yet, and remove them again.
     #[arg(long, value_parser = parse_size)]
     pub(crate) size: Option<u64>,
-    /// How long each part runs.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    /// How long the stream runs in each round, and as long the raw limit.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub(crate) seconds: u64,
+    /// Rounds of both, one after the other; the result is their medians.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub(crate) rounds: u8,
     /// Bytes of a frame.
     #[arg(long, value_parser = parse_size, default_value = "1M")]
     pub(crate) frame: u64,

@@ -1,8 +1,9 @@
-//! Measures a storage socket between two processes, beside what the same devices do raw with the same engine.
+//! Measures a storage socket between two processes, and what the same devices do raw with the same engine.
 //!
 //! The calling process is the coordinator and receives; a child process that the caller starts runs [`child`] as the
 //! member and sends. Raw is reads and writes at once, at the frame size and depth of the stream, half of the sum: a
-//! byte of a stream is written once and read once.
+//! byte of a stream is written once and read once. What a machine can do changes from second to second, so a caller
+//! alternates [`run`] with [`raw`], or with a yardstick of its own, and compares neighbours.
 #![expect(
     clippy::cast_precision_loss,
     reason = "figures for people: 53 bits of precision are plenty"
@@ -104,8 +105,6 @@ pub struct BenchReport {
     pub engine: EngineKind,
     /// Bytes a second through the socket.
     pub throughput_bytes_per_s: f64,
-    /// Bytes a second that the devices read and write at once.
-    pub raw_bytes_per_s: f64,
     /// CPU seconds that the sending process spent for a GiB.
     pub cpu_seconds_per_gib_sender: f64,
     /// CPU seconds that the receiving process spent for a GiB.
@@ -116,14 +115,6 @@ pub struct BenchReport {
     pub latency_us_p50: f64,
     /// The same, exceeded by one in a hundred.
     pub latency_us_p99: f64,
-}
-
-impl BenchReport {
-    /// The socket's throughput as a part of the devices'.
-    #[must_use]
-    pub fn ratio(&self) -> f64 {
-        self.throughput_bytes_per_s / self.raw_bytes_per_s
-    }
 }
 
 /// What the child process has to be told, and gives to [`child`].
@@ -137,18 +128,40 @@ pub struct Errand {
     pub port: u16,
 }
 
-/// Formats `devices` and measures. `spawn` starts a process that calls [`child`] with the same options.
+/// Formats `devices` and writes once all that [`run`] and [`raw`] use: blocks that were never written are read from no
+/// medium.
 ///
 /// # Errors
-/// The devices are not free to be formatted, or fail; the child does not come or goes.
+/// The devices are not free to be formatted, or fail.
+pub fn prepare(devices: &[PathBuf], options: &BenchOptions) -> io::Result<()> {
+    format(devices, &options.format)?;
+    let devices = open(devices)?;
+    for half in [Half::Low, Half::High] {
+        raw_half(
+            devices.clone(),
+            Operation::Write,
+            half,
+            (options, Duration::ZERO),
+        )?;
+    }
+    Ok(())
+}
+
+/// Formats `devices`, whatever is on them, and measures a stream. `spawn` starts a process that calls [`child`] with the same options.
+///
+/// # Errors
+/// The devices are in use, or fail; the child does not come or goes.
 pub fn run(
     devices: &[PathBuf],
     lock_dir: &Path,
     options: &BenchOptions,
     spawn: impl FnOnce(&Errand) -> io::Result<Child>,
 ) -> io::Result<BenchReport> {
-    format(devices, &options.format)?;
-    let raw_bytes_per_s = raw(devices, options)?;
+    let again = FormatOptions {
+        force: true,
+        ..options.format.clone()
+    };
+    format(devices, &again)?;
     let slots = [SlotIndex(0)].into();
     let mut how = PoolOptions::new(Role::Coordinator { slots }, "bench", lock_dir);
     how.engine = options.engine;
@@ -185,7 +198,6 @@ pub fn run(
     Ok(BenchReport {
         engine,
         throughput_bytes_per_s: bytes / seconds,
-        raw_bytes_per_s,
         cpu_seconds_per_gib_sender: cpu_sender / gibibytes,
         cpu_seconds_per_gib_receiver: measured.cpu_receiver / gibibytes,
         device_bytes_per_byte: (device_sender + measured.device_receiver) / bytes,
@@ -259,7 +271,7 @@ fn receive(pool: &Pool, listener: &Listener, options: &BenchOptions) -> io::Resu
     }
     let (cpu, device) = (cpu_seconds(), device_bytes(pool));
     stream.write_all(&[0])?;
-    while stream.read(&mut buf)? > 0 {}
+    while stream.read_frame()?.is_some() {}
     stream.write_all(&[0])?;
     let (cpu_receiver, device_receiver) = (cpu_seconds() - cpu, device_bytes(pool) - device);
     let mut second = accept()?;
@@ -295,21 +307,17 @@ fn ping(stream: &mut Stream, messages: usize) -> io::Result<[f64; 2]> {
     Ok([at(50), at(99)])
 }
 
-/// Half of the sum of what the devices read and write at once, in bytes a second.
-fn raw(paths: &[PathBuf], options: &BenchOptions) -> io::Result<f64> {
-    let devices = paths
-        .iter()
-        .map(|path| Device::open(path, DeviceOptions::default()).map(Arc::new))
-        .collect::<Result<Vec<_>, _>>()?;
-    // Blocks that were never written are read from no medium: both halves are written once.
-    for half in [Half::Low, Half::High] {
-        raw_half(
-            devices.clone(),
-            Operation::Write,
-            half,
-            (options, Duration::ZERO),
-        )?;
-    }
+fn open(paths: &[PathBuf]) -> Result<Vec<Arc<Device>>, Error> {
+    let open = |path: &PathBuf| Ok(Arc::new(Device::open(path, DeviceOptions::default())?));
+    paths.iter().map(open).collect()
+}
+
+/// Half of the sum of what devices that were prepared read and write at once, in bytes a second.
+///
+/// # Errors
+/// The devices fail.
+pub fn raw(devices: &[PathBuf], options: &BenchOptions) -> io::Result<f64> {
+    let devices = open(devices)?;
     let start = Instant::now();
     let bytes = thread::scope(|scope| {
         let both = [(Operation::Read, Half::Low), (Operation::Write, Half::High)];

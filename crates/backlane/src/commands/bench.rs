@@ -73,11 +73,12 @@ impl How {
 struct BenchDocument {
     throughput_bytes_per_s: f64,
     raw_bytes_per_s: f64,
+    /// The median of the rounds' ratios, which need not be the ratio of the medians.
     ratio: f64,
+    ratio_min: f64,
+    ratio_max: f64,
     /// `fio` with huge-page buffers, or `engine`: our own.
     raw_by: &'static str,
-    raw_engine_bytes_per_s: f64,
-    raw_fio_bytes_per_s: Option<f64>,
     cpu_seconds_per_gib_sender: f64,
     cpu_seconds_per_gib_receiver: f64,
     /// Read and written by both processes; two would be ideal.
@@ -89,6 +90,21 @@ struct BenchDocument {
     frame_bytes: usize,
     depth: usize,
     seconds: u64,
+    rounds: usize,
+}
+
+/// The stream and its yardstick, one right after the other.
+struct Round {
+    raw: f64,
+    report: BenchReport,
+}
+
+/// What is measured on which devices.
+struct Bench<'a> {
+    devices: &'a [PathBuf],
+    locks: &'a Path,
+    options: BenchOptions,
+    how: How,
 }
 
 fn socket(args: &BenchSocketArgs, context: &Context) -> Result<Outcome> {
@@ -108,47 +124,65 @@ fn socket(args: &BenchSocketArgs, context: &Context) -> Result<Outcome> {
     let devices = &args.devices.devices;
     let made: Vec<_> = devices.iter().filter(|path| !path.exists()).collect();
     let locks = tempfile::tempdir().context("cannot make a directory for locks")?;
-    let measured = measure(devices, locks.path(), &options, &how);
-    let fio = match &measured {
-        Ok(_) => raw_by_fio(devices, &how, options.window_bytes),
-        Err(_) => Ok(None),
+    let bench = Bench {
+        devices,
+        locks: locks.path(),
+        options,
+        how,
     };
+    let measured = bench.rounds(usize::from(args.rounds));
     let cleaned = clean(devices, &made);
-    let (report, fio) = (measured?, fio?);
+    let (rounds, is_fio) = measured?;
     cleaned?;
-    if fio.is_none() {
+    if !is_fio {
         context.output.note(
             "raw was measured by our own engine: fio with huge-page buffers can't run here \
              (is fio installed, and vm.nr_hugepages at least 32?)",
         );
     }
-    let document = BenchDocument::new(&report, fio, &how);
+    let document = BenchDocument::new(&rounds, is_fio, &bench.how);
     context.output.result(&document, BenchDocument::text)?;
     Ok(Outcome::Done)
 }
 
-fn measure(
-    devices: &[PathBuf],
-    locks: &Path,
-    options: &BenchOptions,
-    how: &How,
-) -> Result<BenchReport> {
-    let spawn = |errand: &Errand| {
-        let errand = ChildErrand {
-            devices: errand.devices.clone(),
-            lock_dir: errand.lock_dir.clone(),
-            port: errand.port,
-            how: how.clone(),
+impl Bench<'_> {
+    /// Measures in turns; says as well whether fio was the yardstick.
+    fn rounds(&self, count: usize) -> Result<(Vec<Round>, bool)> {
+        bench::prepare(self.devices, &self.options)
+            .context("the bench failed")
+            .advise("the devices are formatted for it: name blank ones, or use --force; --size 1G makes files")?;
+        let window = self.options.window_bytes;
+        let mut rounds = Vec::with_capacity(count);
+        let is_fio = raw_by_fio(self.devices, &self.how, window)?.is_some();
+        for _ in 0..count {
+            let raw = if is_fio {
+                raw_by_fio(self.devices, &self.how, window)?
+                    .context("fio ran before, and now it can't")?
+            } else {
+                bench::raw(self.devices, &self.options).context("the bench failed")?
+            };
+            let report = self.stream().context("the bench failed")?;
+            rounds.push(Round { raw, report });
+        }
+        Ok((rounds, is_fio))
+    }
+
+    fn stream(&self) -> Result<BenchReport> {
+        let spawn = |errand: &Errand| {
+            let errand = ChildErrand {
+                devices: errand.devices.clone(),
+                lock_dir: errand.lock_dir.clone(),
+                port: errand.port,
+                how: self.how.clone(),
+            };
+            Command::new(std::env::current_exe()?)
+                .args(["bench", "socket-child"])
+                .arg(serde_json::to_string(&errand)?)
+                .stdin(Stdio::null())
+                .spawn()
         };
-        Command::new(std::env::current_exe()?)
-            .args(["bench", "socket-child"])
-            .arg(serde_json::to_string(&errand)?)
-            .stdin(Stdio::null())
-            .spawn()
-    };
-    bench::run(devices, locks, options, spawn)
-        .context("the bench failed")
-        .advise("the devices are formatted for it: name blank ones, or use --force; --size 1G makes files")
+        Ok(bench::run(self.devices, self.locks, &self.options, spawn)?)
+    }
 }
 
 fn child(args: &ChildArgs) -> Result<Outcome> {
@@ -247,29 +281,46 @@ fn raw_by_fio(devices: &[PathBuf], how: &How, window_bytes: u64) -> Result<Optio
     }
 }
 
+/// The value in the middle, or the mean of the two there.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
+    let half = values.len() / 2;
+    if values.len() % 2 == 1 {
+        at(half)
+    } else {
+        f64::midpoint(at(half.saturating_sub(1)), at(half))
+    }
+}
+
 impl BenchDocument {
-    fn new(report: &BenchReport, fio: Option<f64>, how: &How) -> Self {
-        let raw = fio.unwrap_or(report.raw_bytes_per_s);
+    fn new(rounds: &[Round], is_fio: bool, how: &How) -> Self {
+        let of = |fact: &dyn Fn(&Round) -> f64| median(rounds.iter().map(fact).collect());
+        let ratio = |round: &Round| round.report.throughput_bytes_per_s / round.raw;
+        let ratios = || rounds.iter().map(ratio);
+        let engine = rounds.first().map(|round| round.report.engine);
         Self {
-            throughput_bytes_per_s: report.throughput_bytes_per_s,
-            raw_bytes_per_s: raw,
-            ratio: report.throughput_bytes_per_s / raw,
-            raw_by: if fio.is_some() { "fio" } else { "engine" },
-            raw_engine_bytes_per_s: report.raw_bytes_per_s,
-            raw_fio_bytes_per_s: fio,
-            cpu_seconds_per_gib_sender: report.cpu_seconds_per_gib_sender,
-            cpu_seconds_per_gib_receiver: report.cpu_seconds_per_gib_receiver,
-            device_bytes_per_byte: report.device_bytes_per_byte,
-            latency_us_p50: report.latency_us_p50,
-            latency_us_p99: report.latency_us_p99,
-            engine: match report.engine {
-                EngineKind::IoUring => "io_uring",
-                EngineKind::ThreadPool => "threads",
+            throughput_bytes_per_s: of(&|round| round.report.throughput_bytes_per_s),
+            raw_bytes_per_s: of(&|round| round.raw),
+            ratio: of(&ratio),
+            ratio_min: ratios().fold(f64::INFINITY, f64::min),
+            ratio_max: ratios().fold(0.0, f64::max),
+            raw_by: if is_fio { "fio" } else { "engine" },
+            cpu_seconds_per_gib_sender: of(&|round| round.report.cpu_seconds_per_gib_sender),
+            cpu_seconds_per_gib_receiver: of(&|round| round.report.cpu_seconds_per_gib_receiver),
+            device_bytes_per_byte: of(&|round| round.report.device_bytes_per_byte),
+            latency_us_p50: of(&|round| round.report.latency_us_p50),
+            latency_us_p99: of(&|round| round.report.latency_us_p99),
+            engine: match engine {
+                Some(EngineKind::IoUring) => "io_uring",
+                Some(EngineKind::ThreadPool) => "threads",
+                None => "none",
             },
             sealed: how.sealed,
             frame_bytes: how.frame_bytes,
             depth: how.depth,
             seconds: how.seconds,
+            rounds: rounds.len(),
         }
     }
 
@@ -283,7 +334,7 @@ impl BenchDocument {
         format!(
             "socket      {} ({seal}, frames of {}, depth {}, {})\n\
              raw         {} (reads and writes at once, half of the sum, by {})\n\
-             ratio       {:.2}\n\
+             ratio       {:.2} ({:.2} to {:.2}; {} rounds of {} s each, medians)\n\
              CPU         {:.3} s/GiB sending, {:.3} s/GiB receiving\n\
              devices     {:.2} bytes for each (2 would be ideal)\n\
              latency     {:.0} µs median, {:.0} µs 99th percentile (4 KiB, one way)\n",
@@ -294,6 +345,10 @@ impl BenchDocument {
             mib(self.raw_bytes_per_s),
             self.raw_by,
             self.ratio,
+            self.ratio_min,
+            self.ratio_max,
+            self.rounds,
+            self.seconds,
             self.cpu_seconds_per_gib_sender,
             self.cpu_seconds_per_gib_receiver,
             self.device_bytes_per_byte,
