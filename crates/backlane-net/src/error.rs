@@ -124,8 +124,10 @@ pub enum Error {
         detail: String,
     },
     /// The route of a call failed while its body was on the way.
-    #[error("the {route} route failed under a call: {reason}{}", in_brackets(.detail))]
+    #[error("server {server}: the {route} route failed under a call: {reason}{}", in_brackets(.detail))]
     RouteFailed {
+        /// The server's address as configured.
+        server: String,
         /// The route.
         route: Route,
         /// Why it failed.

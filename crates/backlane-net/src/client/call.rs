@@ -377,6 +377,7 @@ impl Task {
         let down = known.map(|(_, down)| down.clone());
         match down.or_else(|| self.shared.down(route)) {
             Some(down) => Error::RouteFailed {
+                server: self.shared.server.clone(),
                 route,
                 reason: down.reason,
                 detail: down.detail,
