@@ -115,11 +115,12 @@ fn print_document(error: &anyhow::Error) {
 
 /// Logs to standard error, so that standard output carries results alone.
 fn start_log(common: &Common) {
-    // The repository's engine logs each error that it hands to us, and we tell it in our own words.
+    // The repository's engine logs each error that it hands to us, and we tell it in our own words. Where a machine has
+    // no time zone, as many containers, UTC is as good, and jiff would say so for each time of each file.
     let level = match (common.quiet, common.verbose) {
         (true, _) => "error,rustic_core=off",
-        (_, 0) => "warn,rustic_core=off",
-        (_, 1) => "info,rustic_core=warn",
+        (_, 0) => "warn,rustic_core=off,jiff=error",
+        (_, 1) => "info,rustic_core=warn,jiff=error",
         (_, _) => "debug",
     };
     let filter = EnvFilter::try_from_env("BACKLANE_LOG").unwrap_or_else(|_| EnvFilter::new(level));

@@ -101,6 +101,19 @@ fn demo_of_a_users_path_changes_nothing_in_it() {
 }
 
 #[test]
+fn machine_without_a_time_zone_is_not_told_so_for_each_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("mine");
+    fs::create_dir(&path).unwrap();
+    fs::write(path.join("a"), "one").unwrap();
+    let mut demo = demo(directory.path());
+    let output = demo.arg(&path).env("TZ", "Nowhere/AtAll").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(!said.contains("time zone"), "{said}");
+}
+
+#[test]
 fn interrupted_demo_cleans_up_and_leaves_no_process() {
     let directory = tempfile::tempdir().unwrap();
     let mut child = demo(directory.path())
