@@ -106,6 +106,8 @@ pub(crate) struct Host {
     /// A coordinator: whether it has written a block, and whether it serves.
     pub(crate) has_claimed: bool,
     pub(crate) serves: bool,
+    /// A member that was told to stop.
+    pub(crate) is_stopping: bool,
     /// Grants of an earlier epoch rested when it began to serve.
     pub(crate) rested: bool,
 }
@@ -128,6 +130,7 @@ impl Host {
             pairs: Pairs::default(),
             has_claimed: false,
             serves: false,
+            is_stopping: false,
             rested: false,
         }
     }

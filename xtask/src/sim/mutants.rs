@@ -133,16 +133,6 @@ const MUTANTS: &[Mutant] = &[
         "let unheard = !self.control.is_heard() && now >= self.refresh_at();",
         "let unheard = !self.control.is_heard() && now < Tick::default();",
     ),
-    mutant(
-        "resend never written",
-        "                self.queue.push_back(resend.sequence);\n",
-        "",
-    ),
-    mutant(
-        "two writes of one frame slot under way",
-        "            if self.slot_is_busy(sequence) {",
-        "            if false && self.slot_is_busy(sequence) {",
-    ),
 ];
 
 /// Tries every fault.

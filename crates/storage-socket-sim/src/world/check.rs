@@ -79,7 +79,7 @@ impl World {
     pub(super) fn check_grant(&mut self, by: HostIndex, grant: &Grant) -> Result<(), Broken> {
         let segments = |grant: &Grant| [grant.group.to_coordinator, grant.group.to_member];
         for (&index, host) in &self.hosts {
-            if host.paused.is_some() || host.fence == Fence::Closed {
+            if host.paused.is_some() || host.fence == Fence::Closed || host.is_stopping {
                 continue;
             }
             for endpoint in host.connections.values() {

@@ -169,7 +169,7 @@ impl World {
                 self.crash(index, soon);
             }
             StopReason::ClonedHost { slot, .. } => {
-                if !self.contested.contains(&slot) {
+                if !self.contested.contains(&slot) && !self.may_be_haunted() {
                     let what = format!("host {index} stopped: {reason}");
                     return Err(Promise::Clones.broken(what));
                 }
@@ -331,6 +331,23 @@ impl World {
             .span(Duration::from_millis(low), Duration::from_millis(high));
         self.crash(index, Some(rest));
         Ok(())
+    }
+
+    /// Whether the first page of a predecessor may land after its successor read the slot: that is taken for a clone's,
+    /// which ends the successor with a clear word and costs a start.
+    fn may_be_haunted(&self) -> bool {
+        let rates = &self.scenario.rates;
+        [
+            Fault::Ghost,
+            Fault::Slow,
+            Fault::Twice,
+            Fault::DeviceHangs,
+            Fault::PathHangs,
+            Fault::MemberPause,
+        ]
+        .into_iter()
+        .any(|fault| rates.of(fault) > 0)
+            || self.may_misread()
     }
 
     /// Whether a start may have read nothing where something is: what comes to light later looks foreign then, and

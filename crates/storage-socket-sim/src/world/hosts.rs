@@ -14,7 +14,7 @@ use std::{collections::BTreeMap, time::Duration};
 use storage_socket_proto::{
     Cipher, Claim, ConnectOptions, ConnectionId, Coordinator, CoordinatorConfig, DeviceMask,
     Direction, Epoch, Grant, Incarnation, IoOutcome, KeyId, ListenOptions, ListenProtection,
-    Member, MemberConfig, Name, Port, SlotIndex, TagKey, Tick, Unchecked, UnitCount,
+    Member, MemberConfig, Name, Port, ResetReason, SlotIndex, TagKey, Tick, Unchecked, UnitCount,
     block::CoordinatorBlock,
 };
 
@@ -309,6 +309,9 @@ impl World {
             Machine::Member(member) => {
                 self.hit.fault(Fault::MemberStop);
                 member.stop(now);
+                // Its driver lets go of every stream first; what is under way then is a ghost.
+                host.is_stopping = true;
+                host.abort(now, ResetReason::Aborted, |_| true);
             }
             Machine::Coordinator(coordinator) => {
                 self.hit.fault(Fault::CoordinatorStop);
