@@ -33,10 +33,11 @@ impl Lock {
         }
     }
 
-    /// Notes a number for the next holder.
+    /// Notes a number for the next holder, who may come after a loss of power.
     pub(crate) fn set_note(&mut self, number: u64) -> Result<(), Error> {
         self.file
             .write_all_at(format!("{number:016x}").as_bytes(), 0)
+            .and_then(|()| self.file.sync_all())
             .map_err(|source| self.failed("write the lock", source))
     }
 
