@@ -10,7 +10,7 @@ use crate::{
     io::{IoFailure, IoId, IoIds, IoOp, IoRequest},
     types::{BlockCount, Sequence},
 };
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Writes of one frame that may fail before its device counts as lost.
 const WRITE_FAILURES_MAX: u32 = 3;
@@ -27,7 +27,11 @@ pub(crate) struct SendHalf {
     frames: VecDeque<Frame>,
     /// Frames to write, resends included.
     queue: VecDeque<Sequence>,
-    in_flight: BTreeMap<IoId, Sequence>,
+    /// Writes under way, each with the attempt that was asked for when it began: one that is asked for later may be
+    /// asked for because of what this very write left.
+    in_flight: BTreeMap<IoId, (Sequence, u32)>,
+    /// Frames that the peer asks for in its newest block: of others it needn't know whether they were served.
+    wanted: BTreeSet<Sequence>,
     fin: Option<Sequence>,
     starved: bool,
 }
@@ -77,6 +81,7 @@ impl SendHalf {
             frames: VecDeque::new(),
             queue: VecDeque::new(),
             in_flight: BTreeMap::new(),
+            wanted: BTreeSet::new(),
             fin: None,
             starved: false,
         }
@@ -174,7 +179,7 @@ impl SendHalf {
         }
         for _ in 0..self.queue.len() {
             let sequence = self.queue.pop_front()?;
-            let Some(blocks) = self.frame(sequence).map(|frame| frame.blocks) else {
+            let Some(Frame { blocks, asked, .. }) = self.frame(sequence).copied() else {
                 continue;
             };
             if self.slot_is_busy(sequence) {
@@ -183,7 +188,7 @@ impl SendHalf {
             }
             let place = self.ring.place(sequence);
             let id = ids.fresh();
-            self.in_flight.insert(id, sequence);
+            self.in_flight.insert(id, (sequence, asked));
             return Some(IoRequest {
                 id,
                 device: place.device,
@@ -196,7 +201,7 @@ impl SendHalf {
     }
 
     pub(crate) fn handle_io(&mut self, id: IoId, outcome: Result<(), IoFailure>) -> SendProgress {
-        let Some(sequence) = self.in_flight.remove(&id) else {
+        let Some((sequence, attempt)) = self.in_flight.remove(&id) else {
             return SendProgress::Nothing;
         };
         let Some(frame) = self.frame(sequence) else {
@@ -211,12 +216,11 @@ impl SendHalf {
             return SendProgress::Nothing;
         }
         let blocks = frame.blocks;
+        frame.served = frame.served.max(attempt);
         let progress = if frame.state == FrameState::Written {
-            frame.served = frame.asked;
             SendProgress::Served
         } else {
             frame.state = FrameState::Written;
-            frame.served = frame.asked;
             SendProgress::Written(blocks)
         };
         self.advance_announced();
@@ -258,6 +262,7 @@ impl SendHalf {
         attempts_max: u32,
     ) -> Result<bool, PeerBrokeProtocol> {
         let mut any = false;
+        self.wanted = wanted.iter().map(|resend| resend.sequence).collect();
         for resend in wanted {
             if resend.sequence < self.acknowledged {
                 continue;
@@ -278,14 +283,15 @@ impl SendHalf {
         Ok(any)
     }
 
-    /// The resends that were written, of frames that are not acknowledged yet.
+    /// The resends that were written, of frames that the peer still asks for.
     pub(crate) fn served(&self) -> Vec<Resend> {
         self.frames
             .iter()
             .zip(self.acknowledged.0..)
-            .filter(|(frame, _)| frame.served > 0)
+            .map(|(frame, sequence)| (frame, Sequence(sequence)))
+            .filter(|(frame, sequence)| frame.served > 0 && self.wanted.contains(sequence))
             .map(|(frame, sequence)| Resend {
-                sequence: Sequence(sequence),
+                sequence,
                 attempt: frame.served,
             })
             .take(RESENDS_MAX)
@@ -313,7 +319,7 @@ impl SendHalf {
         let frames = self.ring.frames();
         self.in_flight
             .values()
-            .any(|other| other.0 % frames == sequence.0 % frames)
+            .any(|(other, _)| other.0 % frames == sequence.0 % frames)
     }
 
     fn advance_announced(&mut self) {
@@ -324,5 +330,72 @@ impl SendHalf {
         {
             self.announced = self.announced.next();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        block::SegmentGroup,
+        geometry::Segment,
+        seal::Cipher,
+        types::{DeviceMask, Direction, Generation, UnitCount, UnitIndex},
+    };
+
+    fn half() -> SendHalf {
+        let segment = |first| Segment {
+            first: UnitIndex(first),
+            units: UnitCount(9),
+        };
+        let group = SegmentGroup {
+            generation: Generation(1),
+            devices: DeviceMask(1),
+            cipher: Cipher::Checksum,
+            frame_units: UnitCount(1),
+            to_coordinator: segment(64),
+            to_member: segment(80),
+        };
+        SendHalf::new(group.ring(Direction::ToMember).unwrap(), 4)
+    }
+
+    fn write(half: &mut SendHalf, ids: &mut IoIds) {
+        let id = half.poll_io(ids).unwrap().id;
+        half.handle_io(id, Ok(()));
+    }
+
+    fn asks(attempt: u32) -> [Resend; 1] {
+        let sequence = Sequence(0);
+        [Resend { sequence, attempt }]
+    }
+
+    #[test]
+    fn a_write_serves_the_attempt_that_was_asked_for_when_it_began() {
+        let (mut half, mut ids) = (half(), IoIds::default());
+        let sequence = half.reserve(BlockCount(1)).unwrap();
+        half.sealed(sequence);
+        write(&mut half, &mut ids);
+        half.resend(&asks(1), 6).unwrap();
+        let under_way = half.poll_io(&mut ids).unwrap().id;
+        half.resend(&asks(2), 6).unwrap();
+        half.handle_io(under_way, Ok(()));
+        assert_eq!(half.served(), asks(1));
+        write(&mut half, &mut ids);
+        assert_eq!(half.served(), asks(2));
+    }
+
+    #[test]
+    fn what_is_told_as_served_is_what_the_peer_asks_for_still() {
+        let (mut half, mut ids) = (half(), IoIds::default());
+        for _ in 0..2 {
+            let sequence = half.reserve(BlockCount(1)).unwrap();
+            half.sealed(sequence);
+            write(&mut half, &mut ids);
+        }
+        half.resend(&asks(1), 6).unwrap();
+        write(&mut half, &mut ids);
+        assert_eq!(half.served(), asks(1));
+        half.resend(&[], 6).unwrap();
+        assert!(half.served().is_empty());
     }
 }
