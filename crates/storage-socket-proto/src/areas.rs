@@ -13,6 +13,7 @@ use crate::{
     progress::Progress,
     types::{BLOCK_BYTES, Block, Counter, DeviceIndex, DeviceMask, Lba, Tick},
 };
+use std::time::Duration;
 
 /// Reads that may fail in a row before the device counts as lost.
 const READ_FAILURES_MAX: u32 = 3;
@@ -108,6 +109,8 @@ pub(crate) struct AreaDevice<R> {
     index: DeviceIndex,
     posting: Posting,
     lost: Option<Probe>,
+    /// When it was found last, and how long the probes had paused then.
+    found: Option<(Tick, Duration)>,
     /// It is lost for its silence alone, which may end.
     is_silent: bool,
     progress: Progress,
@@ -184,7 +187,7 @@ impl<R: Reads> AreaDevice<R> {
                 AreaOutcome::Nothing
             };
         }
-        self.lost = None;
+        self.found = self.lost.take().map(|probe| (now, probe.pause()));
         self.is_silent = false;
         self.failures = 0;
         self.posting.pair.forgive();
@@ -248,6 +251,7 @@ impl<R: Reads> FixedAreas<R> {
             index,
             posting: Posting::new(index, copies),
             lost: None,
+            found: None,
             is_silent: false,
             progress: Progress::default(),
             failures: 0,
@@ -352,6 +356,11 @@ impl<R: Reads> FixedAreas<R> {
         self.restart_fence(now);
     }
 
+    /// What this writer's counters, and no predecessor's, are above.
+    pub(crate) fn inherited(&self) -> Counter {
+        self.inherited
+    }
+
     /// The time without a written block counts from now.
     pub(crate) fn restart_fence(&mut self, now: Tick) {
         self.written_at = now;
@@ -438,7 +447,14 @@ impl<R: Reads> FixedAreas<R> {
         if device.is_lost() {
             return false;
         }
-        device.lost = Some(Probe::new(now, &self.timeouts));
+        let timeouts = &self.timeouts;
+        let again = device
+            .found
+            .filter(|&(found, _)| now.since(found) < timeouts.dead);
+        device.lost = Some(match again {
+            Some((_, pause)) => Probe::again(now, timeouts, pause),
+            None => Probe::new(now, timeouts),
+        });
         device.failures = 0;
         device.reads.lost();
         true

@@ -241,8 +241,8 @@ pub struct Coordinator {
     doorbells: BTreeMap<SlotIndex, Doorbell>,
     /// Members that rang and were not read since.
     rung: BTreeSet<SlotIndex>,
-    /// The first of the slots that are looked at next though nobody may use them.
-    strangers: u32,
+    /// Members with doorbells that rang of late, and by how many more heartbeats they are read.
+    attended: BTreeMap<SlotIndex, u32>,
     poll: Poll,
     deadline: Option<Tick>,
 }
@@ -286,14 +286,13 @@ impl Coordinator {
             ports: BTreeMap::new(),
             held: BTreeMap::new(),
             allocator: Allocator::new(Arc::clone(&geometry)),
-            // Never used twice, not by another epoch either: a checksummed frame names no epoch (§4.2).
-            generation: Generation(config.epoch.0 << 24),
+            generation: Generation(0),
             next_dynamic: Port::DYNAMIC_FIRST.0,
             events: VecDeque::new(),
             rings: VecDeque::new(),
             doorbells: BTreeMap::new(),
             rung: BTreeSet::new(),
-            strangers: 0,
+            attended: BTreeMap::new(),
             poll: Poll::new(now, SCAN_MIN),
             deadline: None,
             config,
@@ -515,11 +514,12 @@ impl Coordinator {
         }
         self.poll.is_due(now);
         if self.areas.is_beat_due(now) {
-            let serves = self.phase == Phase::Serving;
-            let slots = if serves {
-                self.beat_slots()
-            } else {
-                Vec::new()
+            let slots = match self.phase {
+                Phase::Serving => self.beat_slots(),
+                Phase::Claiming if self.claiming.is_watching() && self.is_degraded() => {
+                    self.all_slots()
+                }
+                _ => Vec::new(),
             };
             self.read_all(&slots);
             for slot in self.slots.values_mut() {
@@ -578,10 +578,15 @@ impl Coordinator {
 
     /// The block is read on each device, and the pages of `slots`.
     fn read_all(&mut self, slots: &[SlotRun]) {
+        let all = self.all_slots();
+        let is_open = self.phase == Phase::Serving && !self.claiming.is_settled();
+        let count = self.config.geometry.slots();
         for device in &mut self.areas.devices {
             device.reads.want_block();
+            // Until it settles, a coordinator has to have read every page on each device once.
+            let has_read = !is_open || self.claiming.is_scanned(device.index(), count);
             if !device.is_lost() {
-                device.reads.want_scan(slots);
+                device.reads.want_scan(if has_read { slots } else { &all });
             }
         }
     }

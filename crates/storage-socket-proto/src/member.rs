@@ -100,6 +100,10 @@ pub enum MemberEvent {
         epoch: Epoch,
         /// Its host.
         host: Name,
+        /// The epoch of the one that is followed.
+        followed: Epoch,
+        /// The host of the one that is followed.
+        followed_host: Name,
     },
     /// A request was granted: make a [`crate::Connection`] of it.
     Connected(Grant),
@@ -430,6 +434,8 @@ impl Member {
             for device in &mut self.areas.devices {
                 device.reads.want_all();
             }
+            // A ring may be lost, and nobody reads this page while nothing is outstanding there.
+            self.ring |= self.entries.iter().any(Entry::is_in_talk);
         }
         let mut any = false;
         for entry in &mut self.entries {

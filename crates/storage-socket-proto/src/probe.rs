@@ -28,6 +28,20 @@ impl Probe {
         }
     }
 
+    /// The device was lost again soon after it was found: what is probed answers there, and what is needed doesn't. It is
+    /// looked at half as often as before.
+    pub(crate) fn again(now: Tick, timeouts: &Timeouts, pause: Duration) -> Self {
+        let mut probe = Self::new(now, timeouts);
+        probe.pause = (pause * 2).clamp(timeouts.route_leave, probe.pause_max);
+        probe.at = now + probe.pause;
+        probe
+    }
+
+    /// The pause before the last probe.
+    pub(crate) fn pause(&self) -> Duration {
+        self.pause
+    }
+
     /// When the next probe is due.
     pub(crate) fn at(&self) -> Option<Tick> {
         self.under_way.is_none().then_some(self.at)

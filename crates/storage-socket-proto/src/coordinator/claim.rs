@@ -1,14 +1,19 @@
 //! Claiming the pool (§5.2), and watching for another coordinator ever after.
 
 use crate::{
-    block::{AnswerPage, CoordinatorBlock, CoordinatorState, Place, Unchecked},
-    coordinator::{Claim, Coordinator, EndReason, Phase, slots::Rest},
+    block::{AnswerPage, CoordinatorBlock, CoordinatorState, MemberState, Place, Unchecked},
+    coordinator::{Claim, Coordinator, EndReason, Phase, grants::newest_page, slots::Rest},
     error::FormatError,
     geometry::Timeouts,
     liveness::Silence,
-    types::{BLOCK_BYTES, Counter, DeviceIndex, DeviceMask, Epoch, Name, SlotIndex, Tick},
+    types::{
+        BLOCK_BYTES, Counter, DeviceIndex, DeviceMask, Epoch, Generation, Name, SlotIndex, Tick,
+    },
 };
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Heartbeats in which a living member shows itself.
+const FOLLOWER_HEARTBEATS: u32 = 3;
 
 /// How far a claim has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +28,8 @@ pub(super) enum ClaimState {
     Waiting(Tick),
     /// Reads again, with reads begun after this tick.
     Rereading(Tick),
+    /// Serves, and reads what the members use that predecessors granted.
+    Comparing,
     /// Serves.
     Done,
 }
@@ -37,6 +44,14 @@ pub(super) struct Claiming {
     /// Its counter when it was first read: an advance is a sign of life.
     first: Option<Counter>,
     silence: Silence,
+    /// The other one has stopped, or there is none.
+    is_free: bool,
+    /// Since when nothing speaks against the claim but members that follow another one.
+    silent_since: Option<Tick>,
+    /// The newest counters of the members' pages, while they are watched.
+    pages: BTreeMap<SlotIndex, Counter>,
+    /// When a living member showed last that it sees another coordinator, and which.
+    follower: Option<(Tick, Epoch)>,
     /// The devices on which the claim was read again.
     reread: DeviceMask,
     /// Up to which slot the members' pages were read on each device since this coordinator serves.
@@ -54,6 +69,10 @@ impl Claiming {
             newest: Counter(0),
             first: None,
             silence: Silence::new(timeouts.heartbeat),
+            is_free: false,
+            silent_since: None,
+            pages: BTreeMap::new(),
+            follower: None,
             reread: DeviceMask::NONE,
             scanned: BTreeMap::new(),
             illegible: BTreeSet::new(),
@@ -63,6 +82,15 @@ impl Claiming {
     /// Whether all is known that predecessors granted: until then nothing is granted.
     pub(super) fn is_settled(&self) -> bool {
         self.state == ClaimState::Done
+    }
+
+    /// Whether every slot's page was read on a device since this coordinator serves.
+    pub(super) fn is_scanned(&self, device: DeviceIndex, slots: u32) -> bool {
+        self.scanned.get(&device) == Some(&slots)
+    }
+
+    pub(super) fn is_watching(&self) -> bool {
+        self.state == ClaimState::Watching
     }
 
     pub(super) fn writes(&self) -> bool {
@@ -195,10 +223,8 @@ impl Coordinator {
         if first <= *scanned {
             *scanned = end.max(*scanned);
         }
-        let all = self.config.geometry.slots();
-        let is_scanned = |device| self.claiming.scanned.get(&device) == Some(&all);
         let mut illegible = self.claiming.illegible.iter();
-        if self.areas.mask(|_| true).iter().all(is_scanned)
+        if self.are_all_scanned()
             && illegible.all(|slot| self.slots.contains_key(slot))
             && self
                 .slots
@@ -206,6 +232,74 @@ impl Coordinator {
                 .all(|&slot| self.has_left_predecessors(slot))
         {
             self.settle(now);
+        }
+    }
+
+    fn are_all_scanned(&self) -> bool {
+        let all = self.config.geometry.slots();
+        let mut there = self.areas.mask(|_| true).iter();
+        there.all(|device| self.claiming.is_scanned(device, all))
+    }
+
+    /// Whether devices of the pool are hidden from this coordinator, on which another one may serve.
+    pub(super) fn is_degraded(&self) -> bool {
+        self.areas.mask(|_| true) != self.config.geometry.all_devices()
+    }
+
+    /// Takes the members' pages of a run of slots before the pool is claimed: a member that advances and sees another
+    /// coordinator is that one's sign of life, on devices that this one doesn't see.
+    pub(super) fn look_for_followers(
+        &mut self,
+        now: Tick,
+        at: usize,
+        first: SlotIndex,
+        bytes: &[u8],
+    ) {
+        let pool = self.config.geometry.pool();
+        let device = self.areas.devices[at].index();
+        for (pair, index) in bytes.chunks(2 * BLOCK_BYTES).zip(first.0..) {
+            let slot = SlotIndex(index);
+            let Some(key) = self.allowed.get(&slot) else {
+                continue;
+            };
+            let place = Place { pool, device, slot };
+            let known = self.claiming.pages.get(&slot).copied();
+            let seen = known.unwrap_or(Counter(0));
+            let Some((stamp, page)) = newest_page(pair, seen, &place, key) else {
+                continue;
+            };
+            self.claiming.pages.insert(slot, stamp.counter);
+            let sees_another = page.confirmed != Epoch(0) && !page.devices.is_empty();
+            if known.is_some() && page.state == MemberState::Running && sees_another {
+                self.claiming.follower = Some((now, page.confirmed));
+            }
+        }
+    }
+
+    /// The pool's owner is silent, or there is none. A claimant that doesn't see every device looks at the members before
+    /// it takes that for granted: they leave a dead owner after the same time.
+    fn advance_silent_watch(&mut self, now: Tick) {
+        let Timeouts {
+            dead, heartbeat, ..
+        } = self.claiming.timeouts;
+        let since = *self.claiming.silent_since.get_or_insert(now);
+        let pause = heartbeat * FOLLOWER_HEARTBEATS;
+        if !self.is_degraded() {
+            self.begin_claim(now);
+            return;
+        }
+        let follower = self.claiming.follower;
+        let follower = follower.filter(|&(seen, _)| now.since(seen) < pause);
+        match follower {
+            Some((_, epoch)) if now.since(since) >= dead / 2 => {
+                let known = self.claiming.other.clone();
+                let host = known
+                    .filter(|&(known, ..)| known == epoch)
+                    .map_or_else(|| Name::lossy("another host"), |(_, host, _)| host);
+                self.end(EndReason::Owned { epoch, host });
+            }
+            None if now.since(since) >= pause => self.begin_claim(now),
+            Some(_) | None => {}
         }
     }
 
@@ -226,9 +320,11 @@ impl Coordinator {
             ClaimState::Reading if self.areas.are_known() => {
                 let others = self.claiming.other.as_ref().map(|(_, _, state)| *state);
                 let is_free = others.is_none_or(|state| state == CoordinatorState::Stopped);
-                if is_free || self.config.claim == Claim::SameHost {
+                let is_taken = is_free && !self.is_degraded();
+                if is_taken || self.config.claim == Claim::SameHost {
                     self.begin_claim(now);
                 } else {
+                    self.claiming.is_free = is_free;
                     let newest = self.claiming.newest;
                     self.claiming.first = Some(newest);
                     self.claiming.silence.observe(now, newest);
@@ -245,8 +341,10 @@ impl Coordinator {
                             self.end(EndReason::Owned { epoch, host });
                         }
                     }
-                } else if self.claiming.silence.is_dead(self.claiming.timeouts.dead) {
-                    self.begin_claim(now);
+                } else if self.claiming.is_free
+                    || self.claiming.silence.is_dead(self.claiming.timeouts.dead)
+                {
+                    self.advance_silent_watch(now);
                 }
             }
             // The wait begins when the claim stands on every device.
@@ -274,21 +372,25 @@ impl Coordinator {
                     device.is_lost() || (is_block_read && !device.reads.is_reading_old())
                 });
                 if is_any && is_reread {
+                    self.claiming.state = ClaimState::Comparing;
                     if self.phase == Phase::Claiming {
                         self.serve(now);
                     }
-                    self.settle(now);
                 }
             }
+            ClaimState::Comparing if self.are_all_scanned() => self.settle(now),
             ClaimState::Reading
             | ClaimState::Writing
             | ClaimState::Waiting(_)
+            | ClaimState::Comparing
             | ClaimState::Done => {}
         }
     }
 
     fn begin_claim(&mut self, now: Tick) {
         self.areas.succeed(now);
+        // A request that a predecessor granted may be granted again under the same id: its frames are to be foreign then.
+        self.generation = Generation(self.areas.inherited().0);
         self.claiming.state = ClaimState::Writing;
         if self.config.claim == Claim::SameHost {
             self.serve(now);

@@ -6,7 +6,10 @@ use crate::{
         Answer, Grant, MemberEntry, MemberPage, MemberState, Place, Request, SegmentGroup, Stamp,
         TagKey, Unchecked,
     },
-    coordinator::{Coordinator, CoordinatorEvent, Phase, slots::Slot},
+    coordinator::{
+        Coordinator, CoordinatorEvent, Phase,
+        slots::{Rest, Slot},
+    },
     geometry::FRAME_UNITS_MAX,
     io::{IoId, IoOutcome, IoRequest},
     pair::PairOutcome,
@@ -47,8 +50,10 @@ impl Held {
 impl Coordinator {
     /// Takes the member pages of a run of slots on one device.
     pub(super) fn read_pages(&mut self, now: Tick, at: usize, first: SlotIndex, bytes: &[u8]) {
-        if self.phase != Phase::Serving && self.phase != Phase::Stopping {
-            return;
+        match self.phase {
+            Phase::Serving | Phase::Stopping => {}
+            Phase::Claiming => return self.look_for_followers(now, at, first, bytes),
+            Phase::Ended => return,
         }
         let device = self.areas.devices[at].index();
         let mut end = first.0;
@@ -66,15 +71,11 @@ impl Coordinator {
             };
             let public = TagKey::public();
             let known = self.allowed.get(&slot).or(self.revoked.get(&slot));
-            let key = known.unwrap_or(&public);
-            let newest = pair
-                .chunks(BLOCK_BYTES)
-                .filter_map(|copy| Unchecked::new(copy).ok())
-                .filter(|block| block.claimed_stamp().counter > seen)
-                .filter_map(|block| MemberPage::parse(block, &place, key).ok())
-                .max_by_key(|(stamp, _)| *stamp);
+            let newest = newest_page(pair, seen, &place, known.unwrap_or(&public));
             end = index + 1;
-            if let Some((stamp, page)) = newest {
+            // Of a slot that nobody may use, and where nothing rests, nothing is kept, and nothing is answered there.
+            let is_known = self.is_known(slot);
+            if let Some((stamp, page)) = newest.filter(|_| is_known) {
                 self.take_page(now, at, slot, stamp, page);
             } else if pair.iter().any(|&byte| byte != 0) {
                 illegible.push(slot);
@@ -142,6 +143,9 @@ impl Coordinator {
         if confirms && let Some(rest) = self.rests.remove(&index) {
             rest.release(&mut self.allocator);
         }
+        if !confirms && state == MemberState::Running {
+            self.compare_record(index);
+        }
         if confirms && state == MemberState::Running {
             self.member_up(index);
             self.take_entries(now, index);
@@ -153,6 +157,36 @@ impl Coordinator {
             if let Some(rest) = self.rests.remove(&index) {
                 rest.release(&mut self.allocator);
             }
+        }
+    }
+
+    /// Before anything is granted: what a member uses that follows a predecessor has to be in its record.
+    fn compare_record(&mut self, index: SlotIndex) {
+        if self.claiming.is_settled() {
+            return;
+        }
+        let Some(slot) = self.slots.get(&index) else {
+            return;
+        };
+        let entries = slot.page.entries.iter();
+        let open = entries.filter_map(|entry| match entry {
+            MemberEntry::Open { connection, .. } => Some(*connection),
+            _ => None,
+        });
+        let open: Vec<ConnectionId> = open.collect();
+        if open.is_empty() && !self.rests.contains_key(&index) {
+            return;
+        }
+        let timeouts = self.config.geometry.timeouts();
+        let rest = self.rests.entry(index);
+        let rest = rest.or_insert_with(|| {
+            let mut rest = Rest::new(timeouts);
+            rest.is_silent();
+            rest
+        });
+        rest.set_open(open);
+        if !rest.hold(&mut self.allocator) {
+            self.rests.remove(&index);
         }
     }
 
@@ -587,4 +621,18 @@ impl Coordinator {
             Some((_, _, PairOutcome::ReadBack | PairOutcome::Failed(_))) | None => {}
         }
     }
+}
+
+/// The newest legible one of a page's copies whose counter is above `seen`.
+pub(super) fn newest_page(
+    pair: &[u8],
+    seen: Counter,
+    place: &Place,
+    key: &TagKey,
+) -> Option<(Stamp, MemberPage)> {
+    pair.chunks(BLOCK_BYTES)
+        .filter_map(|copy| Unchecked::new(copy).ok())
+        .filter(|block| block.claimed_stamp().counter > seen)
+        .filter_map(|block| MemberPage::parse(block, place, key).ok())
+        .max_by_key(|(stamp, _)| *stamp)
 }

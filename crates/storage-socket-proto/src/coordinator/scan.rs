@@ -1,5 +1,6 @@
-//! Which members' pages are read when: all that may ask for something as often as pays, those that ring only when they
-//! rang, and each of them once a heartbeat.
+//! Which members' pages are read when: all that may ask for something as often as pays; those that ring when they rang,
+//! and each heartbeat while something is outstanding. So what polling costs grows with what is going on, and a slot that
+//! nobody may use costs nothing.
 
 use crate::{
     connection::Doorbell,
@@ -14,14 +15,15 @@ pub(super) const SCAN_MIN: Duration = Duration::from_millis(1);
 const SCAN_MAX: Duration = Duration::from_millis(100);
 /// Slots between two runs that are read along, rather than in two reads.
 const GAP_MAX: u32 = 8;
-/// Slots that nobody may use are looked at as well, so many each heartbeat: who asks there is told why not.
-const STRANGERS: u32 = 64;
+/// Heartbeats that read a member's page after it rang: on the devices that aren't polled, and lest a write came late.
+const ATTENDED_BEATS: u32 = 3;
 
 impl Coordinator {
-    /// Says whether the member of a slot can be rung and rings. Its page is read when it rang and once a heartbeat then;
-    /// without a doorbell it is read as often as pays.
+    /// Says whether the member of a slot can be rung and rings. Its page is then read when it rang, and once a
+    /// heartbeat while something is outstanding; without a doorbell it is read as often as pays.
     pub fn set_doorbell(&mut self, now: Tick, slot: SlotIndex, doorbell: Doorbell) {
         self.doorbells.insert(slot, doorbell);
+        self.attended.insert(slot, ATTENDED_BEATS);
         self.poll.hasten(now);
     }
 
@@ -35,7 +37,7 @@ impl Coordinator {
 
     /// The member of a slot rang: there are news to read in its page.
     pub fn handle_doorbell_of(&mut self, _now: Tick, slot: SlotIndex) {
-        if self.config.geometry.has_slot(slot) {
+        if self.is_known(slot) {
             self.rung.insert(slot);
         }
     }
@@ -71,7 +73,9 @@ impl Coordinator {
         if let Some(device) = self.areas.primary()
             && device.reads.want_scan(&due)
         {
-            self.rung.clear();
+            for slot in std::mem::take(&mut self.rung) {
+                self.attended.insert(slot, ATTENDED_BEATS);
+            }
             if self.poll.is_wanted() {
                 let heartbeat = self.config.geometry.timeouts().heartbeat;
                 self.poll.begun(now, SCAN_MAX.min(heartbeat));
@@ -86,18 +90,30 @@ impl Coordinator {
         (is_due && is_free()).then(|| self.poll.at())
     }
 
-    /// What a heartbeat reads: each slot that is used or may be, and some of the others by turns.
+    /// What a heartbeat reads: each slot that is used or may be, unless its member rings and nothing is outstanding.
     pub(super) fn beat_slots(&mut self) -> Vec<SlotRun> {
-        let all = self.config.geometry.slots();
-        let first = self.strangers;
-        let end = first.saturating_add(STRANGERS).min(all);
-        self.strangers = if end < all { end } else { 0 };
-        let mut slots: BTreeSet<SlotIndex> = (first..end).map(SlotIndex).collect();
-        slots.extend(self.allowed.keys());
-        slots.extend(self.revoked.keys());
-        slots.extend(self.rests.keys());
-        slots.extend(self.slots.keys());
+        let mut slots: BTreeSet<SlotIndex> = self.rests.keys().copied().collect();
+        let held = self.held.values().filter(|held| !held.is_released());
+        slots.extend(held.map(|held| held.grant.slot));
+        let talks = self.slots.iter().filter(|(_, slot)| slot.is_in_talk());
+        slots.extend(talks.map(|(&index, _)| index));
+        slots.extend(self.attended.keys());
+        let known = self.allowed.keys().chain(self.revoked.keys());
+        let silent = known.filter(|&&slot| self.doorbell(slot) == Doorbell::Absent);
+        slots.extend(silent);
+        self.attended.retain(|_, beats| {
+            *beats = beats.saturating_sub(1);
+            *beats > 0
+        });
         self.runs(slots)
+    }
+
+    /// Whether anything is kept of a slot's member.
+    pub(super) fn is_known(&self, slot: SlotIndex) -> bool {
+        self.allowed.contains_key(&slot)
+            || self.revoked.contains_key(&slot)
+            || self.rests.contains_key(&slot)
+            || self.slots.contains_key(&slot)
     }
 
     pub(super) fn all_slots(&self) -> Vec<SlotRun> {

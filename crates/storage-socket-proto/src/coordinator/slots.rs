@@ -14,7 +14,10 @@ use crate::{
         Epoch, Incarnation, Name, SlotIndex, Tick,
     },
 };
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 /// One slot whose member was seen.
 #[derive(Debug)]
@@ -180,6 +183,20 @@ impl Slot {
         }
     }
 
+    /// Whether something was asked that isn't answered, or said that wasn't heard.
+    pub(super) fn is_in_talk(&self) -> bool {
+        let mut pairs = self.answers.iter().zip(&self.page.entries);
+        self.alive
+            && pairs.any(|(answer, entry)| {
+                // An answer that grants is outstanding as what was granted is.
+                let is_said =
+                    matches!(answer, Some(Answer::Refused { .. } | Answer::Closed { .. }));
+                let is_asked =
+                    matches!(entry, MemberEntry::Request(_) | MemberEntry::Closed { .. });
+                is_said || is_asked
+            })
+    }
+
     /// What is said was not taken notice of: it is written again.
     pub(super) fn refresh(&mut self) {
         let is_unheard = |(answer, entry): (&AnswerEntry, &MemberEntry)| {
@@ -277,8 +294,10 @@ impl SlotDevice {
 /// What an earlier epoch granted in one slot: it rests until the slot's member has confirmed this epoch or is dead.
 #[derive(Debug)]
 pub(super) struct Rest {
-    newest: Option<(Stamp, Vec<SegmentGroup>)>,
+    newest: Option<(Stamp, Vec<(ConnectionId, SegmentGroup)>)>,
     is_legible: bool,
+    /// What the slot's member has open by the word of its page.
+    open: Vec<ConnectionId>,
     holds: Vec<HoldId>,
     silence: Silence,
 }
@@ -288,6 +307,7 @@ impl Rest {
         Self {
             newest: None,
             is_legible: false,
+            open: Vec::new(),
             holds: Vec::new(),
             silence: Silence::new(timeouts.heartbeat),
         }
@@ -308,7 +328,9 @@ impl Rest {
             .iter()
             .flatten()
             .filter_map(|answer| match answer {
-                Answer::Accepted { group, .. } | Answer::Closed { group, .. } => Some(*group),
+                Answer::Accepted { group, .. } | Answer::Closed { group, .. } => {
+                    Some((answer.connection(), *group))
+                }
                 Answer::Refused { .. } => None,
             });
         self.newest = Some((stamp, groups.collect()));
@@ -319,14 +341,27 @@ impl Rest {
         self.is_legible = true;
     }
 
-    /// Holds the units. Returns false if there are none. If no copy of the page could be read, everything is held.
+    /// The page of a member that follows an earlier epoch says what it uses.
+    pub(super) fn set_open(&mut self, open: Vec<ConnectionId>) {
+        self.open = open;
+    }
+
+    /// Whether the record is as new as what the member uses: a ghost may have overwritten the newest copy of the page.
+    fn is_complete(&self) -> bool {
+        let recorded = self.newest.iter().flat_map(|(_, groups)| groups);
+        let recorded: BTreeSet<ConnectionId> = recorded.map(|(known, _)| *known).collect();
+        self.is_legible && self.open.iter().all(|used| recorded.contains(used))
+    }
+
+    /// Holds the units. Returns false if there are none. If no copy of the page could be read, or what the member uses
+    /// isn't in it, everything is held.
     pub(super) fn hold(&mut self, allocator: &mut Allocator) -> bool {
         self.release(allocator);
         self.holds.clear();
-        if !self.is_legible {
+        if !self.is_complete() {
             self.holds.push(allocator.rest_all());
         }
-        for group in self.newest.iter().flat_map(|(_, groups)| groups) {
+        for (_, group) in self.newest.iter().flat_map(|(_, groups)| groups) {
             let segments = [group.to_coordinator, group.to_member];
             self.holds.push(allocator.rest(group.devices, segments));
         }

@@ -79,6 +79,14 @@ impl Entry {
         self.deadline
     }
 
+    /// Whether the coordinator has to learn of it and hasn't shown that it did.
+    pub(super) fn is_in_talk(&self) -> bool {
+        matches!(
+            self.page,
+            MemberEntry::Request(_) | MemberEntry::Closed { .. }
+        )
+    }
+
     /// Whether this is the connection, requested or open.
     pub(super) fn is_live(&self, connection: ConnectionId) -> bool {
         let live = matches!(

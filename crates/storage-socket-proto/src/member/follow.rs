@@ -185,6 +185,8 @@ impl Member {
                     device: self.areas.devices[at].index(),
                     epoch,
                     host: block.host.clone(),
+                    followed: self.followed.epoch.unwrap_or_default(),
+                    followed_host: self.followed.host.clone(),
                 });
             }
         }

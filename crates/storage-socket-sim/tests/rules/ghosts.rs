@@ -168,3 +168,47 @@ fn what_was_granted_is_learnt_from_a_device_that_is_found_late() {
         assert!(!theirs.iter().any(|rests| rests.overlaps(segment)));
     }
 }
+
+#[test]
+fn everything_rests_while_a_member_uses_what_no_record_tells() {
+    for (claim, wait) in [
+        (Claim::SameHost, Duration::ZERO),
+        (Claim::Wait, Timeouts::default().dead),
+    ] {
+        let mut bench = Bench::new(1);
+        let mut one = bench.coordinator(1, Claim::SameHost);
+        let mut member = bench.member(5);
+        bench.run(3 * SECOND, &mut [&mut one, &mut member], &mut always);
+        let answers = bench.geometry.answer_page(SLOT).0;
+        let old = bench.devices[0].bytes(answers, 2);
+        let free = one.free_units(DeviceMask(1));
+        member.connect(bench.now, options(1)).unwrap();
+        bench.run(3 * SECOND, &mut [&mut one, &mut member], &mut always);
+        let grant = granted(&member_events(&mut member)).unwrap();
+        // Ghosts leave the record as it was before, and the coordinator dies.
+        bench.devices[0].put(answers, &old);
+        let mut two = bench.coordinator(2, claim);
+        let span = wait + Timeouts::default().claim + 3 * SECOND;
+        bench.run(span, &mut [&mut two], &mut always);
+        assert_eq!(two.free_units(DeviceMask(1)), 0, "{claim:?}");
+        // Once its member has let go of what it had, everything is free.
+        bench.run(3 * SECOND, &mut [&mut two, &mut member], &mut always);
+        member.close(bench.now, grant.connection, None);
+        bench.run(3 * SECOND, &mut [&mut two, &mut member], &mut always);
+        assert_eq!(two.free_units(DeviceMask(1)), free, "{claim:?}");
+    }
+}
+
+#[test]
+fn a_request_that_a_successor_grants_again_is_told_apart_from_what_its_predecessor_granted() {
+    let (mut bench, mut member, mut other, ghost) = start(1);
+    let mut two = successor(&bench);
+    let machines: &mut [&mut dyn crate::bench::Machine] = &mut [&mut two, &mut member, &mut other];
+    bench.run(3 * SECOND, machines, &mut always);
+    let grant = granted(&member_events(&mut member)).unwrap();
+    assert_eq!(grant.epoch, Epoch(2));
+    assert!(
+        grant.group.generation > ghost.group.generation,
+        "frames of the dead coordinator would be taken for the new one's"
+    );
+}

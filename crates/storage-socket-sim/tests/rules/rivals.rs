@@ -3,8 +3,8 @@
 use crate::bench::{Bench, Fate, Machine, always, coordinator_events, member_events, options};
 use std::time::Duration;
 use storage_socket_proto::{
-    Claim, CoordinatorEvent, DeviceIndex, DeviceMask, Epoch, IoFailure, IoRequest, MemberEvent,
-    ResetReason, Timeouts,
+    Claim, Coordinator, CoordinatorEvent, DeviceIndex, DeviceMask, EndReason, Epoch, IoFailure,
+    IoRequest, Member, MemberEvent, Name, ResetReason, Timeouts,
 };
 use storage_socket_sim::device::SimDevice;
 
@@ -48,6 +48,14 @@ fn of_two_coordinators_that_see_no_common_device_a_member_is_served_by_one_alone
         1,
         "told once: {events:?}"
     );
+    let epochs = events.iter().find_map(|event| match event {
+        MemberEvent::RivalCoordinator {
+            epoch, followed, ..
+        } => Some((*followed, *epoch)),
+        _ => None,
+    });
+    let rival = Epoch(3 - served.0);
+    assert_eq!(epochs, Some((served, rival)));
     let grants: Vec<_> = events
         .iter()
         .filter_map(|event| match event {
@@ -98,6 +106,7 @@ fn a_member_whose_coordinator_died_follows_the_one_that_lives_however_low_its_co
     let mut member = bench.member(5);
     // The first one's counter is far ahead.
     bench.run(300 * SECOND, &mut [&mut one], &mut apart);
+    bench.run(10 * SECOND, &mut [&mut one, &mut two], &mut apart);
     let all: &mut [&mut dyn Machine] = &mut [&mut one, &mut two, &mut member];
     bench.run(20 * SECOND, all, &mut apart);
     assert_eq!(member.epoch(), Some(Epoch(1)));
@@ -105,6 +114,57 @@ fn a_member_whose_coordinator_died_follows_the_one_that_lives_however_low_its_co
         |who: usize, request: &IoRequest, devices: &[SimDevice]| apart(who + 1, request, devices);
     let dead = Timeouts::default().dead + 20 * SECOND;
     bench.run(dead, &mut [&mut two, &mut member], &mut rest);
+    assert_eq!(member.epoch(), Some(Epoch(2)));
+}
+
+/// The owner of two devices, which loses the second one, and its member, which sees both.
+fn owner() -> (Bench, Coordinator, Member) {
+    let mut bench = Bench::new(2);
+    let mut one = bench.coordinator(1, Claim::Wait);
+    let mut member = bench.member(5);
+    bench.run(20 * SECOND, &mut [&mut one, &mut member], &mut always);
+    assert_eq!(member.epoch(), Some(Epoch(1)));
+    let mut parted = |who: usize, request: &IoRequest, devices: &[SimDevice]| {
+        apart([0, 2][who], request, devices)
+    };
+    bench.run(10 * SECOND, &mut [&mut one, &mut member], &mut parted);
+    let _ = (member_events(&mut member), coordinator_events(&mut one));
+    (bench, one, member)
+}
+
+#[test]
+fn a_device_that_its_owner_has_lost_is_not_claimed_while_members_see_the_owner() {
+    let (mut bench, mut one, mut member) = owner();
+    let mut two = bench.coordinator(2, Claim::Wait);
+    let all: &mut [&mut dyn Machine] = &mut [&mut one, &mut two, &mut member];
+    bench.run(Timeouts::default().dead * 2, all, &mut apart);
+    let events = coordinator_events(&mut two);
+    let host = Name::lossy("server");
+    let owned = EndReason::Owned {
+        epoch: Epoch(1),
+        host,
+    };
+    assert_eq!(
+        events.last(),
+        Some(&CoordinatorEvent::Ended(owned)),
+        "{events:?}"
+    );
+    let events = member_events(&mut member);
+    let is_lost = |event: &MemberEvent| matches!(event, MemberEvent::CoordinatorLost { .. });
+    assert!(!events.iter().any(is_lost), "{events:?}");
+    assert_eq!(member.epoch(), Some(Epoch(1)));
+}
+
+#[test]
+fn a_device_whose_owner_is_dead_is_claimed_though_its_members_live_and_another_device_is_gone() {
+    let (mut bench, _one, mut member) = owner();
+    let mut two = bench.coordinator(2, Claim::Wait);
+    let mut rest =
+        |who: usize, request: &IoRequest, devices: &[SimDevice]| apart(who + 1, request, devices);
+    let dead = Timeouts::default().dead + 20 * SECOND;
+    bench.run(dead, &mut [&mut two, &mut member], &mut rest);
+    let events = coordinator_events(&mut two);
+    assert!(events.contains(&CoordinatorEvent::Serving), "{events:?}");
     assert_eq!(member.epoch(), Some(Epoch(2)));
 }
 

@@ -7,7 +7,7 @@ use crate::bench::{
 use std::time::Duration;
 use storage_socket_proto::{
     Claim, ConnectionEvent, CoordinatorEvent, DeviceIndex, DeviceMask, Doorbell, EndReason,
-    IoFailure, IoRequest, MemberEvent, ResetReason, Timeouts,
+    Geometry, IoFailure, IoOp, IoRequest, MemberEvent, ResetReason, Timeouts,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -153,6 +153,34 @@ fn a_device_that_stays_silent_is_given_up_in_the_end() {
     let events = coordinator_events(&mut coordinator);
     let ended = CoordinatorEvent::Ended(EndReason::NoDevice);
     assert_eq!(events.last(), Some(&ended), "{events:?}");
+}
+
+#[test]
+fn a_device_that_answers_nothing_but_probes_is_found_ever_more_rarely() {
+    let mut bench = Bench::new(1);
+    let mut coordinator = bench.coordinator(1, Claim::SameHost);
+    bench.run(3 * SECOND, &mut [&mut coordinator], &mut always);
+    let _ = coordinator_events(&mut coordinator);
+    let mut hang = |_: usize, request: &IoRequest, _: &[_]| {
+        if request.op == IoOp::Read && request.lba == Geometry::COORDINATOR {
+            Fate::Do
+        } else {
+            Fate::Fail(IoFailure::TimedOut)
+        }
+    };
+    bench.run(300 * SECOND, &mut [&mut coordinator], &mut hang);
+    let found = |events: Vec<CoordinatorEvent>| {
+        let is = |event: &&CoordinatorEvent| matches!(event, CoordinatorEvent::DeviceFound { .. });
+        events.iter().filter(is).count()
+    };
+    let times = found(coordinator_events(&mut coordinator));
+    assert!((4..=9).contains(&times), "found {times} times");
+    // Once it has held out for long, it is looked at as soon as ever.
+    bench.run(180 * SECOND, &mut [&mut coordinator], &mut always);
+    let _ = coordinator_events(&mut coordinator);
+    bench.run(2 * SECOND, &mut [&mut coordinator], &mut hang);
+    bench.run(8 * SECOND, &mut [&mut coordinator], &mut always);
+    assert_eq!(found(coordinator_events(&mut coordinator)), 1);
 }
 
 #[test]

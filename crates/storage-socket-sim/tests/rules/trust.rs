@@ -116,6 +116,45 @@ fn a_member_that_names_anothers_connection_closes_nothing_of_it() {
     );
 }
 
+#[test]
+fn of_a_slot_that_nobody_may_use_nothing_is_kept_and_nothing_is_answered_there() {
+    let (mut bench, mut coordinator, mut member) = start();
+    let mut entries = [MemberEntry::Empty; 32];
+    entries[0] = MemberEntry::Request(Request {
+        connection: ConnectionId([7; 16]),
+        port: PORT,
+        cipher: Cipher::Checksum,
+        frame_units: UnitCount(1),
+        window_to_coordinator: UnitCount(5),
+        window_to_member: UnitCount(5),
+        devices: DeviceMask(1),
+    });
+    // The slots beside it are used, so that its page is read along with theirs.
+    let beside = [SLOT, SlotIndex(3)].map(|slot| (slot, TagKey::public()));
+    coordinator.set_slots(bench.now, beside.into());
+    put_page(&mut bench, OTHER, 1 << 50, entries);
+    coordinator.handle_doorbell_of(bench.now, OTHER);
+    let answers = bench.geometry.answer_page(OTHER);
+    let mut written = 0;
+    let mut count = |_: usize, request: &IoRequest, _: &[_]| {
+        written += u32::from(writes_block(request) && meets(request, answers));
+        Fate::Do
+    };
+    let both: &mut [&mut dyn Machine] = &mut [&mut coordinator, &mut member];
+    bench.run(5 * SECOND, both, &mut count);
+    assert_eq!(written, 0);
+    let known = coordinator.members(bench.now);
+    let known: Vec<SlotIndex> = known.iter().map(|member| member.slot).collect();
+    assert_eq!(known, [SLOT]);
+    // Once it is allowed, what it asks is answered.
+    let slots = [(SLOT, TagKey::public()), (OTHER, TagKey::public())];
+    coordinator.set_slots(bench.now, slots.into());
+    let both: &mut [&mut dyn Machine] = &mut [&mut coordinator, &mut member];
+    bench.run(5 * SECOND, both, &mut always);
+    let incoming = |event: &CoordinatorEvent| matches!(event, CoordinatorEvent::Incoming(_));
+    assert!(coordinator_events(&mut coordinator).iter().any(incoming));
+}
+
 /// Writes a member page by hand.
 fn put_page(bench: &mut Bench, slot: SlotIndex, counter: u64, entries: [MemberEntry; 32]) {
     let page = MemberPage {

@@ -153,6 +153,19 @@ fn of_member(event: MemberEvent, own: SlotIndex) -> MachineEvent {
             MemberStop::ClonedHost { .. } => StopReason::Cloned(why.to_string()),
             other => StopReason::Devices(other.to_string()),
         }),
+        MemberEvent::RivalCoordinator {
+            device,
+            epoch,
+            host,
+            followed,
+            followed_host,
+        } => {
+            tracing::warn!(
+                %device, %epoch, %host, %followed, %followed_host,
+                "another coordinator writes to a device of this pool; neither sees the other's devices"
+            );
+            MachineEvent::Note("another coordinator".to_owned())
+        }
         other => MachineEvent::Note(format!("{other:?}")),
     }
 }
