@@ -61,6 +61,13 @@ pub struct Connection {
     stats: ConnectionStats,
 }
 
+/// What stood behind a reset: an I/O that failed, and where.
+#[derive(Clone, Copy, Debug, Default)]
+struct Lost {
+    failure: Option<IoFailure>,
+    device: Option<DeviceIndex>,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Open,
@@ -232,7 +239,7 @@ impl Connection {
 
     /// Resets the stream. The peer is told unless the reason says that there is nobody to be told, or nowhere.
     pub fn abort(&mut self, now: Tick, reason: ResetReason) {
-        self.reset(now, reason, ResetBy::Us, None);
+        self.reset(now, reason, ResetBy::Us);
         self.advance(now);
     }
 
@@ -249,8 +256,8 @@ impl Connection {
                     self.poll.want();
                 }
             }
-            None => self.reset(now, ResetReason::PeerClosed, ResetBy::Peer, None),
-            Some(reason) => self.reset(now, reason, ResetBy::Peer, None),
+            None => self.reset(now, ResetReason::PeerClosed, ResetBy::Peer),
+            Some(reason) => self.reset(now, reason, ResetBy::Peer),
         }
         if let Phase::Resetting(reason) = self.phase {
             self.phase = Phase::Draining(Some(reason));
@@ -292,7 +299,7 @@ impl Connection {
             IoOutcome::Failed(failure) => Some(failure),
             IoOutcome::Read(_) | IoOutcome::Written => None,
         };
-        self.answered(now, id, failure);
+        let device = self.answered(now, id, failure);
         if self.control.owns(id) {
             match self.control.handle_io(now, id, outcome) {
                 ControlProgress::Written => {
@@ -301,7 +308,7 @@ impl Connection {
                 }
                 ControlProgress::News(block) => self.handle_news(now, *block),
                 ControlProgress::Nothing => {}
-                ControlProgress::Lost(failure) => self.device_lost(now, failure),
+                ControlProgress::Lost(failure) => self.device_lost(now, failure, device),
             }
         } else if self.send.owns(id) {
             let outcome = match outcome {
@@ -320,7 +327,7 @@ impl Connection {
                     self.control.mark_changed();
                 }
                 SendProgress::Nothing => {}
-                SendProgress::Lost(failure) => self.device_lost(now, failure),
+                SendProgress::Lost(failure) => self.device_lost(now, failure, device),
             }
         }
         self.advance(now);
@@ -335,7 +342,7 @@ impl Connection {
             FrameVerdict::Failed(failure) => Some(failure),
             _ => None,
         };
-        self.answered(now, id, failure);
+        let device = self.answered(now, id, failure);
         match self.recv.handle_read(now, id, &verdict) {
             RecvProgress::Whole => {
                 // More may be there already, announced or not.
@@ -353,8 +360,8 @@ impl Connection {
                     self.control.mark_changed();
                 }
             }
-            RecvProgress::Hopeless => self.reset(now, ResetReason::Medium, ResetBy::Us, None),
-            RecvProgress::Lost(failure) => self.device_lost(now, failure),
+            RecvProgress::Hopeless => self.reset(now, ResetReason::Medium, ResetBy::Us),
+            RecvProgress::Lost(failure) => self.device_lost(now, failure, device),
             RecvProgress::More | RecvProgress::Retry | RecvProgress::Nothing => {}
         }
         self.advance(now);
@@ -440,8 +447,10 @@ impl Connection {
         if self.poll.is_due(now) {
             self.recv.probe();
         }
-        if self.phase == Phase::Open && self.is_stalled(now) {
-            self.device_lost(now, IoFailure::TimedOut);
+        if self.phase == Phase::Open
+            && let Some(device) = self.stalled(now)
+        {
+            self.device_lost(now, IoFailure::TimedOut, Some(device));
         }
         self.advance(now);
     }
@@ -457,19 +466,24 @@ impl Connection {
         self.stats
     }
 
-    fn answered(&mut self, now: Tick, id: IoId, failure: Option<IoFailure>) {
-        for device in self.progress.values_mut() {
-            device.ended(now, id, failure);
-        }
+    /// Takes note of the end of an I/O: on which device.
+    fn answered(&mut self, now: Tick, id: IoId, failure: Option<IoFailure>) -> Option<DeviceIndex> {
+        let mut devices = self.progress.iter_mut();
+        let (&index, progress) = devices.find(|(_, progress)| progress.owns(id))?;
+        progress.ended(now, id, failure);
+        Some(index)
     }
 
-    /// Whether one of the devices has answered nothing for as long as a route without progress is kept.
-    fn is_stalled(&mut self, now: Tick) -> bool {
+    /// A device that has answered nothing for as long as a route without progress is kept.
+    fn stalled(&mut self, now: Tick) -> Option<DeviceIndex> {
         let patience = self.config.timeouts.route_leave;
         let slack = self.config.timeouts.heartbeat;
-        let mut stalled = false;
-        for device in self.progress.values_mut() {
-            stalled |= device.is_stalled(now, patience, slack);
+        let mut stalled = None;
+        for (&index, progress) in &mut self.progress {
+            // Each counts anew if this side was away.
+            if progress.is_stalled(now, patience, slack) {
+                stalled.get_or_insert(index);
+            }
         }
         stalled
     }
@@ -520,10 +534,10 @@ impl Connection {
             self.echo_due = Some(self.echo_due.map_or(at, |due| due.min(at)));
         }
         if let Some(reason) = self.control.peer.reset {
-            self.reset(now, reason, ResetBy::Peer, None);
+            self.reset(now, reason, ResetBy::Peer);
         }
         if self.phase == Phase::Open && self.take_news(now).is_none() {
-            self.reset(now, ResetReason::Protocol, ResetBy::Us, None);
+            self.reset(now, ResetReason::Protocol, ResetBy::Us);
         }
     }
 
@@ -610,11 +624,19 @@ impl Connection {
         self.lazy_due = Some(self.lazy_due.map_or(at, |due| due.min(at)));
     }
 
-    fn device_lost(&mut self, now: Tick, failure: IoFailure) {
-        self.reset(now, ResetReason::DeviceLost, ResetBy::Us, Some(failure));
+    fn device_lost(&mut self, now: Tick, failure: IoFailure, device: Option<DeviceIndex>) {
+        let lost = Lost {
+            failure: Some(failure),
+            device,
+        };
+        self.reset_for(now, ResetReason::DeviceLost, ResetBy::Us, lost);
     }
 
-    fn reset(&mut self, now: Tick, reason: ResetReason, by: ResetBy, failure: Option<IoFailure>) {
+    fn reset(&mut self, now: Tick, reason: ResetReason, by: ResetBy) {
+        self.reset_for(now, reason, by, Lost::default());
+    }
+
+    fn reset_for(&mut self, now: Tick, reason: ResetReason, by: ResetBy, lost: Lost) {
         if !matches!(self.phase, Phase::Open | Phase::Closing) {
             return;
         }
@@ -628,7 +650,8 @@ impl Connection {
         self.events.push_back(ConnectionEvent::Reset {
             reason,
             by,
-            failure,
+            failure: lost.failure,
+            device: lost.device,
         });
         let is_alone = matches!(
             reason,
@@ -690,9 +713,9 @@ impl Connection {
                 self.echo_due = Some(now);
                 self.poll.hasten(now);
             } else if is_late && self.peer_done {
-                self.reset(now, ResetReason::PeerClosed, ResetBy::Peer, None);
+                self.reset(now, ResetReason::PeerClosed, ResetBy::Peer);
             } else if is_late {
-                self.reset(now, ResetReason::Linger, ResetBy::Us, None);
+                self.reset(now, ResetReason::Linger, ResetBy::Us);
             }
         }
         let has_answered = self.control.written_seen >= self.control.peer.revision;

@@ -18,6 +18,11 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
+    /// Whether an I/O is under way here.
+    pub(crate) fn owns(&self, id: IoId) -> bool {
+        self.under_way.contains_key(&id)
+    }
+
     pub(crate) fn begun(&mut self, now: Tick, id: IoId) {
         self.under_way.insert(id, now);
         self.silent_since.get_or_insert(now);

@@ -192,17 +192,17 @@ impl RecvHalf {
         any
     }
 
-    /// Frames to ask for again.
+    /// Frames to ask for again: no more than a control block has room for.
     pub(crate) fn resends(&self) -> Vec<Resend> {
-        self.slots
-            .iter()
-            .filter_map(|(&sequence, slot)| {
-                let attempt = slot.trouble?.attempt;
-                let open = !matches!(slot.state, SlotState::Whole { .. });
-                (attempt > 0 && open).then_some(Resend { sequence, attempt })
-            })
-            .take(RESENDS_MAX)
-            .collect()
+        self.asked().collect()
+    }
+
+    fn asked(&self) -> impl Iterator<Item = Resend> {
+        self.slots.iter().filter_map(|(&sequence, slot)| {
+            let attempt = slot.trouble?.attempt;
+            let open = !matches!(slot.state, SlotState::Whole { .. });
+            (attempt > 0 && open).then_some(Resend { sequence, attempt })
+        })
     }
 
     /// Whether there are announced frames that were not delivered.
@@ -347,6 +347,7 @@ impl RecvHalf {
     /// An announced frame didn't open: read it again, ask for it again, or give up.
     fn trouble(&mut self, now: Tick, sequence: Sequence) -> RecvProgress {
         let Timeouts { stale, dead, .. } = self.timeouts;
+        let has_place = self.asked().count() < RESENDS_MAX;
         let Some(slot) = self.slots.get_mut(&sequence) else {
             return RecvProgress::Nothing;
         };
@@ -375,6 +376,10 @@ impl RecvHalf {
         // exhausts them.
         let due = trouble.since + stale * trouble.attempt / (ATTEMPTS_MAX - 1);
         if now < due {
+            return RecvProgress::Damaged(Asked::No);
+        }
+        if trouble.attempt == 0 && !has_place {
+            // The peer can't be told yet, so its time doesn't run.
             return RecvProgress::Damaged(Asked::No);
         }
         if trouble.attempt == ATTEMPTS_MAX {

@@ -6,7 +6,7 @@ use crate::{
     io::IoFailure,
     reasons::ResetReason,
     seal::StreamIdentity,
-    types::{BlockCount, Direction, KeyEpoch, PoolId, Sequence},
+    types::{BlockCount, DeviceIndex, Direction, KeyEpoch, PoolId, Sequence},
 };
 
 /// Whether a doorbell tells of news.
@@ -122,6 +122,8 @@ pub enum ConnectionEvent {
         by: ResetBy,
         /// The failed I/O behind it, if there is one.
         failure: Option<IoFailure>,
+        /// The device that failed it, or that answers nothing.
+        device: Option<DeviceIndex>,
     },
     /// The machine is drained: no I/O is under way, and none will be asked for. Say `close` to member or coordinator.
     Closed {

@@ -268,6 +268,21 @@ pub(crate) struct End {
 
 /// Both ends of a connection on a fresh bench: 0 sends to the coordinator, 1 to the member.
 pub(crate) fn ends(devices: u16, units: u32, doorbell: Doorbell) -> (Bench, End, End) {
+    let depths = Depths {
+        write: 2,
+        read: 3,
+        held: 3,
+    };
+    ends_with(devices, units, doorbell, depths)
+}
+
+/// As [`ends`], with other depths.
+pub(crate) fn ends_with(
+    devices: u16,
+    units: u32,
+    doorbell: Doorbell,
+    depths: Depths,
+) -> (Bench, End, End) {
     let bench = Bench::new(devices);
     let segment = |first| Segment {
         first: UnitIndex(first),
@@ -288,13 +303,18 @@ pub(crate) fn ends(devices: u16, units: u32, doorbell: Doorbell) -> (Bench, End,
             to_member: segment(64 + units),
         },
     };
-    let end = |sends| End::new(bench.now, &grant, sends, doorbell);
+    let end = |sends| End::new(bench.now, &grant, sends, (doorbell, depths));
     let (a, b) = (end(Direction::ToCoordinator), end(Direction::ToMember));
     (bench, a, b)
 }
 
 impl End {
-    fn new(now: Tick, grant: &Grant, sends: Direction, doorbell: Doorbell) -> Self {
+    fn new(
+        now: Tick,
+        grant: &Grant,
+        sends: Direction,
+        (doorbell, depths): (Doorbell, Depths),
+    ) -> Self {
         let pool = PoolId::default();
         let identity = ConnectionConfig::identity(pool, grant);
         let config = ConnectionConfig {
@@ -304,11 +324,7 @@ impl End {
             timeouts: Timeouts::default(),
             own_key: TagKey::public(),
             peer_key: TagKey::public(),
-            depths: Depths {
-                write: 2,
-                read: 3,
-                held: 3,
-            },
+            depths,
             doorbell,
         };
         Self {

@@ -1,11 +1,11 @@
 //! Rules of frames, credits, resends and ends.
 
 use crate::bench::{
-    End, Fate, always, device, ends, millis, reads_frame, writes_block, writes_frame,
+    End, Fate, always, device, ends, ends_with, millis, reads_frame, writes_block, writes_frame,
 };
 use std::time::Duration;
 use storage_socket_proto::{
-    ConnectionEvent, Counter, Direction, Doorbell, Fence, IoFailure, IoOp, Place, ResetBy,
+    ConnectionEvent, Counter, Depths, Direction, Doorbell, Fence, IoFailure, IoOp, Place, ResetBy,
     ResetReason, Sequence, Stamp, TagKey, Timeouts, block::ControlBlock,
 };
 
@@ -584,4 +584,29 @@ fn the_peers_death_ends_a_stream_at_once_and_without_a_write() {
     assert!(a.has(&ConnectionEvent::Closed { reason }));
     let reason = Some(ResetReason::CoordinatorGone);
     assert!(b.has(&ConnectionEvent::Closed { reason }));
+}
+
+#[test]
+fn a_frame_that_no_control_block_has_room_to_ask_for_is_asked_for_in_its_turn() {
+    let depths = Depths {
+        write: 64,
+        read: 64,
+        held: 64,
+    };
+    let (mut bench, mut a, mut b) = ends_with(1, 42, Doorbell::Absent, depths);
+    send(&mut a, bench.now, 0..40);
+    // None of them lands, and then the sender sleeps.
+    let mut lose = |_: usize, request: &storage_socket_proto::IoRequest, _: &[_]| {
+        if matches!(request.op, IoOp::WriteFrame(_)) {
+            Fate::Lose
+        } else {
+            Fate::Do
+        }
+    };
+    bench.run(millis(50), &mut [&mut a], &mut lose);
+    bench.run(Duration::from_secs(40), &mut [&mut b], &mut always);
+    assert_eq!(b.connection.stats().resends_requested, 32);
+    bench.run(Duration::from_secs(30), &mut [&mut a, &mut b], &mut always);
+    check(&b, 40);
+    assert_eq!(reset_of(&b), None);
 }

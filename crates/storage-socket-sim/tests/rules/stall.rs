@@ -42,6 +42,11 @@ fn a_stream_leaves_a_device_that_has_answered_nothing_for_the_time_in_which_a_ro
     bench.run(millis(200), &mut [&mut a, &mut b], &mut hang);
     let why = Some((ResetReason::DeviceLost, Some(IoFailure::TimedOut)));
     assert_eq!(is_reset(&a.events), why);
+    let named = a.events.iter().find_map(|event| match event {
+        ConnectionEvent::Reset { device, .. } => *device,
+        _ => None,
+    });
+    assert_eq!(named, Some(DeviceIndex(1)));
     bench.run(SECOND, &mut [&mut a, &mut b], &mut hang);
     assert_eq!(
         is_reset(&b.events),

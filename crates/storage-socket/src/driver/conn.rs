@@ -90,6 +90,14 @@ impl Conn {
             // Before the news: whoever they wake finds them counted.
             locked(&self.flow.receive).machine = self.machine.stats();
             while let Some(event) = self.machine.poll_event() {
+                if let ConnectionEvent::Reset {
+                    device: Some(device),
+                    ..
+                } = &event
+                    && let Some(device) = io.device(*device)
+                {
+                    self.lost.get_or_insert_with(|| device.path().to_owned());
+                }
                 self.apply(now, event);
                 is_quiet = false;
             }
@@ -299,8 +307,9 @@ impl Conn {
                 reason,
                 by,
                 failure,
+                device,
             } => {
-                tracing::debug!(connection = %self.id, %reason, ?by, ?failure, "stream reset");
+                tracing::debug!(connection = %self.id, %reason, ?by, ?failure, ?device, "stream reset");
                 self.end(reason);
             }
             ConnectionEvent::Closed { reason } => {
