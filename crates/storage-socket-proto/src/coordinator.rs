@@ -286,7 +286,8 @@ impl Coordinator {
             ports: BTreeMap::new(),
             held: BTreeMap::new(),
             allocator: Allocator::new(Arc::clone(&geometry)),
-            generation: Generation(0),
+            // Never used twice, not by another epoch either: a checksummed frame names no epoch (§4.2).
+            generation: Generation(config.epoch.0 << 24),
             next_dynamic: Port::DYNAMIC_FIRST.0,
             events: VecDeque::new(),
             rings: VecDeque::new(),
