@@ -210,6 +210,18 @@ impl Engine {
         }
     }
 
+    /// Starts what was submitted, without a wait: for a caller that has other work to do first.
+    ///
+    /// # Errors
+    /// As [`Engine::wait`].
+    pub fn start(&mut self) -> Result<(), Error> {
+        match &mut self.body {
+            Body::Ring(ring) => ring.start_submitted(),
+            // They start at once.
+            Body::Threads(_) => Ok(()),
+        }
+    }
+
     /// Transfers that have not been completed.
     #[must_use]
     pub fn in_flight(&self) -> usize {

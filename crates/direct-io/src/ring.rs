@@ -180,6 +180,11 @@ impl Ring {
         Ok(())
     }
 
+    pub(crate) fn start_submitted(&mut self) -> Result<(), Error> {
+        self.push_backlog();
+        self.enter(Some(Duration::ZERO))
+    }
+
     /// Hands the queue to the kernel and waits for one completion.
     fn enter(&self, timeout: Option<Duration>) -> Result<(), Error> {
         let submitter = self.ring.submitter();

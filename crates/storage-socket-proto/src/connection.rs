@@ -333,6 +333,12 @@ impl Connection {
         self.advance(now);
     }
 
+    /// The device has done a `ReadFrame`, and its verdict is to come: opening a frame takes its time, in which the device
+    /// may read the next.
+    pub fn handle_frame_landed(&mut self, id: IoId) {
+        self.recv.handle_landed(id);
+    }
+
     /// Takes the outcome of a `ReadFrame`.
     ///
     /// Unless the verdict is `Whole`, the driver may drop the buffer; if it is, the buffer is kept until `Delivered`

@@ -41,6 +41,9 @@ use watch::Watches;
 /// How soon a partly filled frame is looked at again whose writer was busy.
 const TAIL_RETRY: Duration = Duration::from_micros(200);
 
+/// Opening this much takes longer than starting a read.
+const WORTH_STARTING_BYTES: usize = 256 << 10;
+
 /// How long an orderly stop may take: closing, the last writes, and one deadline of I/O.
 pub(crate) fn stop_patience(timeouts: &Timeouts) -> Duration {
     timeouts.linger + timeouts.heartbeat * 2 + Duration::from_secs(3)
@@ -186,6 +189,9 @@ impl Driver {
             match self.io.wait(self.timeout(now)) {
                 Ok(finished) => {
                     let now = tick();
+                    if let Err(error) = self.read_on(now, &finished) {
+                        break Some(StopReason::Driver(error.to_string()));
+                    }
                     for transfer in finished {
                         self.complete(now, transfer);
                     }
@@ -193,6 +199,28 @@ impl Driver {
                 Err(error) => break Some(StopReason::Driver(error.to_string())),
             }
         };
+    }
+
+    /// Frames have come: the next reads start before these are opened, which takes as long as a read.
+    fn read_on(&mut self, now: Tick, finished: &[Finished]) -> Result<(), direct_io::Error> {
+        let mut bytes = 0;
+        for Finished { task, result, .. } in finished {
+            let (Kind::ReadFrame(_), Owner::Connection(id), Ok(())) =
+                (task.kind, task.owner, result)
+            else {
+                continue;
+            };
+            if let Some(conn) = self.conns.get_mut(&id) {
+                conn.machine.handle_frame_landed(task.id);
+                self.hot.insert(id);
+                bytes += task.bytes;
+            }
+        }
+        if bytes < WORTH_STARTING_BYTES {
+            return Ok(());
+        }
+        self.pump(now);
+        self.io.start_submitted()
     }
 
     fn run_timers(&mut self, now: Tick) {

@@ -44,6 +44,8 @@ pub(crate) struct RecvHalf {
     lengths: Box<[u16; LENGTHS_MAX]>,
     slots: BTreeMap<Sequence, Slot>,
     in_flight: BTreeMap<IoId, Sequence>,
+    /// Those of them that the device has done, and whose verdict is to come.
+    landed: BTreeSet<IoId>,
     /// Delivered frames whose buffers were not released.
     lent: BTreeSet<Sequence>,
     /// A read ahead of the announcement is due.
@@ -121,6 +123,7 @@ impl RecvHalf {
             lengths: Box::new([0; LENGTHS_MAX]),
             slots: BTreeMap::new(),
             in_flight: BTreeMap::new(),
+            landed: BTreeSet::new(),
             lent: BTreeSet::new(),
             probe: false,
         }
@@ -262,7 +265,8 @@ impl RecvHalf {
             return Some(self.read(ids, sequence));
         }
         let held = self.slots.len() + self.lent.len();
-        if self.in_flight.len() >= self.depths.read || held >= self.depths.held {
+        let reading = self.in_flight.len() - self.landed.len();
+        if reading >= self.depths.read || held >= self.depths.held {
             return None;
         }
         let announced = self.next_read < self.announced;
@@ -289,12 +293,20 @@ impl RecvHalf {
         Some(self.read(ids, sequence))
     }
 
+    /// The device has done a read: another one may begin while this one is opened.
+    pub(crate) fn handle_landed(&mut self, id: IoId) {
+        if self.in_flight.contains_key(&id) {
+            self.landed.insert(id);
+        }
+    }
+
     pub(crate) fn handle_read(
         &mut self,
         now: Tick,
         id: IoId,
         verdict: &FrameVerdict,
     ) -> RecvProgress {
+        self.landed.remove(&id);
         let Some(sequence) = self.in_flight.remove(&id) else {
             return RecvProgress::Nothing;
         };

@@ -224,6 +224,11 @@ impl Io {
         self.deadlines.front().map(|(due, _, _)| *due)
     }
 
+    /// Starts what was submitted, before work that takes its time.
+    pub(crate) fn start_submitted(&mut self) -> Result<(), direct_io::Error> {
+        self.engine.start()
+    }
+
     /// Starts what was submitted and waits for ends, a wake or the timeout.
     pub(crate) fn wait(
         &mut self,
