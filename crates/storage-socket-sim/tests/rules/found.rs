@@ -1,10 +1,11 @@
 //! What the simulator found: each is the smallest case of a seed that failed.
 
-use crate::bench::{Bench, Fate, Machine, SLOT, always, millis};
+use crate::bench::{Bench, Fate, Machine, PORT, SLOT, always, millis};
 use std::time::Duration;
 use storage_socket_proto::{
-    Challenge, Claim, Counter, DeviceIndex, DeviceMask, Epoch, Incarnation, IoOp, IoRequest,
-    MemberEvent, Stamp, StopReason, TagKey, Timeouts,
+    Challenge, Cipher, Claim, ConnectOptions, ConnectionId, CoordinatorEvent, Counter, DeviceIndex,
+    DeviceMask, Epoch, Incarnation, IoOp, IoRequest, MemberEvent, Stamp, StopReason, TagKey,
+    Timeouts, UnitCount,
     block::{AnswerPage, Place},
 };
 
@@ -66,4 +67,36 @@ fn a_member_whose_coordinator_has_seen_a_later_counter_in_its_slot_stops() {
         found: Incarnation(77),
     });
     assert!(said.contains(&stopped), "{said:?}");
+}
+
+/// Seed 1017318: a request that stood while its coordinator was replaced was granted by both, each as its first; the
+/// frames that the first had written before were taken for the second's.
+#[test]
+fn two_epochs_grant_one_request_under_different_generations() {
+    let mut bench = Bench::new(1);
+    let mut generations = Vec::new();
+    for epoch in [1, 2] {
+        let mut coordinator = bench.coordinator(epoch, Claim::SameHost);
+        let mut member = bench.member(10 + epoch);
+        let options = ConnectOptions {
+            connection: ConnectionId([9; 16]),
+            port: PORT,
+            cipher: Cipher::Checksum,
+            frame_units: UnitCount(1),
+            window_to_coordinator: UnitCount(3),
+            window_to_member: UnitCount(3),
+            devices: DeviceMask(1),
+            patience: 60 * SECOND,
+        };
+        member.connect(bench.now, options).unwrap();
+        let mut machines: [&mut dyn Machine; 2] = [&mut coordinator, &mut member];
+        bench.run(8 * SECOND, &mut machines, &mut always);
+        let said = std::iter::from_fn(|| coordinator.poll_event());
+        generations.extend(said.filter_map(|event| match event {
+            CoordinatorEvent::Incoming(grant) => Some(grant.group.generation),
+            _ => None,
+        }));
+    }
+    assert_eq!(generations.len(), 2, "{generations:?}");
+    assert_ne!(generations[0], generations[1]);
 }
