@@ -71,7 +71,6 @@ fn steps(root: &Path) -> Vec<(&'static str, Vec<&'static str>)> {
         "simulation",
         vec!["xtask", "sim", "--seeds", crate::sim::SEEDS_OF_CI],
     ));
-    steps.push(("fuzzing", vec!["xtask", "fuzz", "--seconds", "10"]));
     if installed(root, &["nextest", "--version"]) {
         steps.push((
             "tests",

@@ -288,10 +288,10 @@ impl World {
         };
         if is_clone(&host) {
             let clones = self.hosts.range(..crate::host::MEMBERS);
-            let other = clones
+            let mut others = clones
                 .filter(|(_, host)| is_clone(host))
                 .map(|(&index, _)| index);
-            if let Some(other) = other.last() {
+            if let Some(other) = others.next_back() {
                 self.crash(other, Some(Duration::from_millis(150)));
             }
         }
