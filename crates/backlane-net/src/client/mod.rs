@@ -13,8 +13,8 @@ mod storage;
 
 use crate::{Authority, Error, Identity};
 use backlane_proto::{
-    ByteRange, CallId, Event, ObjectInfo, ObjectKind, ObjectName, PackContents, Reason, Request,
-    RoutePolicy, RouteReport,
+    ByteRange, Event, ObjectInfo, ObjectKind, ObjectName, PackContents, Reason, RoutePolicy,
+    RouteReport,
 };
 pub use blocking::Blocking;
 use bytes::Bytes;
@@ -219,7 +219,7 @@ impl Session {
     /// When the session was lost before, or the server doesn't confirm in time.
     pub async fn close(self) -> Result<RouteReport, Error> {
         let shared = &self.inner.shared;
-        shared.send(CallId::SESSION, Request::Close);
+        shared.close();
         let mut over = shared.over.subscribe();
         // What is waited for is let go of at once: its guard is of one thread, and this future may move.
         let waited = timeout(CLOSE_WAIT, over.wait_for(|over| *over))

@@ -15,7 +15,10 @@ use backlane_proto::{
 use bytes::BytesMut;
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 use tokio::sync::{Notify, Semaphore, broadcast, mpsc, watch};
 
@@ -41,6 +44,8 @@ pub(super) struct Shared {
     pub(super) pool: Arc<Hand>,
     /// Set once, when the session is over.
     pub(super) over: watch::Sender<bool>,
+    /// The client has asked for its end.
+    closing: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -123,6 +128,7 @@ impl Shared {
             asked: Notify::new(),
             pool: starter.hand(),
             over: watch::Sender::new(false),
+            closing: AtomicBool::new(false),
             state: Mutex::new(State {
                 last_call: 0,
                 calls: Calls::new(),
@@ -213,6 +219,18 @@ impl Shared {
         drop(state);
         self.permits.close();
         self.over.send_replace(true);
+    }
+
+    /// Asks the server to end the session.
+    pub(super) fn close(&self) {
+        self.closing.store(true, Ordering::SeqCst);
+        self.send(CallId::SESSION, Request::Close);
+    }
+
+    /// Whether a route that ends now ends with the session: the server lets go of storage before it says that all is
+    /// over.
+    pub(super) fn is_ending(&self) -> bool {
+        self.closing.load(Ordering::SeqCst) || *self.over.borrow()
     }
 
     /// Decides about a body on its way out, and gives the way to it.

@@ -72,8 +72,9 @@ struct Joined {
     pool: Pool,
     slot: SlotIndex,
     incarnation: u64,
-    /// The stream on the designated port, which stays for as long as the route is tried or used.
-    designated: Option<Stream>,
+    /// Asks for the stream on the designated port, which stays for as long as the route is tried or used. Nobody answers
+    /// a slot that the coordinator doesn't know, so the session doesn't wait for it before it has named the slot.
+    designated: JoinHandle<Result<Stream, RouteDown>>,
 }
 
 impl Starter {
@@ -152,7 +153,7 @@ impl Starter {
             let down = match attempt.await {
                 Ok(down) | Err(down) => down,
             };
-            if *shared.over.borrow() {
+            if shared.is_ending() {
                 // The end of the session, which is not the route's failure. Whoever closes it leaves the pool, and
                 // waits for that: a process that ended meanwhile would leave the server waiting for its streams.
                 return;
@@ -175,7 +176,7 @@ impl Starter {
         session: SessionId,
         server_pool: Uuid,
         keys: &Keys,
-        mut joined: Joined,
+        joined: Joined,
         tried: &mut Option<oneshot::Sender<()>>,
     ) -> Result<RouteDown, RouteDown> {
         if joined.pool.uuid() != server_pool {
@@ -183,10 +184,13 @@ impl Starter {
             return Err(RouteDown::new(Reason::OtherPool, text));
         }
         let (member, port) = self.meet(shared, keys, &joined).await?;
-        if joined.designated.is_none() {
+        let asked = joined.designated.await;
+        let asked = asked.map_err(|error| RouteDown::new(Reason::PoolNotFound, error))?;
+        let _designated = match asked {
             // The server knew nothing of this slot before the session named its host.
-            joined.designated = Some(designated(&joined.pool).await?);
-        }
+            Err(down) if down.reason == Reason::SlotRefused => designated(&joined.pool).await?,
+            asked => asked?,
+        };
         let options = data_options(&keys.seal);
         let stream = Stream::connect_async(&joined.pool, port, options, STORAGE_STEP_WAIT);
         let stream = stream.await.map_err(|error| stream_failed(&error))?;
@@ -421,17 +425,12 @@ async fn join(
         .map_err(|error| RouteDown::new(Reason::PoolNotFound, error))?;
     let (pool, slot, incarnation) = opened.map_err(|error| pool_failed(&error))?;
     ready(&pool).await?;
-    let designated = match designated(&pool).await {
-        Ok(stream) => Some(stream),
-        // Perhaps only not yet: the server learns of this host's slots when the session begins.
-        Err(down) if down.reason == Reason::SlotRefused => None,
-        Err(down) => return Err(down),
-    };
+    let asking = pool.clone();
     Ok(Joined {
         pool,
         slot,
         incarnation,
-        designated,
+        designated: tokio::spawn(async move { designated(&asking).await }),
     })
 }
 
