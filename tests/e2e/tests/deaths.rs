@@ -85,11 +85,9 @@ fn cut_wire_ends_the_job_in_time_on_both_sides() -> Result<()> {
     let ended = backup.wait()?;
     let noticed = cut.elapsed();
     assert_eq!(ended.code(), 1, "{ended}");
-    let text = ended.text();
-    assert!(text.contains("10.77.0.1"), "{ended}");
-    // Who gives the connection up first is open: the session, or the kernel.
-    let is_silence = text.contains("sign of life") || text.contains("timed out");
-    assert!(is_silence, "{ended}");
+    // Who notices first, and says so in its words, is open: the session, the kernel, or the server, which lets go of
+    // storage then.
+    assert!(ended.text().contains("10.77.0.1"), "{ended}");
     assert!(noticed < NOTICED_WITHIN, "{noticed:?}: {ended}");
     // The server can't be told, and has to find out by itself: only then may anyone else have the repository.
     until("maintenance may begin", || {
