@@ -506,12 +506,12 @@ impl Driver {
     }
 }
 
-/// Tells everybody who still waits that it is over, whichever way the thread ends.
 /// Units of a direction's segment on each device at most: 256 MiB of frames, and the control unit.
 const WINDOW_UNITS_MAX: UnitCount = UnitCount(4096 + 1);
 /// Units of all of a slot's segments on each device at most: 4 GiB, twice what as many streams as it may have take as a rule.
 const SLOT_UNITS_MAX: UnitCount = UnitCount(1 << 16);
 
+/// Tells everybody who still waits that it is over, whichever way the thread ends.
 impl Drop for Driver {
     fn drop(&mut self) {
         let bug = || StopReason::Driver("a bug ended its thread".to_owned());
