@@ -202,7 +202,7 @@ impl Server {
         let mut connections = JoinSet::new();
         let mut designated = JoinSet::new();
         if let Some(storage) = &self.core.storage {
-            designated.spawn(Arc::clone(storage).serve_designated());
+            designated.spawn(Arc::clone(storage).keep());
         }
         tokio::pin!(shutdown);
         loop {

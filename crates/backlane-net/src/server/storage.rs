@@ -2,7 +2,8 @@
 //!
 //! A member is bound to a session when it has proved, device by device, that it reads what the server wrote for it and
 //! wrote what the server reads, and the server allows its slot to the session's host. Each session has a dynamic port
-//! of its own for its data pair, sealed with a secret that only the two ends of the session's TLS know.
+//! of its own for its data pair, sealed with a secret that only the two ends of the session's TLS know. A pool that is
+//! lost is claimed again, under another epoch, for as long as the server runs.
 
 use super::{Core, ServerPool, link::run_pair, session::Session};
 use crate::{
@@ -33,15 +34,15 @@ use tokio::{
     io::AsyncReadExt,
     sync::{Notify, mpsc},
     task::JoinSet,
-    time::timeout,
+    time::{sleep, timeout},
 };
 use uuid::Uuid;
 
 /// The pool, while the server runs.
 pub(super) struct Storage {
-    pool: Mutex<Option<Pool>>,
+    choice: ServerPool,
+    pool: Mutex<Result<Pool, RouteDown>>,
     uuid: Uuid,
-    epoch: u64,
     allowed: Mutex<BTreeSet<SlotIndex>>,
     bells: Arc<Bells>,
     /// How many pairs there have been.
@@ -71,47 +72,16 @@ const DESIGNATED_STREAMS_MAX: usize = 1024;
 
 impl Storage {
     /// Opens and claims the pool.
-    pub(super) async fn open(choice: ServerPool) -> Result<Arc<Self>, Error> {
+    pub(super) async fn open(mut choice: ServerPool) -> Result<Arc<Self>, Error> {
         let bells = Arc::new(Bells::default());
-        let to_ring = Arc::clone(&bells);
-        let slots = BTreeSet::new();
-        let host = crate::identity::SERVER_NAME;
-        let mut options = PoolOptions::new(Role::Coordinator { slots }, host, &choice.lock_dir);
-        options.expected = choice.uuid;
-        options.engine = choice.engine;
-        options.doorbell = Some(Arc::new(move |slot| {
-            let bell = lock(&to_ring)
-                .get(&slot)
-                .and_then(|bell| bell.doorbell.upgrade());
-            if let Some(bell) = bell {
-                bell.notify_one();
-            }
-        }));
-        let to_ask = Arc::clone(&bells);
-        options.suspicion = Some(Arc::new(move |slot| {
-            let asker = lock(&to_ask)
-                .get(&slot)
-                .and_then(|bell| bell.asker.upgrade());
-            // One that has no room for a question is being told other things, and answers none of them: its words are
-            // waited for.
-            if let Some(asker) = asker {
-                drop(asker.try_send(Event::Ping));
-            }
-        }));
-        let opening = tokio::task::spawn_blocking(move || {
-            let pool = Pool::open(&choice.devices, options)?;
-            // A claim waits for its time-out; twice that is a pool that can't be had.
-            pool.wait_ready(pool.timeouts().claim * 2 + STORAGE_STEP_WAIT)?;
-            Ok(pool)
-        });
-        let failed = |why: String| Error::Pool { why };
-        let opened: Result<Pool, storage_socket::Error> =
-            opening.await.map_err(|error| failed(error.to_string()))?;
-        let pool = opened.map_err(|error| failed(error.to_string()))?;
+        let pool = claim(choice.clone(), BTreeSet::new(), &bells).await;
+        let pool = pool.map_err(|why| Error::Pool { why })?;
+        let uuid = pool.uuid();
+        choice.uuid = Some(uuid);
         Ok(Arc::new(Self {
-            uuid: pool.uuid(),
-            epoch: pool.writer(),
-            pool: Mutex::new(Some(pool)),
+            choice,
+            uuid,
+            pool: Mutex::new(Ok(pool)),
             allowed: Mutex::default(),
             bells,
             pairs: AtomicU64::new(0),
@@ -124,41 +94,44 @@ impl Storage {
 
     /// What does the I/O, until the server leaves the pool.
     pub(super) fn engine(&self) -> Option<EngineKind> {
-        lock(&self.pool).as_ref().map(|pool| pool.engine().0)
+        lock(&self.pool).as_ref().ok().map(|pool| pool.engine().0)
     }
 
     fn pool(&self) -> Result<Pool, RouteDown> {
-        let pool = lock(&self.pool).clone();
-        pool.ok_or_else(|| RouteDown::new(Reason::CoordinatorBusy, "the server is shutting down"))
+        lock(&self.pool).clone()
     }
 
-    /// Answers on the designated storage port for as long as the server runs.
-    pub(super) async fn serve_designated(self: Arc<Self>) {
-        let Ok(pool) = self.pool() else { return };
-        let protection = ListenProtection::Checksum;
-        let listener = match Listener::bind_async(&pool, designated_port(), protection).await {
-            Ok(listener) => listener,
-            Err(error) => {
-                tracing::error!(%error, "can't listen on the designated storage port");
-                return;
-            }
-        };
-        let mut kept = JoinSet::new();
-        loop {
-            tokio::select! {
-                incoming = listener.accept_async() => match incoming {
-                    Ok(incoming) if kept.len() < DESIGNATED_STREAMS_MAX => {
-                        kept.spawn(keep_designated(incoming));
+    /// Serves the designated storage port for as long as the server runs, and claims the pool again when it is lost.
+    pub(super) async fn keep(self: Arc<Self>) {
+        while let Ok(pool) = self.pool() {
+            let timeouts = pool.timeouts();
+            let down = serve_designated(&pool).await;
+            tracing::error!(pool = %self.uuid, %down, "the pool is lost: it is claimed again as soon as it can be");
+            *lock(&self.pool) = Err(down);
+            // Its driver has ended, or does now: the lock of this host is free after that.
+            close(pool).await;
+            let mut pause = timeouts.route_leave;
+            loop {
+                sleep(pause).await;
+                pause = (pause * 2).min(timeouts.dead);
+                let allowed = lock(&self.allowed).clone();
+                match claim(self.choice.clone(), allowed, &self.bells).await {
+                    Ok(pool) => {
+                        self.taken_back(pool);
+                        break;
                     }
-                    Ok(incoming) => incoming.refuse(),
-                    Err(error) => {
-                        tracing::error!(%error, "the pool is lost");
-                        return;
-                    }
-                },
-                Some(_) = kept.join_next(), if !kept.is_empty() => {}
+                    Err(why) => tracing::warn!(pool = %self.uuid, why, "the pool can't be claimed"),
+                }
             }
         }
+    }
+
+    fn taken_back(&self, pool: Pool) {
+        tracing::info!(pool = %self.uuid, "the pool is taken back");
+        // Sessions may have brought other slots while it was claimed.
+        let allowed = lock(&self.allowed);
+        pool.allow(allowed.clone());
+        *lock(&self.pool) = Ok(pool);
     }
 
     /// From now on the coordinator serves a host's slots.
@@ -191,14 +164,17 @@ impl Storage {
             return Err(RouteDown::new(Reason::SlotRefused, text));
         }
         let slot = SlotIndex(slot);
-        let challenges = self.pool()?.challenges_async(slot).await;
+        let pool = self.pool()?;
+        let challenges = pool.challenges_async(slot).await;
         let challenges = challenges.map_err(|error| pool_failed(&error))?;
         *lock(&session.met) = Some(Met {
             slot,
             incarnation,
             challenges,
         });
-        Ok(Answer::Met { epoch: self.epoch })
+        Ok(Answer::Met {
+            epoch: pool.writer(),
+        })
     }
 
     /// Binds a member of the pool to a session, once both sides have proved that they see the same devices.
@@ -208,19 +184,19 @@ impl Storage {
         member: Member,
         proofs: Vec<Proof>,
     ) -> Result<Answer, RouteDown> {
+        let pool = self.pool()?;
         let own = {
             let met = lock(&session.met);
             let met = met.as_ref().filter(|met| {
                 met.slot.0 == member.slot
                     && met.incarnation == member.incarnation
                     && member.pool == self.uuid
-                    && member.epoch == self.epoch
+                    && member.epoch == pool.writer()
             });
             let met = met.ok_or_else(|| RouteDown::new(Reason::SlotRefused, "another member"))?;
             met.challenges.clone()
         };
         let slot = SlotIndex(member.slot);
-        let pool = self.pool()?;
         let seen = pool.peer_challenges_async(slot).await;
         let seen = seen.map_err(|error| pool_failed(&error))?;
         let theirs = if seen.writer == Some(member.incarnation) {
@@ -260,20 +236,92 @@ impl Storage {
 
     /// Leaves the pool, and waits for it.
     pub(super) async fn close(&self) {
-        let pool = lock(&self.pool).take();
-        if let Some(pool) = pool {
-            // A panic in there was the driver's, and is in the log.
-            let _ = tokio::task::spawn_blocking(move || pool.close()).await;
+        if let Some(pool) = self.take() {
+            close(pool).await;
         }
+    }
+
+    fn take(&self) -> Option<Pool> {
+        let down = RouteDown::new(Reason::CoordinatorBusy, "the server is shutting down");
+        std::mem::replace(&mut *lock(&self.pool), Err(down)).ok()
     }
 }
 
 impl Drop for Storage {
     fn drop(&mut self) {
-        if let Some(pool) = lock(&self.pool).take() {
+        if let Some(pool) = self.take() {
             leave(pool);
         }
     }
+}
+
+/// Opens and claims a pool; says why it can't be had.
+async fn claim(
+    choice: ServerPool,
+    slots: BTreeSet<SlotIndex>,
+    bells: &Arc<Bells>,
+) -> Result<Pool, String> {
+    let host = crate::identity::SERVER_NAME;
+    let mut options = PoolOptions::new(Role::Coordinator { slots }, host, &choice.lock_dir);
+    options.expected = choice.uuid;
+    options.engine = choice.engine;
+    let to_ring = Arc::clone(bells);
+    options.doorbell = Some(Arc::new(move |slot| {
+        let bell = lock(&to_ring)
+            .get(&slot)
+            .and_then(|bell| bell.doorbell.upgrade());
+        if let Some(bell) = bell {
+            bell.notify_one();
+        }
+    }));
+    let to_ask = Arc::clone(bells);
+    options.suspicion = Some(Arc::new(move |slot| {
+        let asker = lock(&to_ask)
+            .get(&slot)
+            .and_then(|bell| bell.asker.upgrade());
+        // One that has no room for a question is being told other things, and answers none of them: its words are
+        // waited for.
+        if let Some(asker) = asker {
+            drop(asker.try_send(Event::Ping));
+        }
+    }));
+    let opening = tokio::task::spawn_blocking(move || {
+        let pool = Pool::open(&choice.devices, options)?;
+        // A claim waits for its time-out; twice that is a pool that can't be had.
+        pool.wait_ready(pool.timeouts().claim * 2 + STORAGE_STEP_WAIT)?;
+        Ok(pool)
+    });
+    let opened: Result<Pool, storage_socket::Error> =
+        opening.await.map_err(|error| error.to_string())?;
+    opened.map_err(|error| error.to_string())
+}
+
+/// Answers on the designated storage port until the pool is lost; says why it is.
+async fn serve_designated(pool: &Pool) -> RouteDown {
+    let protection = ListenProtection::Checksum;
+    let listener = match Listener::bind_async(pool, designated_port(), protection).await {
+        Ok(listener) => listener,
+        Err(error) => return stream_failed(&error),
+    };
+    let mut kept = JoinSet::new();
+    loop {
+        tokio::select! {
+            incoming = listener.accept_async() => match incoming {
+                Ok(incoming) if kept.len() < DESIGNATED_STREAMS_MAX => {
+                    kept.spawn(keep_designated(incoming));
+                }
+                Ok(incoming) => incoming.refuse(),
+                Err(error) => return stream_failed(&error),
+            },
+            Some(_) = kept.join_next(), if !kept.is_empty() => {}
+        }
+    }
+}
+
+/// Leaves a pool, and waits for it.
+async fn close(pool: Pool) {
+    // A panic in there was the driver's, and is in the log.
+    let _ = tokio::task::spawn_blocking(move || pool.close()).await;
 }
 
 /// Keeps a member's stream on the designated port until the member lets go of it.
