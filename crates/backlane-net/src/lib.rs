@@ -9,6 +9,7 @@ pub mod enroll;
 pub mod error;
 mod framed;
 pub mod identity;
+mod pauses;
 mod pool;
 pub mod server;
 pub mod service;

@@ -8,8 +8,11 @@
 use crate::{ChunkFlag, ChunkHeader, Route};
 use std::{collections::BTreeMap, fmt};
 
-/// Calls that one session may have under way.
+/// Calls that a client may have under way.
 pub const CALLS_MAX: u32 = 64;
+/// Calls that a session may have open. A client begins a call anew when its route has failed; until the server has
+/// noticed that as well, the old one is open there.
+pub const CALLS_OPEN_MAX: u32 = 2 * CALLS_MAX;
 
 /// Number of a call within its session; zero stands for the session itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,7 +44,7 @@ pub enum Violation {
         last: CallId,
     },
     /// More calls under way than agreed.
-    #[error("more than {CALLS_MAX} calls at once")]
+    #[error("more than {CALLS_OPEN_MAX} calls at once")]
     TooManyCalls,
     /// A chunk for a call that expects no body.
     #[error("body for call {call}, which expects none")]
@@ -128,7 +131,7 @@ impl Calls {
             let last = self.last;
             return Err(Violation::CallOutOfOrder { call, last });
         }
-        if self.open.len() >= CALLS_MAX as usize {
+        if self.open.len() >= CALLS_OPEN_MAX as usize {
             return Err(Violation::TooManyCalls);
         }
         self.last = call;
@@ -361,7 +364,7 @@ mod tests {
     #[test]
     fn calls_are_bounded_and_their_numbers_grow() {
         let mut calls = Calls::new();
-        for n in 1..=u64::from(CALLS_MAX) {
+        for n in 1..=u64::from(CALLS_OPEN_MAX) {
             calls.begin(CallId(n)).unwrap();
         }
         assert_eq!(calls.begin(CallId(1000)), Err(Violation::TooManyCalls));

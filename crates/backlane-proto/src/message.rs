@@ -7,14 +7,14 @@ mod codes;
 mod show;
 
 use crate::{
-    ByteRange, CallId, CodecError, Decision, Features, ObjectId, ObjectInfo, ObjectKind,
+    ByteRange, CallId, CodecError, Decision, Features, Health, ObjectId, ObjectInfo, ObjectKind,
     ObjectName, PackContents, Reason, Route, RoutePolicy, Version, VersionRange,
     proof::{self, Member, Proof},
     wire,
 };
 use codes::{
-    cut, fixed, kind_code, kind_from, name_code, name_from, policy_code, policy_from, pool_code,
-    pool_from, port, route_code, route_from,
+    cut, fixed, health_from, kind_code, kind_from, name_code, name_from, policy_code, policy_from,
+    pool_code, pool_from, port, route_code, route_from,
 };
 use prost::Message as _;
 use uuid::Uuid;
@@ -205,6 +205,8 @@ pub enum Request {
         name: ObjectName,
         /// The part; `None` for all.
         range: Option<ByteRange>,
+        /// The routes, as the client sees them.
+        routes: Health,
     },
     /// Announces a body.
     Put {
@@ -473,12 +475,18 @@ impl FromClient {
             Request::List(kind) => Some(Kind::List(wire::List {
                 kind: kind_code(*kind),
             })),
-            Request::Get { name, range } => Some(Kind::Get(wire::Get {
+            Request::Get {
+                name,
+                range,
+                routes,
+            } => Some(Kind::Get(wire::Get {
                 name: Some(name_code(*name)),
                 range: range.map(|range| wire::Range {
                     offset: range.offset,
                     length: range.length,
                 }),
+                network_down: routes.network.err().map(Reason::code),
+                storage_down: routes.storage.err().map(Reason::code),
             })),
             Request::Put {
                 name,
@@ -538,6 +546,10 @@ impl FromClient {
                     offset: range.offset,
                     length: range.length,
                 }),
+                routes: Health {
+                    network: health_from(get.network_down),
+                    storage: health_from(get.storage_down),
+                },
             },
             Some(Kind::Put(put)) => Request::Put {
                 name: name_from(put.name)?,

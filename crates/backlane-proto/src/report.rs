@@ -1,7 +1,7 @@
 //! What each route carried, for a job's summary.
 
 use crate::{Decision, Reason, Route, router::Carried};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 /// Bodies carried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -30,7 +30,28 @@ pub struct RouteReport {
     pub received: ByRoute,
     /// Every body that took the network, by reason, both directions together.
     pub reasons: BTreeMap<Reason, Traffic>,
+    /// Bodies that were begun once more, because their route failed under them.
+    pub repeated: Traffic,
+    /// The routes that were lost and taken back, the oldest first; after [`CHANGES_KEPT_MAX`] of them the newest are
+    /// only counted.
+    pub changes: Vec<RouteChange>,
+    /// How many changes were not kept.
+    pub changes_left_out: u64,
 }
+
+/// A route that was lost or taken back in the middle of a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteChange {
+    /// How long the session had lasted.
+    pub after: Duration,
+    /// The route.
+    pub route: Route,
+    /// Whether it is up now, or why it isn't: the reason, and the facts, which may be empty.
+    pub state: Result<(), (Reason, String)>,
+}
+
+/// Changes of routes that a report keeps.
+pub const CHANGES_KEPT_MAX: usize = 100;
 
 impl Traffic {
     /// Counts one body.
@@ -84,6 +105,20 @@ impl RouteReport {
     fn reason(&mut self, decision: Decision, bytes: u64) {
         if let Decision::Network(reason) = decision {
             self.reasons.entry(reason).or_default().add(bytes);
+        }
+    }
+
+    /// A body has to be begun once more.
+    pub fn repeated(&mut self, bytes: u64) {
+        self.repeated.add(bytes);
+    }
+
+    /// A route was lost or taken back.
+    pub fn changed(&mut self, change: RouteChange) {
+        if self.changes.len() < CHANGES_KEPT_MAX {
+            self.changes.push(change);
+        } else {
+            self.changes_left_out += 1;
         }
     }
 

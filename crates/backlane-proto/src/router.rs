@@ -44,6 +44,28 @@ pub struct Health {
     pub storage: Result<(), Reason>,
 }
 
+impl Health {
+    /// Both routes can take bodies.
+    pub const WELL: Self = Self {
+        network: Ok(()),
+        storage: Ok(()),
+    };
+
+    /// What holds where the other side sees the routes like this: a route is up when both have it. What this side knows
+    /// to be wrong is the reason to tell, unless all that it knows is that the other has not come yet.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        let both = |own: Result<(), Reason>, other: Result<(), Reason>| match (own, other) {
+            (Ok(()) | Err(Reason::Pending | Reason::NoAnswer), Err(theirs)) => Err(theirs),
+            (own, _) => own,
+        };
+        Self {
+            network: both(self.network, other.network),
+            storage: both(self.storage, other.storage),
+        }
+    }
+}
+
 /// Bytes of bodies that each route has carried in this session, in the direction that is decided about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Carried {
@@ -419,6 +441,26 @@ mod tests {
         fn prefer_storage_serves_while_any_route_is_up(kind in any_body(), bytes in any::<u64>(), health in any_health()) {
             let decided = decide(Call { kind, bytes }, RoutePolicy::PreferStorage, health, Carried::default());
             prop_assert_eq!(decided.is_ok(), health.network.is_ok() || health.storage.is_ok());
+        }
+    }
+
+    #[test]
+    fn a_route_is_up_when_both_sides_have_it_and_the_side_that_knows_more_names_the_reason() {
+        let health = |storage| Health {
+            storage,
+            ..Health::WELL
+        };
+        let (lost, full) = (Err(Reason::DeviceError), Err(Reason::NoFreeSegments));
+        for (own, other, both) in [
+            (Ok(()), Ok(()), Ok(())),
+            (Ok(()), full, full),
+            (lost, Ok(()), lost),
+            (lost, full, lost),
+            (Err(Reason::Pending), full, full),
+            (Err(Reason::NoAnswer), full, full),
+            (Err(Reason::Pending), Ok(()), Err(Reason::Pending)),
+        ] {
+            assert_eq!(health(own).and(health(other)), health(both));
         }
     }
 

@@ -182,6 +182,10 @@ pub(crate) struct Get {
     pub(crate) name: Option<Name>,
     #[prost(message, optional, tag = "2")]
     pub(crate) range: Option<Range>,
+    #[prost(uint32, optional, tag = "3")]
+    pub(crate) network_down: Option<u32>,
+    #[prost(uint32, optional, tag = "4")]
+    pub(crate) storage_down: Option<u32>,
 }
 
 #[derive(Clone, PartialEq, Message)]

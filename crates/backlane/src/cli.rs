@@ -239,6 +239,10 @@ pub(crate) struct RouteArgs {
     /// Which route the bulk takes [default: what the configuration says, or else prefer-storage].
     #[arg(long, value_enum, value_name = "POLICY")]
     pub(crate) route: Option<RouteChoice>,
+    /// How long a job waits, in its middle, for a route that it may take [default: what the configuration says, or else
+    /// 10m].
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub(crate) route_wait: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

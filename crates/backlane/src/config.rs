@@ -14,6 +14,7 @@ use std::{
     io::Read,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 use uuid::Uuid;
 use zeroize::Zeroizing;
@@ -38,6 +39,9 @@ pub(crate) struct ClientFile {
     /// Which route bodies take, unless a command says otherwise.
     #[serde(default)]
     pub(crate) route: Route,
+    /// How long a job waits, in its middle, for a route that it may take: `10m`, say.
+    #[serde(default, with = "duration", skip_serializing_if = "Option::is_none")]
+    pub(crate) route_wait: Option<Duration>,
     /// The pool shared with the server.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) pool: Option<PoolSection>,
@@ -88,6 +92,31 @@ pub(crate) struct BackupSection {
     pub(crate) access_times: AccessTimes,
     /// What is left out.
     pub(crate) excludes: Excludes,
+}
+
+/// Durations as people write them.
+mod duration {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use std::time::Duration;
+
+    pub(super) fn serialize<S: Serializer>(
+        duration: &Option<Duration>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        match duration {
+            Some(duration) => to.collect_str(&humantime::format_duration(*duration)),
+            None => to.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<Duration>, D::Error> {
+        let text = String::deserialize(from)?;
+        humantime::parse_duration(&text)
+            .map(Some)
+            .map_err(|error| D::Error::custom(format!("`{text}` is no duration: {error}")))
+    }
 }
 
 /// The files below a client's state directory.
@@ -165,6 +194,9 @@ impl ClientFile {
         let authority = Authority::load(&files.authority)?;
         let mut session = ClientConfig::new(&self.server, identity, authority);
         session.policy = self.route.into();
+        if let Some(wait) = self.route_wait {
+            session.route_wait = wait;
+        }
         session.pool = match &self.pool {
             None => None,
             Some(pool) => Some(PoolChoice {
@@ -221,6 +253,7 @@ mod tests {
             state: "/state \"one\"".into(),
             repository_key: None,
             route: Route::RequireStorage,
+            route_wait: Some(Duration::from_secs(90)),
             pool: Some(PoolSection {
                 uuid: Uuid::from_u128(7).to_string(),
                 devices: vec!["/dev/a".into(), "/dev/b".into()],

@@ -2,6 +2,9 @@
 //!
 //! A task first serves its caller; then it settles the call with the server: it sends what the server waits for (the
 //! end of a body, a cancellation), and holds its permit until the server is done with the call too.
+//!
+//! A call whose route failed under it is made again, on the route that is decided then; where the policy leaves none,
+//! it waits for one.
 
 use super::{
     RouteDown,
@@ -17,73 +20,127 @@ use backlane_proto::{
     codec::BODY_BYTES_MAX,
 };
 use bytes::{Bytes, BytesMut};
-use std::sync::Arc;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    sync::{OwnedSemaphorePermit, mpsc, oneshot},
+    time::{Instant, timeout_at},
+};
 
-pub(super) async fn list(shared: &Arc<Shared>, kind: ObjectKind) -> Result<Vec<ObjectInfo>, Error> {
-    let permit = permit(shared).await?;
-    let task = Task::begin(shared, permit, Request::List(kind), None)?;
-    run(task, Work::List).await.map(|outcome| match outcome {
-        Outcome::Listing(entries) => entries,
-        _ => Vec::new(),
-    })
+/// Pause before a call is made again for which there was no route, unless one comes before.
+const TRY_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// A call that can be made again: made twice, it does no more than once.
+#[derive(Clone, Debug)]
+pub(super) enum Wanted {
+    List(ObjectKind),
+    Get(ObjectName, Option<ByteRange>),
+    Put(ObjectName, PackContents, Bytes),
+    Remove(ObjectName),
 }
 
-pub(super) async fn get(
-    shared: &Arc<Shared>,
-    name: ObjectName,
-    range: Option<ByteRange>,
-) -> Result<Bytes, Error> {
-    let bytes = range.map_or(0, |range| range.length);
-    if bytes > BODY_BYTES_MAX {
+/// What its caller gets.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    Listing(Vec<ObjectInfo>),
+    Body(Bytes),
+    Answer(Answer),
+    Done,
+}
+
+impl Wanted {
+    /// The body that it has or asks for, in bytes, as far as that is known.
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::List(_) | Self::Remove(_) | Self::Get(_, None) => 0,
+            Self::Get(_, Some(range)) => range.length,
+            Self::Put(_, _, body) => body.len() as u64,
+        }
+    }
+
+    fn name(&self) -> Option<ObjectName> {
+        match self {
+            Self::List(_) => None,
+            Self::Get(name, _) | Self::Put(name, _, _) | Self::Remove(name) => Some(*name),
+        }
+    }
+}
+
+/// Makes a call; again for as long as its route fails it or none is to be had, until the session's patience is over.
+pub(super) async fn make(shared: &Arc<Shared>, wanted: &Wanted) -> Result<Outcome, Error> {
+    let bytes = wanted.bytes();
+    if let Some(name) = wanted.name().filter(|_| bytes > BODY_BYTES_MAX) {
         let most = BODY_BYTES_MAX;
         return Err(Error::TooLarge { name, bytes, most });
     }
-    let permit = permit(shared).await?;
-    let expected = Expected {
-        route: None,
-        bytes_max: range.map_or(BODY_BYTES_MAX, |range| range.length),
-        exact: range.is_some(),
-    };
-    let mut task = Task::begin(shared, permit, Request::Get { name, range }, Some(expected))?;
-    task.name = Some(name);
-    run(task, Work::Get).await.map(|outcome| match outcome {
-        Outcome::Body(body) => body,
-        _ => Bytes::new(),
-    })
-}
-
-pub(super) async fn put(
-    shared: &Arc<Shared>,
-    name: ObjectName,
-    contents: PackContents,
-    body: Bytes,
-) -> Result<(), Error> {
-    let bytes = body.len() as u64;
-    if bytes > BODY_BYTES_MAX {
-        let most = BODY_BYTES_MAX;
-        return Err(Error::TooLarge { name, bytes, most });
+    let mut changes = shared.changes.subscribe();
+    let mut deadline = None;
+    loop {
+        changes.mark_unchanged();
+        let failed = match attempt(shared, wanted).await {
+            Err(error @ (Error::RouteFailed { .. } | Error::NoRoute { .. })) => error,
+            done => return done,
+        };
+        let deadline = *deadline.get_or_insert_with(|| Instant::now() + shared.route_wait);
+        if Instant::now() >= deadline {
+            return Err(failed);
+        }
+        // A route that failed is down here before its calls are told: the next attempt takes what is left. Where
+        // nothing is, or the other side alone knows, there is something to wait for.
+        if matches!(failed, Error::NoRoute { .. }) {
+            let next = deadline.min(Instant::now() + TRY_AGAIN_AFTER);
+            // The sender lives in the session.
+            let _ = timeout_at(next, changes.changed()).await;
+        } else {
+            tracing::info!(server = %shared.server, error = %failed, "the call is made again");
+            shared.account.repeated(bytes);
+        }
     }
-    let permit = permit(shared).await?;
-    let kind = CallKind::Put(name.kind);
-    let (decision, chunks) = shared.route_out(Call { kind, bytes })?;
-    let request = Request::Put {
-        name,
-        contents,
-        bytes,
-        route: decision.route(),
-    };
-    let mut task = Task::begin(shared, permit, request, None)?;
-    task.name = Some(name);
-    task.chunks = Some(chunks);
-    run(task, Work::Put { body, decision }).await.map(|_| ())
 }
 
-pub(super) async fn remove(shared: &Arc<Shared>, name: ObjectName) -> Result<(), Error> {
+async fn attempt(shared: &Arc<Shared>, wanted: &Wanted) -> Result<Outcome, Error> {
     let permit = permit(shared).await?;
-    let mut task = Task::begin(shared, permit, Request::Remove(name), None)?;
-    task.name = Some(name);
-    run(task, Work::Ask).await.map(|_| ())
+    match wanted {
+        Wanted::List(kind) => {
+            let task = Task::begin(shared, permit, Request::List(*kind), None)?;
+            run(task, Work::List).await
+        }
+        Wanted::Get(name, range) => {
+            let expected = Expected {
+                route: None,
+                bytes_max: range.map_or(BODY_BYTES_MAX, |range| range.length),
+                exact: range.is_some(),
+            };
+            let request = Request::Get {
+                name: *name,
+                range: *range,
+                routes: shared.health(),
+            };
+            let mut task = Task::begin(shared, permit, request, Some(expected))?;
+            task.name = Some(*name);
+            run(task, Work::Get).await
+        }
+        Wanted::Put(name, contents, body) => {
+            let kind = CallKind::Put(name.kind);
+            let bytes = body.len() as u64;
+            let (decision, chunks) = shared.route_out(Call { kind, bytes })?;
+            let request = Request::Put {
+                name: *name,
+                contents: *contents,
+                bytes,
+                route: decision.route(),
+            };
+            let mut task = Task::begin(shared, permit, request, None)?;
+            task.name = Some(*name);
+            task.chunks = Some(chunks);
+            let body = body.clone();
+            run(task, Work::Put { body, decision }).await
+        }
+        Wanted::Remove(name) => {
+            let mut task = Task::begin(shared, permit, Request::Remove(*name), None)?;
+            task.name = Some(*name);
+            run(task, Work::Ask).await
+        }
+    }
 }
 
 /// Asks what has one answer and no body.
@@ -102,14 +159,6 @@ enum Work {
     Get,
     Put { body: Bytes, decision: Decision },
     Ask,
-}
-
-/// What its caller gets.
-enum Outcome {
-    Listing(Vec<ObjectInfo>),
-    Body(Bytes),
-    Answer(Answer),
-    Done,
 }
 
 struct Task {
@@ -212,7 +261,7 @@ impl Task {
         loop {
             if let (Some((bytes, decision)), Some(body)) = (self.header, &mut self.body) {
                 let body = std::mem::take(body).freeze();
-                self.shared.count_received(decision, bytes);
+                self.shared.account.received(decision, bytes);
                 return Ok(body);
             }
             if let Some(answer) = self.next().await? {
@@ -253,7 +302,7 @@ impl Task {
         self.send_body(body, decision.route()).await?;
         match self.answer().await? {
             Answer::Done => {
-                self.shared.count_sent(decision, bytes);
+                self.shared.account.sent(decision, bytes);
                 Ok(())
             }
             other => Err(self.unexpected(&other)),
@@ -352,6 +401,10 @@ impl Task {
 
     /// Brings the call to the end that the server expects.
     async fn settle(&mut self) {
+        if self.failed.is_some() && !self.answered {
+            // The server may not have noticed yet, and would go on for a while.
+            self.shared.send(self.id, Request::Cancel);
+        }
         loop {
             if self.ready && !self.body_ended {
                 self.body_ended = true;

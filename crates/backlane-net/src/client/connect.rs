@@ -2,13 +2,15 @@
 
 use super::{
     ClientConfig, RouteDown,
+    account::Account,
     link::{read_control, run_events, run_pair, write_control},
-    shared::Shared,
+    shared::{Shared, Terms},
     storage::Starter,
 };
 use crate::{
     Error,
     dial::{Dialed, Dialer},
+    pauses::Pauses,
     tls::{self, Key, KeyUse},
 };
 use backlane_proto::{
@@ -54,16 +56,16 @@ pub(super) async fn connect(mut config: ClientConfig) -> Result<Arc<Shared>, Err
     attached(&dialer, &mut events, &attach(Purpose::Events)).await?;
 
     let (requests, to_send) = mpsc::unbounded_channel();
-    let shared = Arc::new(Shared::new(
-        config.server.clone(),
-        welcome.host.clone(),
-        config.policy,
-        usize::try_from(welcome.calls_max)
-            .unwrap_or(1)
-            .clamp(1, backlane_proto::calls::CALLS_MAX as usize),
-        requests,
-        &starter,
-    ));
+    let calls_max = usize::try_from(welcome.calls_max).unwrap_or(1);
+    let terms = Terms {
+        server: config.server.clone(),
+        host: welcome.host.clone(),
+        policy: config.policy,
+        calls_max: calls_max.clamp(1, backlane_proto::calls::CALLS_MAX as usize),
+        route_wait: config.route_wait,
+    };
+    let account = Arc::new(Account::new());
+    let shared = Arc::new(Shared::new(terms, account, requests, &starter));
     let (storage_tried, storage_first) = oneshot::channel();
     run_links(&shared, control, to_send);
     let again = attach(Purpose::Events);
@@ -82,17 +84,26 @@ pub(super) async fn connect(mut config: ClientConfig) -> Result<Arc<Shared>, Err
         storage_tried,
     ));
 
-    let network = open_network(
-        &shared,
-        &dialer,
-        &config,
-        welcome.data_port,
-        attach(Purpose::Data),
-    );
+    let (network_tried, network) = oneshot::channel();
+    if config.policy == RoutePolicy::RequireStorage {
+        drop(network_tried);
+        let down = RouteDown::new(Reason::Policy, config.policy);
+        shared.route_down(Route::Network, &down);
+    } else {
+        let (port, attach) = (welcome.data_port, attach(Purpose::Data));
+        shared.spawn(keep_network(
+            Arc::clone(&shared),
+            dialer,
+            port,
+            attach,
+            network_tried,
+        ));
+    }
     let storage = timeout(config.storage_wait, storage_first);
     // Whatever storage came to by then stands in the routes.
-    let ((), _) = tokio::join!(network, storage);
+    let _ = tokio::join!(network, storage);
     usable(&shared).inspect_err(|error| shared.fail(error.clone()))?;
+    shared.account.start();
     Ok(shared)
 }
 
@@ -178,41 +189,52 @@ async fn attached(dialer: &Dialer, to: &mut Dialed, attach: &Opening) -> Result<
     }
 }
 
-/// Opens the network data connection, unless no body may ever take it.
-async fn open_network(
-    shared: &Arc<Shared>,
-    dialer: &Dialer,
-    config: &ClientConfig,
+/// Keeps the network data connection, and opens another when it ends; tells `tried` when the first attempt has come to
+/// an end.
+async fn keep_network(
+    shared: Arc<Shared>,
+    dialer: Dialer,
     port: u16,
     attach: Opening,
+    tried: oneshot::Sender<()>,
 ) {
-    if config.policy == RoutePolicy::RequireStorage {
-        let down = RouteDown::new(Reason::Policy, config.policy);
-        return shared.route_down(Route::Network, &down);
-    }
-    let host = config
-        .server
-        .rsplit_once(':')
-        .map_or(config.server.as_str(), |split| split.0);
+    let host = shared.server.rsplit_once(':');
+    let host = host.map_or(shared.server.as_str(), |split| split.0);
     let address = format!("{host}:{port}");
-    let dialed = async {
-        let mut data = dialer.dial(&address).await?;
-        attached(dialer, &mut data, &attach).await?;
-        Ok::<_, Error>(data)
-    };
-    match dialed.await {
-        Ok(data) => {
-            let (ready, running) = oneshot::channel();
-            let (from, to) = tokio::io::split(data.stream);
-            let pair = run_pair(Arc::clone(shared), Route::Network, from, to, ready);
-            shared.spawn(async move { drop(pair.await) });
-            // Fails when the pair ended as soon as it began; the route says so.
-            let _ = running.await;
+    let mut tried = Some(tried);
+    let mut pauses = Pauses::new();
+    loop {
+        let dialed = async {
+            let mut data = dialer.dial(&address).await?;
+            attached(&dialer, &mut data, &attach).await?;
+            Ok::<_, Error>(data)
+        };
+        match dialed.await {
+            Ok(data) => {
+                let (ready, running) = oneshot::channel();
+                let (from, to) = tokio::io::split(data.stream);
+                let pair = run_pair(Arc::clone(&shared), Route::Network, from, to, ready);
+                tokio::join!(pair, tell_when(running, &mut tried));
+            }
+            Err(error) => {
+                let down = RouteDown::new(Reason::NetworkDown, error);
+                shared.route_down(Route::Network, &down);
+            }
         }
-        Err(error) => {
-            let down = RouteDown::new(Reason::NetworkDown, error);
-            shared.route_down(Route::Network, &down);
+        // Whoever waited may have gone on without.
+        if let Some(tried) = tried.take() {
+            let _ = tried.send(());
         }
+        pauses.pause().await;
+    }
+}
+
+/// Passes on that a route is up. It only fails to come up when its pair was over before it began; the attempt ends then.
+pub(super) async fn tell_when(up: oneshot::Receiver<()>, tried: &mut Option<oneshot::Sender<()>>) {
+    if up.await.is_ok()
+        && let Some(tried) = tried.take()
+    {
+        let _ = tried.send(());
     }
 }
 

@@ -4,6 +4,7 @@
 //! [`RoutePolicy::RequireStorage`] no byte of an object is given to the network; a call that is dropped is cancelled at
 //! the server; when the session is lost every call under way fails at once with the same cause.
 
+mod account;
 mod blocking;
 mod call;
 mod connect;
@@ -18,6 +19,7 @@ use backlane_proto::{
 };
 pub use blocking::Blocking;
 use bytes::Bytes;
+use call::{Outcome, Wanted};
 use shared::Shared;
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 use storage_socket::{EngineChoice, EngineKind};
@@ -48,6 +50,8 @@ pub struct ClientConfig {
     /// How long the start of the session waits for storage before it goes ahead on the network; under
     /// `require-storage`, before it fails.
     pub storage_wait: Duration,
+    /// How long a call waits, in the middle of a session, for a route that the policy allows.
+    pub route_wait: Duration,
     /// Name and version of this program, for the server's log.
     pub software: String,
 }
@@ -115,6 +119,7 @@ impl ClientConfig {
             pool: None,
             connect_timeout: Duration::from_secs(10),
             storage_wait: Duration::from_secs(10),
+            route_wait: Duration::from_secs(600),
             software: concat!("backlane ", env!("CARGO_PKG_VERSION")).to_owned(),
         }
     }
@@ -148,7 +153,10 @@ impl Session {
     /// # Errors
     /// When the list can't be had whole.
     pub async fn list(&self, kind: ObjectKind) -> Result<Vec<ObjectInfo>, Error> {
-        call::list(&self.inner.shared, kind).await
+        match self.make(Wanted::List(kind)).await? {
+            Outcome::Listing(entries) => Ok(entries),
+            other => Err(self.unexpected(&other)),
+        }
     }
 
     /// Reads an object, or exactly the part of it that `range` names.
@@ -156,7 +164,10 @@ impl Session {
     /// # Errors
     /// When it doesn't exist or can't be had whole by a route that the policy allows.
     pub async fn get(&self, name: ObjectName, range: Option<ByteRange>) -> Result<Bytes, Error> {
-        call::get(&self.inner.shared, name, range).await
+        match self.make(Wanted::Get(name, range)).await? {
+            Outcome::Body(body) => Ok(body),
+            other => Err(self.unexpected(&other)),
+        }
     }
 
     /// Stores an object; returns when it is durable.
@@ -169,7 +180,7 @@ impl Session {
         contents: PackContents,
         body: Bytes,
     ) -> Result<(), Error> {
-        call::put(&self.inner.shared, name, contents, body).await
+        self.make(Wanted::Put(name, contents, body)).await.map(drop)
     }
 
     /// Removes an object, where the server permits it.
@@ -177,13 +188,23 @@ impl Session {
     /// # Errors
     /// When it doesn't exist, isn't permitted, or failed.
     pub async fn remove(&self, name: ObjectName) -> Result<(), Error> {
-        call::remove(&self.inner.shared, name).await
+        self.make(Wanted::Remove(name)).await.map(drop)
+    }
+
+    async fn make(&self, wanted: Wanted) -> Result<Outcome, Error> {
+        call::make(&self.inner.shared, &wanted).await
+    }
+
+    /// For what a call's own task rules out.
+    fn unexpected(&self, outcome: &Outcome) -> Error {
+        let what = format!("{outcome:.60?} does not fit the call");
+        Error::protocol(self.inner.shared.server.as_str(), what)
     }
 
     /// What each route carried so far.
     #[must_use]
     pub fn report(&self) -> RouteReport {
-        self.inner.shared.report()
+        self.inner.shared.account.report()
     }
 
     /// Which routes can take bodies now.
@@ -237,7 +258,7 @@ impl Session {
             let _ = tokio::task::spawn_blocking(move || pool.close()).await;
         }
         match shared.end_error() {
-            Error::Closed => Ok(shared.report()),
+            Error::Closed => Ok(shared.account.report()),
             error => Err(error),
         }
     }

@@ -5,12 +5,13 @@
 
 use super::{
     RouteDown, RouteStatus,
+    account::Account,
     storage::{Hand, Starter},
 };
 use crate::{Error, framed::Chunk};
 use backlane_proto::{
     Answer, CallId, Calls, Decision, Event, Fate, FromClient, Health, Reason, Request, Route,
-    RoutePolicy, RouteReport, Violation, calls::Expected, report::ByRoute,
+    RoutePolicy, Violation, calls::Expected,
 };
 use bytes::BytesMut;
 use std::{
@@ -19,6 +20,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 use tokio::sync::{Notify, Semaphore, broadcast, mpsc, watch};
 
@@ -42,6 +44,12 @@ pub(super) struct Shared {
     pub(super) asked: Notify,
     /// The pool, while the session has it.
     pub(super) pool: Arc<Hand>,
+    /// What was carried, and how the routes changed.
+    pub(super) account: Arc<Account>,
+    /// How long a call waits for a route that it may take.
+    pub(super) route_wait: Duration,
+    /// Sent to when a route comes or goes.
+    pub(super) changes: watch::Sender<()>,
     /// Set once, when the session is over.
     pub(super) over: watch::Sender<bool>,
     /// The client has asked for its end.
@@ -49,12 +57,19 @@ pub(super) struct Shared {
     state: Mutex<State>,
 }
 
+/// What a session is held under.
+pub(super) struct Terms {
+    pub(super) server: String,
+    pub(super) host: String,
+    pub(super) policy: RoutePolicy,
+    pub(super) calls_max: usize,
+    pub(super) route_wait: Duration,
+}
+
 struct State {
     last_call: u64,
     calls: Calls,
     pending: HashMap<CallId, Pending>,
-    report: RouteReport,
-    ledger: ByRoute,
     network: RouteState,
     storage: RouteState,
     end: Option<Error>,
@@ -103,10 +118,8 @@ pub(super) enum Target {
 
 impl Shared {
     pub(super) fn new(
-        server: String,
-        host: String,
-        policy: RoutePolicy,
-        calls_max: usize,
+        terms: Terms,
+        account: Arc<Account>,
         control: mpsc::UnboundedSender<FromClient>,
         starter: &Starter,
     ) -> Self {
@@ -117,11 +130,14 @@ impl Shared {
             })
         };
         Self {
-            server,
-            host,
-            policy,
+            server: terms.server,
+            host: terms.host,
+            policy: terms.policy,
             control,
-            permits: Arc::new(Semaphore::new(calls_max)),
+            account,
+            route_wait: terms.route_wait,
+            changes: watch::Sender::new(()),
+            permits: Arc::new(Semaphore::new(terms.calls_max)),
             events: broadcast::Sender::new(EVENTS_KEPT_MAX),
             doorbell: starter.doorbell(),
             suspicion: starter.suspicion(),
@@ -133,8 +149,6 @@ impl Shared {
                 last_call: 0,
                 calls: Calls::new(),
                 pending: HashMap::new(),
-                report: RouteReport::default(),
-                ledger: ByRoute::default(),
                 network: down(Reason::NetworkDown),
                 storage: down(Reason::Pending),
                 end: None,
@@ -212,9 +226,11 @@ impl Shared {
             reason: Reason::NetworkDown,
             detail: error.to_string(),
         };
+        for route in [Route::Network, Route::Storage] {
+            // An end that was asked for is no loss.
+            self.set_down(&mut state, route, &down, !matches!(error, Error::Closed));
+        }
         state.end = Some(error);
-        state.network = RouteState::Down(down.clone());
-        state.storage = RouteState::Down(down);
         state.pending.clear();
         drop(state);
         self.permits.close();
@@ -238,15 +254,12 @@ impl Shared {
         &self,
         call: backlane_proto::Call,
     ) -> Result<(Decision, mpsc::Sender<Chunk>), Error> {
-        let mut state = self.state();
+        let state = self.state();
         if let Some(error) = &state.end {
             return Err(error.clone());
         }
-        let health = Health {
-            network: state.network.health(),
-            storage: state.storage.health(),
-        };
-        let decision = backlane_proto::decide(call, self.policy, health, state.ledger.carried())
+        let health = state.health();
+        let decision = backlane_proto::decide(call, self.policy, health, self.account.carried())
             .map_err(|refusal| Error::no_route(refusal, state.detail(refusal.reason)))?;
         let RouteState::Up(chunks) = state.route(decision.route()) else {
             return Err(Error::protocol(
@@ -254,9 +267,8 @@ impl Shared {
                 "the router chose a route that is down",
             ));
         };
-        let chunks = chunks.clone();
-        state.ledger.add(decision.route(), call.bytes);
-        Ok((decision, chunks))
+        self.account.decided(decision, call.bytes);
+        Ok((decision, chunks.clone()))
     }
 
     /// A route came up.
@@ -264,6 +276,8 @@ impl Shared {
         let mut state = self.state();
         if state.end.is_none() {
             *state.route_mut(route) = RouteState::Up(chunks);
+            self.account.gained(route);
+            self.changes.send_replace(());
         }
     }
 
@@ -273,7 +287,7 @@ impl Shared {
         if state.end.is_some() {
             return;
         }
-        *state.route_mut(route) = RouteState::Down(down.clone());
+        self.set_down(&mut state, route, down, !self.is_ending());
         let State { calls, pending, .. } = &*state;
         for (call, pending) in pending {
             let incoming = pending.incoming && !pending.received;
@@ -282,6 +296,19 @@ impl Shared {
                 let _ = pending.news.send(News::RouteFailed(route, down.clone()));
             }
         }
+    }
+
+    fn set_down(&self, state: &mut State, route: Route, down: &RouteDown, is_loss: bool) {
+        let before = std::mem::replace(state.route_mut(route), RouteState::Down(down.clone()));
+        if is_loss && matches!(before, RouteState::Up(_)) {
+            self.account.lost(route, down);
+        }
+        self.changes.send_replace(());
+    }
+
+    /// The routes, as this side sees them.
+    pub(super) fn health(&self) -> Health {
+        self.state().health()
     }
 
     pub(super) fn routes(&self) -> RouteStatus {
@@ -295,27 +322,6 @@ impl Shared {
     /// Why a route is down, if it is.
     pub(super) fn down(&self, route: Route) -> Option<RouteDown> {
         self.state().route(route).status().err()
-    }
-
-    pub(super) fn report(&self) -> RouteReport {
-        self.state().report.clone()
-    }
-
-    pub(super) fn count_sent(&self, decision: Decision, bytes: u64) {
-        self.state().report.sent(decision, bytes);
-    }
-
-    /// Counts a body that came. While a server waits for its client to come through the pool, it can't know what keeps
-    /// the client; the client does.
-    pub(super) fn count_received(&self, decision: Decision, bytes: u64) {
-        let mut state = self.state();
-        let decision = match (decision, &state.storage) {
-            (Decision::Network(Reason::Pending | Reason::NoAnswer), RouteState::Down(down)) => {
-                Decision::Network(down.reason)
-            }
-            (decision, _) => decision,
-        };
-        state.report.received(decision, bytes);
     }
 
     /// Hands an answer to its call; answers to calls that are over are late, and skipped.
@@ -377,6 +383,13 @@ impl State {
         }
     }
 
+    fn health(&self) -> Health {
+        Health {
+            network: self.network.health(),
+            storage: self.storage.health(),
+        }
+    }
+
     fn route_mut(&mut self, route: Route) -> &mut RouteState {
         match route {
             Route::Network => &mut self.network,
@@ -421,28 +434,16 @@ mod tests {
     fn shared() -> (Shared, mpsc::UnboundedReceiver<FromClient>) {
         let (control, requests) = mpsc::unbounded_channel();
         let starter = Starter::begin(None, "db1");
-        let policy = RoutePolicy::PreferStorage;
-        let shared = Shared::new("s:1".into(), "db1".into(), policy, 8, control, &starter);
+        let terms = Terms {
+            server: "s:1".into(),
+            host: "db1".into(),
+            policy: RoutePolicy::PreferStorage,
+            calls_max: 8,
+            route_wait: Duration::ZERO,
+        };
+        let account = Arc::new(Account::new());
+        let shared = Shared::new(terms, account, control, &starter);
         (shared, requests)
-    }
-
-    #[tokio::test]
-    async fn a_body_that_came_by_network_is_counted_with_what_keeps_this_side_from_storage() {
-        let (shared, _requests) = shared();
-        let waits = Decision::Network(Reason::Pending);
-        shared.count_received(waits, 1);
-        let full = RouteDown::new(Reason::NoFreeSegments, "");
-        shared.route_down(Route::Storage, &full);
-        shared.count_received(waits, 10);
-        shared.count_received(Decision::Network(Reason::NoAnswer), 20);
-        // What the server knows for itself stands.
-        shared.count_received(Decision::Network(Reason::DeviceError), 5);
-        let report = shared.report();
-        let bytes = |reason| report.reasons.get(&reason).map(|traffic| traffic.bytes);
-        assert_eq!(bytes(Reason::Pending), Some(1));
-        assert_eq!(bytes(Reason::NoFreeSegments), Some(30));
-        assert_eq!(bytes(Reason::DeviceError), Some(5));
-        assert_eq!(bytes(Reason::NoAnswer), None);
     }
 
     #[tokio::test]
@@ -469,7 +470,11 @@ mod tests {
             bytes_max: 10,
             exact: false,
         };
-        let get = Request::Get { name, range: None };
+        let get = Request::Get {
+            name,
+            range: None,
+            routes: shared.health(),
+        };
         let mut get = shared.begin(get, Some(expected)).unwrap();
         let (bytes, decision) = (10, Decision::Storage);
         let header = Answer::Body { bytes, decision };

@@ -3,9 +3,15 @@
 //! The pool is opened, and its designated port asked for, beside the network; what needs the session follows. An
 //! attempt that fails leaves its reason in the routes and is made again after a while, as long as the session lasts.
 
-use super::{PoolChoice, RouteDown, call, connect::Keys, link::run_pair, shared::Shared};
+use super::{
+    PoolChoice, RouteDown, call,
+    connect::{Keys, tell_when},
+    link::run_pair,
+    shared::Shared,
+};
 use crate::{
     Error,
+    pauses::Pauses,
     pool::{
         Challenges, STORAGE_STEP_WAIT, Turn, data_options, designated_options, designated_port,
         greet, is_time_to_vouch, leave, pool_failed, prove, proved, stream_failed,
@@ -30,8 +36,6 @@ use tokio::{
 };
 use uuid::Uuid;
 
-/// Pause before storage is tried again.
-const RETRY_AFTER: Duration = Duration::from_secs(15);
 /// Pause before challenges that were not seen are looked for again.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(20);
 
@@ -129,6 +133,7 @@ impl Starter {
         tried: oneshot::Sender<()>,
     ) {
         let mut tried = Some(tried);
+        let mut pauses = Pauses::new();
         loop {
             let Some(joining) = self.first.take().or_else(|| self.joining()) else {
                 shared.route_down(Route::Storage, &RouteDown::new(Reason::NoPool, ""));
@@ -165,7 +170,7 @@ impl Starter {
                 let _ = tried.send(());
             }
             self.hand.leave();
-            sleep(RETRY_AFTER).await;
+            pauses.pause().await;
         }
     }
 
@@ -202,16 +207,8 @@ impl Starter {
             server = %shared.server, slot = member.slot, devices = joined.pool.device_count(), "storage is used"
         );
         let (ready, up) = oneshot::channel();
-        let told = async {
-            // Only fails when the pair was over before it began, and then the attempt ends too.
-            if up.await.is_ok()
-                && let Some(tried) = tried.take()
-            {
-                let _ = tried.send(());
-            }
-        };
         let pair = run_pair(Arc::clone(shared), Route::Storage, from, to, ready);
-        let (down, ()) = tokio::join!(pair, told);
+        let (down, ()) = tokio::join!(pair, tell_when(up, tried));
         Ok(down)
     }
 

@@ -14,7 +14,7 @@ use crate::{
     service::{BodySink, BodySource, ServiceError},
 };
 use backlane_proto::{
-    Answer, ByteRange, Call, CallId, CallKind, ChunkFlag, ChunkHeader, ErrorCode, Failure,
+    Answer, ByteRange, Call, CallId, CallKind, ChunkFlag, ChunkHeader, ErrorCode, Failure, Health,
     ObjectKind, ObjectName, PackContents, Reason, Refusal, Request, Route, RoutePolicy,
     codec::BODY_BYTES_MAX, message::LISTING_PAGE_ENTRIES,
 };
@@ -72,7 +72,11 @@ impl Serving {
     async fn serve(&mut self, core: &Arc<Core>, request: Request) -> Result<(), Failed> {
         match request {
             Request::List(kind) => self.list(kind).await,
-            Request::Get { name, range } => self.get(name, range).await,
+            Request::Get {
+                name,
+                range,
+                routes,
+            } => self.get(name, range, routes).await,
             Request::Put {
                 name,
                 contents,
@@ -136,7 +140,12 @@ impl Serving {
         Ok(())
     }
 
-    async fn get(&mut self, name: ObjectName, range: Option<ByteRange>) -> Result<(), Failed> {
+    async fn get(
+        &mut self,
+        name: ObjectName,
+        range: Option<ByteRange>,
+        routes: Health,
+    ) -> Result<(), Failed> {
         let objects = self.session.objects().ok_or(Failed::SessionOver)?;
         let mut source = self.or_cancelled(objects.get(name, range)).await??;
         let bytes = source.length();
@@ -146,7 +155,7 @@ impl Serving {
         let kind = CallKind::Get(name.kind);
         let (decision, chunks) = self
             .session
-            .route_out(Call { kind, bytes })
+            .route_out(Call { kind, bytes }, routes)
             .map_err(Failed::Route)?;
         let answer = Answer::Body { bytes, decision };
         self.session.answer(self.call, answer).await;
@@ -299,7 +308,11 @@ impl From<Failed> for Failure {
             Failed::Storage(down) => (ErrorCode::Route, down.detail, Some(down.reason)),
             Failed::RouteEnded(route) => {
                 let text = format!("the {route} route ended under the body");
-                (ErrorCode::Failed, text, None)
+                let reason = match route {
+                    Route::Network => Reason::NetworkDown,
+                    Route::Storage => Reason::StreamReset,
+                };
+                (ErrorCode::Route, text, Some(reason))
             }
             Failed::Cancelled => (
                 ErrorCode::Cancelled,

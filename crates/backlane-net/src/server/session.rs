@@ -497,15 +497,19 @@ impl Session {
         })
     }
 
-    /// Decides about a body on its way out, and gives the way to it.
-    pub(super) fn route_out(&self, call: Call) -> Result<(Decision, mpsc::Sender<Chunk>), Refusal> {
+    /// Decides about a body on its way out to a client that sees the routes like this, and gives the way to it.
+    pub(super) fn route_out(
+        &self,
+        call: Call,
+        theirs: Health,
+    ) -> Result<(Decision, mpsc::Sender<Chunk>), Refusal> {
         let mut state = self.state();
         let health = Health {
             network: state.network.as_ref().map(|_| ()).map_err(|reason| *reason),
             storage: state.storage.as_ref().map(|_| ()).map_err(|reason| *reason),
         };
         let carried = state.ledger.carried();
-        let decision = backlane_proto::decide(call, self.policy, health, carried)?;
+        let decision = backlane_proto::decide(call, self.policy, health.and(theirs), carried)?;
         let chunks = state.route(decision.route()).clone();
         let policy = self.policy;
         let chunks = chunks.map_err(|reason| Refusal { policy, reason })?;

@@ -6,7 +6,7 @@ use crate::{
 };
 use backlane_net::{Session, identity::SERVER_NAME};
 use backlane_proto::{
-    Answer, CallId, ChunkFlag, ChunkHeader, ErrorCode, Features, FromClient, FromServer,
+    Answer, CallId, ChunkFlag, ChunkHeader, ErrorCode, Features, FromClient, FromServer, Health,
     ObjectKind, Opened, Opening, PackContents, Reason, Request, Route, RoutePolicy, Version,
     VersionRange,
     codec::MESSAGE_BYTES_MAX,
@@ -399,7 +399,12 @@ async fn require_storage_takes_no_body_from_the_network() {
             },
         )
         .await;
-    control.ask(2, Request::Get { name, range: None }).await;
+    let get = Request::Get {
+        name,
+        range: None,
+        routes: Health::WELL,
+    };
+    control.ask(2, get).await;
     let mut reasons = Vec::new();
     for _ in 0..2 {
         match control.answer().await {
@@ -429,7 +434,7 @@ async fn calls_beyond_the_bound_or_out_of_order_end_the_session() {
 
     let (mut control, data) = with_data(&world, RoutePolicy::Network).await;
     let name = name_of(ObjectKind::Pack, b"x");
-    for call in 1..=u64::from(backlane_proto::calls::CALLS_MAX) + 1 {
+    for call in 1..=u64::from(backlane_proto::calls::CALLS_OPEN_MAX) + 1 {
         let (contents, route) = (PackContents::Data, Route::Network);
         control
             .ask(

@@ -8,7 +8,7 @@ use crate::{
 };
 use aws_lc_rs::hmac;
 use backlane_proto::{
-    Answer, Decision, ObjectKind, PackContents, Reason, Request, RoutePolicy,
+    Answer, Decision, Health, ObjectKind, PackContents, Reason, Request, RoutePolicy,
     message::SessionId,
     proof::{Member, Proof, Seen, Side, transcript},
 };
@@ -198,7 +198,12 @@ async fn a_second_pair_is_refused_and_the_first_stays() {
     let mut second = prover.pair(port).await;
     let refused = in_time("the refusal", second.read(&mut greeting)).await;
     assert!(!matches!(refused, Ok(1..)), "{refused:?}");
-    let body = prover.ask(Request::Get { name, range: None }).await;
+    let get = Request::Get {
+        name,
+        range: None,
+        routes: Health::WELL,
+    };
+    let body = prover.ask(get).await;
     let decision = Decision::Storage;
     assert_eq!(body, Answer::Body { bytes: 4, decision });
     // Header and payload of its one chunk.

@@ -3,25 +3,16 @@
 use crate::{
     devices::Freezer,
     service::name_of,
-    world::{World, in_time, until},
+    world::{Proxy, World, in_time, until},
 };
 use backlane_net::{
     ClientConfig, EngineChoice, EngineKind, Error, PoolChoice, ServerPool, Session,
 };
 use backlane_proto::{Event, ObjectKind, ObjectName, PackContents, Reason, RoutePolicy};
 use bytes::Bytes;
-use std::{
-    net::SocketAddr,
-    path::PathBuf,
-    sync::{Arc, Mutex, atomic::Ordering},
-    time::Duration,
-};
+use std::{path::PathBuf, sync::atomic::Ordering, time::Duration};
 use storage_socket::{FormatOptions, Timeouts};
 use tempfile::TempDir;
-use tokio::{
-    net::{TcpListener, TcpStream},
-    task::AbortHandle,
-};
 use uuid::Uuid;
 
 /// A pool in files.
@@ -42,7 +33,7 @@ impl Files {
     }
 
     /// A pool in these files, with the locks in a directory.
-    fn at(dir: TempDir, devices: Vec<PathBuf>, bytes: u64, timeouts: Timeouts) -> Self {
+    pub(crate) fn at(dir: TempDir, devices: Vec<PathBuf>, bytes: u64, timeouts: Timeouts) -> Self {
         let mut options = FormatOptions::new("test");
         options.slots = 16;
         options.file_bytes = Some(bytes);
@@ -78,7 +69,7 @@ impl Files {
 }
 
 /// Short where a test waits for it, long where only a busy machine would feel it.
-fn timeouts() -> Timeouts {
+pub(crate) fn timeouts() -> Timeouts {
     Timeouts {
         heartbeat: Duration::from_millis(50),
         claim: Duration::from_millis(100),
@@ -92,20 +83,20 @@ pub(crate) async fn world(files: &Files) -> World {
     World::with(|_, options| options.pool = Some(files.server())).await
 }
 
-fn config(world: &World, files: &Files, policy: RoutePolicy) -> ClientConfig {
+pub(crate) fn config(world: &World, files: &Files, policy: RoutePolicy) -> ClientConfig {
     let mut config = world.client("db1");
     config.pool = Some(files.client(&[1, 2, 3, 4]));
     config.policy = policy;
     config
 }
 
-fn body(bytes: usize, seed: u8) -> Bytes {
+pub(crate) fn body(bytes: usize, seed: u8) -> Bytes {
     (0..bytes)
         .map(|n| (n as u8).wrapping_mul(31).wrapping_add((n >> 8) as u8) ^ seed)
         .collect()
 }
 
-async fn put(session: &Session, body: &Bytes) -> ObjectName {
+pub(crate) async fn put(session: &Session, body: &Bytes) -> ObjectName {
     let name = name_of(ObjectKind::Pack, body);
     let stored = session.put(name, PackContents::Data, body.clone());
     in_time("a put", stored).await.unwrap();
@@ -344,36 +335,6 @@ async fn who_is_silent_on_storage_is_asked_over_the_network_before_it_counts_as_
     let name = put(&session, &body).await;
     assert_eq!(session.get(name, None).await.unwrap(), body);
     in_time("the close", session.close()).await.unwrap();
-}
-
-/// Passes connections on to a server, and cuts those that a test names.
-struct Proxy {
-    addr: SocketAddr,
-    passed: Arc<Mutex<Vec<AbortHandle>>>,
-}
-
-impl Proxy {
-    async fn new(to: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let addr = listener.local_addr().unwrap();
-        let passed = Arc::new(Mutex::new(Vec::new()));
-        let list = Arc::clone(&passed);
-        tokio::spawn(async move {
-            while let Ok((mut near, _)) = listener.accept().await {
-                let passing = tokio::spawn(async move {
-                    let mut far = TcpStream::connect(to).await.unwrap();
-                    // However it ends, both ends learn it.
-                    let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
-                });
-                list.lock().unwrap().push(passing.abort_handle());
-            }
-        });
-        Self { addr, passed }
-    }
-
-    fn count(&self) -> usize {
-        self.passed.lock().unwrap().len()
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -12,12 +12,16 @@ use rcgen::{
 use std::{
     future::Future,
     net::SocketAddr,
-    sync::{Arc, Mutex, atomic::AtomicUsize},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 use tokio::{
+    net::{TcpListener, TcpStream},
     sync::{Semaphore, oneshot},
-    task::JoinHandle,
+    task::{AbortHandle, JoinHandle},
 };
 
 /// A certificate authority.
@@ -138,6 +142,41 @@ impl World {
         self.running.abort();
         // The outcome is the cancellation.
         let _ = self.running.await;
+    }
+}
+
+/// Passes connections on to a server, and cuts those that a test names.
+pub(crate) struct Proxy {
+    pub(crate) addr: SocketAddr,
+    pub(crate) passed: Arc<Mutex<Vec<AbortHandle>>>,
+}
+
+static PROXIES: AtomicUsize = AtomicUsize::new(0);
+
+impl Proxy {
+    pub(crate) async fn new(to: SocketAddr) -> Self {
+        // At another address and the same port, so that an announced port leads here as well.
+        let host = 2 + (PROXIES.fetch_add(1, Ordering::Relaxed) % 250) as u8;
+        let addr = ([127, 0, 0, host], to.port());
+        let listener = TcpListener::bind(SocketAddr::from(addr)).await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let passed = Arc::new(Mutex::new(Vec::new()));
+        let list = Arc::clone(&passed);
+        tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let passing = tokio::spawn(async move {
+                    let mut far = TcpStream::connect(to).await.unwrap();
+                    // However it ends, both ends learn it.
+                    let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                });
+                list.lock().unwrap().push(passing.abort_handle());
+            }
+        });
+        Self { addr, passed }
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.passed.lock().unwrap().len()
     }
 }
 

@@ -1,7 +1,7 @@
 //! Parts of messages and what stands for them on the wire: numbers for kinds, bytes of fixed length, text that fits.
 
 use super::TEXT_BYTES_MAX;
-use crate::{CodecError, ObjectId, ObjectKind, ObjectName, Route, RoutePolicy, wire};
+use crate::{CodecError, ObjectId, ObjectKind, ObjectName, Reason, Route, RoutePolicy, wire};
 use uuid::Uuid;
 
 /// Cuts text to what a message may carry, at a character's end.
@@ -57,6 +57,11 @@ pub(super) fn route_code(route: Route) -> u32 {
         Route::Network => 1,
         Route::Storage => 2,
     }
+}
+
+/// A route as it was told: down for a reason, or up.
+pub(super) fn health_from(down: Option<u32>) -> Result<(), Reason> {
+    down.map_or(Ok(()), |code| Err(Reason::from_code(code)))
 }
 
 pub(super) fn route_from(code: u32) -> Result<Route, CodecError> {

@@ -24,6 +24,12 @@ fn any_proofs() -> impl Strategy<Value = Vec<Proof>> {
     proptest::collection::vec(proof, 0..4)
 }
 
+fn any_health() -> impl Strategy<Value = Health> {
+    let reason = || proptest::sample::select(Reason::all().collect::<Vec<_>>());
+    let route = move || prop_oneof![Just(Ok(())), reason().prop_map(Err)];
+    (route(), route()).prop_map(|(network, storage)| Health { network, storage })
+}
+
 fn any_request() -> impl Strategy<Value = Request> {
     let range =
         (any::<u64>(), any::<u64>()).prop_map(|(offset, length)| ByteRange { offset, length });
@@ -37,8 +43,13 @@ fn any_request() -> impl Strategy<Value = Request> {
         });
     prop_oneof![
         proptest::sample::select(ObjectKind::ALL.to_vec()).prop_map(Request::List),
-        (any_name(), proptest::option::of(range))
-            .prop_map(|(name, range)| Request::Get { name, range }),
+        (any_name(), proptest::option::of(range), any_health()).prop_map(
+            |(name, range, routes)| Request::Get {
+                name,
+                range,
+                routes
+            }
+        ),
         (any_name(), contents, any::<u64>(), any_route()).prop_map(
             |(name, contents, bytes, route)| Request::Put {
                 name,

@@ -91,6 +91,7 @@ pub(crate) fn run(args: &JoinArgs, context: &Context) -> Result<Outcome> {
         server: token.server.clone(),
         state: state.clone(),
         repository_key: None,
+        route_wait: None,
         route: Route::default(),
         pool,
         backup: BackupSection::default(),

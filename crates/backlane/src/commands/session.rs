@@ -222,6 +222,9 @@ fn open(context: &Context, route: &RouteArgs) -> Result<Client> {
     if let Some(route) = route.route {
         how.policy = route.into();
     }
+    if let Some(wait) = route.route_wait {
+        how.route_wait = wait;
+    }
     let session = context.runtime.block_on(async {
         tokio::select! {
             session = Session::connect(how) => session.with_context(|| format!("no session with server {}", config.server)),

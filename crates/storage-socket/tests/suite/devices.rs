@@ -1,8 +1,16 @@
-//! Loop devices, and a file system that can be frozen; they go away with the test, even if it is killed.
+//! Loop devices, a file system that can be frozen, and a device that is pulled; they go away with the test, even if it
+//! is killed.
 
 use std::{
+    fs::OpenOptions,
     path::{Path, PathBuf},
     process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
 };
 
 /// A loop device over a file.
@@ -87,5 +95,40 @@ impl Drop for Freezer {
             .arg(&self.mount)
             .status();
         assert!(done.unwrap().success());
+    }
+}
+
+/// A device whose open descriptors are dead: they lead to a file that loses its bytes again and again, also those that
+/// are written by who has not noticed yet.
+pub(crate) struct Pulled {
+    is_over: Arc<AtomicBool>,
+    emptying: Option<thread::JoinHandle<()>>,
+}
+
+impl Pulled {
+    pub(crate) fn new(path: &Path) -> Self {
+        let file = OpenOptions::new().write(true).open(path).unwrap();
+        let is_over = Arc::new(AtomicBool::new(false));
+        let emptying = thread::spawn({
+            let is_over = is_over.clone();
+            move || {
+                while !is_over.load(Ordering::Relaxed) {
+                    file.set_len(0).unwrap();
+                    thread::sleep(Duration::from_micros(200));
+                }
+            }
+        });
+        Self {
+            is_over,
+            emptying: Some(emptying),
+        }
+    }
+}
+
+impl Drop for Pulled {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        let emptied = self.emptying.take().map(thread::JoinHandle::join);
+        assert!(emptied.is_none_or(|emptied| emptied.is_ok()));
     }
 }

@@ -1,17 +1,14 @@
 //! A device that was pulled comes back.
 
 use crate::{
+    devices::Pulled,
     media::{options, patient},
     work::{Ground, PATIENCE, checked, exchange, pair},
 };
 use direct_io::{AlignedBuf, Device, DeviceOptions};
 use std::{
-    fs::{self, OpenOptions},
+    fs,
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
     thread,
     time::{Duration, Instant},
 };
@@ -32,41 +29,6 @@ fn wait_proved(server: &Pool, count: usize) {
         }
         assert!(Instant::now() < deadline, "not {count}: {members:?}");
         thread::yield_now();
-    }
-}
-
-/// A device whose open descriptors are dead: they lead to a file that loses its bytes again and again, also those that
-/// are written by who has not noticed yet.
-struct Pulled {
-    is_over: Arc<AtomicBool>,
-    emptying: Option<thread::JoinHandle<()>>,
-}
-
-impl Pulled {
-    fn new(path: &Path) -> Self {
-        let file = OpenOptions::new().write(true).open(path).unwrap();
-        let is_over = Arc::new(AtomicBool::new(false));
-        let emptying = thread::spawn({
-            let is_over = is_over.clone();
-            move || {
-                while !is_over.load(Ordering::Relaxed) {
-                    file.set_len(0).unwrap();
-                    thread::sleep(Duration::from_micros(200));
-                }
-            }
-        });
-        Self {
-            is_over,
-            emptying: Some(emptying),
-        }
-    }
-}
-
-impl Drop for Pulled {
-    fn drop(&mut self) {
-        self.is_over.store(true, Ordering::Relaxed);
-        let emptied = self.emptying.take().map(thread::JoinHandle::join);
-        assert!(emptied.is_none_or(|emptied| emptied.is_ok()));
     }
 }
 

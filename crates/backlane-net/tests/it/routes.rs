@@ -1,0 +1,163 @@
+//! Routes that fail under calls, and come back: the calls go by what is left.
+
+use crate::{
+    devices::Pulled,
+    service::name_of,
+    storage::{Files, body, config, put, timeouts, world},
+    world::{Proxy, World, in_time, until},
+};
+use backlane_net::{ClientConfig, DataPorts, Error, Session};
+use backlane_proto::{ObjectKind, PackContents, Reason, Route, RoutePolicy};
+use std::{fs, sync::atomic::Ordering, time::Duration};
+use storage_socket::Timeouts;
+
+/// A pool whose only device can be pulled, and comes back soon.
+fn files() -> Files {
+    let timeouts = Timeouts {
+        route_leave: Duration::from_millis(300),
+        ..timeouts()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let devices = vec![dir.path().join("device")];
+    Files::at(dir, devices, 256 << 20, timeouts)
+}
+
+/// A put that is stuck at the server with part of its body.
+struct Stuck {
+    stored: tokio::task::JoinHandle<Result<(), Error>>,
+    body: bytes::Bytes,
+}
+
+impl Stuck {
+    async fn begin(world: &World, session: &Session, seed: u8) -> Self {
+        let store = world.service.store("db1");
+        let all = store.gate.available_permits();
+        store.gate.forget_permits(all);
+        let body = body(60_000_000, seed);
+        let stored = tokio::spawn({
+            let (session, body) = (session.clone(), body.clone());
+            let name = name_of(ObjectKind::Pack, &body);
+            async move { session.put(name, PackContents::Data, body).await }
+        });
+        store.gate.add_permits(2);
+        until("two pieces taken", || store.gate.available_permits() == 0).await;
+        Self { stored, body }
+    }
+
+    async fn go_on(self, world: &World, session: &Session) {
+        world.service.store("db1").gate.add_permits(1_000_000);
+        in_time("the put's end", self.stored)
+            .await
+            .unwrap()
+            .unwrap();
+        let name = name_of(ObjectKind::Pack, &self.body);
+        assert_eq!(session.get(name, None).await.unwrap(), self.body);
+    }
+}
+
+/// Connects through a proxy, so that connections can be cut.
+async fn proxied(world: &World, mut config: ClientConfig) -> (Proxy, Session) {
+    let proxy = Proxy::new(world.addr).await;
+    config.server = proxy.addr.to_string();
+    let session = Session::connect(config).await.unwrap();
+    (proxy, session)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bodies_leave_a_storage_that_is_lost_and_return_to_it() {
+    let files = files();
+    let world = world(&files).await;
+    let config = config(&world, &files, RoutePolicy::PreferStorage);
+    let session = Session::connect(config).await.unwrap();
+    assert_eq!(session.routes().storage, Ok(()));
+    let stuck = Stuck::begin(&world, &session, 1).await;
+    let device = &files.devices[0];
+    let away = files.dir.path().join("away");
+    fs::copy(device, &away).unwrap();
+    let pulled = Pulled::new(device);
+    fs::remove_file(device).unwrap();
+    until("storage to be left", || session.routes().storage.is_err()).await;
+    stuck.go_on(&world, &session).await;
+    let report = session.report();
+    assert_eq!(report.sent.network.bytes, 60_000_000, "{report:?}");
+    assert!(report.repeated.objects >= 1, "{report:?}");
+    // It comes back, and both sides take it.
+    fs::rename(&away, device).unwrap();
+    until("storage to be taken back", || {
+        session.routes().storage.is_ok()
+    })
+    .await;
+    let body = body(3_000_000, 2);
+    let name = put(&session, &body).await;
+    assert_eq!(session.get(name, None).await.unwrap(), body);
+    let report = in_time("the close", session.close()).await.unwrap();
+    assert_eq!(report.sent.storage.bytes, 3_000_000, "{report:?}");
+    let changes: Vec<_> = report
+        .changes
+        .iter()
+        .map(|change| (change.route, change.state.is_ok()))
+        .collect();
+    assert_eq!(
+        changes,
+        [(Route::Storage, false), (Route::Storage, true)],
+        "{report:?}"
+    );
+    drop(pulled);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bodies_leave_a_network_that_is_lost_and_return_to_it() {
+    // Data connections come to the designated port, and so through the proxy.
+    let world = World::with(|_, options| options.data_ports = DataPorts::Designated).await;
+    let (proxy, session) = proxied(&world, world.client("db1")).await;
+    let stuck = Stuck::begin(&world, &session, 4).await;
+    assert_eq!(proxy.count(), 3);
+    // The last of the three is the data connection.
+    proxy.passed.lock().unwrap()[2].abort();
+    until("another data connection", || proxy.count() == 4).await;
+    stuck.go_on(&world, &session).await;
+    let report = in_time("the close", session.close()).await.unwrap();
+    assert!(report.repeated.objects >= 1, "{report:?}");
+    let lost = &report.changes[0];
+    assert_eq!(lost.route, Route::Network);
+    assert!(
+        matches!(lost.state, Err((Reason::NetworkDown, _))),
+        "{report:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_must_take_storage_waits_for_it_and_not_for_ever() {
+    for patience in [Duration::from_secs(600), Duration::from_millis(200)] {
+        let files = files();
+        let world = world(&files).await;
+        let mut config = config(&world, &files, RoutePolicy::RequireStorage);
+        config.route_wait = patience;
+        let session = Session::connect(config).await.unwrap();
+        let device = &files.devices[0];
+        let away = files.dir.path().join("away");
+        fs::copy(device, &away).unwrap();
+        let pulled = Pulled::new(device);
+        fs::remove_file(device).unwrap();
+        until("storage to be left", || session.routes().storage.is_err()).await;
+        let body = body(3_000_000, 3);
+        let name = name_of(ObjectKind::Pack, &body);
+        let stored = tokio::spawn({
+            let (session, body) = (session.clone(), body.clone());
+            async move { session.put(name, PackContents::Data, body).await }
+        });
+        if patience < Duration::from_secs(1) {
+            let refused = in_time("the refusal", stored).await.unwrap().unwrap_err();
+            assert!(matches!(refused, Error::NoRoute { .. }), "{refused:?}");
+        } else {
+            fs::rename(&away, device).unwrap();
+            in_time("the put", stored).await.unwrap().unwrap();
+            assert_eq!(session.get(name, None).await.unwrap(), body);
+            let report = in_time("the close", session.close()).await.unwrap();
+            assert_eq!(report.network().objects, 0, "{report:?}");
+        }
+        let sinks = &world.service.store("db1").open_sinks;
+        until("no sink", || sinks.load(Ordering::SeqCst) == 0).await;
+        drop(pulled);
+    }
+}
