@@ -11,7 +11,37 @@ pub use fate::{Answered, Faults, ReadFate, Tear, WriteFate};
 use std::rc::Rc;
 use storage_socket_proto::{BLOCK_BYTES, Tick};
 
-type Bytes = Rc<[u8; BLOCK_BYTES]>;
+/// What is written: whole blocks, shared by all that keep it.
+pub type Written = Rc<[u8]>;
+
+/// The bytes of one block, as a part of what was written; nobody copies them until they are changed.
+#[derive(Clone, Debug)]
+struct Bytes {
+    whole: Written,
+    at: usize,
+}
+
+impl Bytes {
+    fn new(bytes: &[u8; BLOCK_BYTES]) -> Self {
+        Self {
+            whole: Rc::from(&bytes[..]),
+            at: 0,
+        }
+    }
+
+    fn get(&self) -> &[u8] {
+        &self.whole[self.at..self.at + BLOCK_BYTES]
+    }
+
+    /// A copy that can be changed.
+    fn copy(content: Option<&Self>) -> [u8; BLOCK_BYTES] {
+        let mut bytes = ZEROS;
+        if let Some(content) = content {
+            bytes.copy_from_slice(content.get());
+        }
+        bytes
+    }
+}
 
 /// One block.
 #[derive(Debug, Default)]
@@ -30,7 +60,7 @@ pub struct Landing {
     /// The first block.
     pub lba: u64,
     /// Whole blocks.
-    pub bytes: Vec<u8>,
+    pub bytes: Written,
     /// The part of it that comes; the rest keeps its content.
     pub part: Part,
     /// What the medium makes of it.
@@ -80,9 +110,12 @@ impl SimDevice {
     /// Makes a landing part of what the device holds. Returns whether it rotted something.
     pub fn land(&mut self, now: Tick, landing: &Landing) {
         self.heat(landing.lba);
-        for (index, new) in landing.bytes.chunks(BLOCK_BYTES).enumerate() {
+        for (index, block) in (0..landing.bytes.len() / BLOCK_BYTES).zip(landing.lba..) {
             let at = index * BLOCK_BYTES;
-            let block = landing.lba + index as u64;
+            let new = Bytes {
+                whole: Rc::clone(&landing.bytes),
+                at,
+            };
             let part = within(landing.part, at);
             if part == Part::Only(0, 0) {
                 continue;
@@ -90,9 +123,12 @@ impl SimDevice {
             let cell = self.cell(block);
             let before = cell.shown();
             let mixed = |old: &Option<Bytes>| -> Bytes {
-                let mut bytes = old.as_deref().map_or([0; BLOCK_BYTES], |bytes| *bytes);
-                merge(&mut bytes, new, part);
-                Rc::new(bytes)
+                if part == Part::Whole {
+                    return new.clone();
+                }
+                let mut bytes = Bytes::copy(old.as_ref());
+                merge(&mut bytes, new.get(), part);
+                Bytes::new(&bytes)
             };
             match landing.effect {
                 Effect::Written | Effect::Rots(_) => {
@@ -106,7 +142,7 @@ impl SimDevice {
                     }
                 }
                 Effect::Lost => {
-                    let shown = cell.shown().unwrap_or_else(|| Rc::new([0; BLOCK_BYTES]));
+                    let shown = cell.shown().unwrap_or_else(|| Bytes::new(&ZEROS));
                     cell.pristine = Some(mixed(&cell.pristine));
                     cell.overlay = Some(shown);
                 }
@@ -126,7 +162,7 @@ impl SimDevice {
             let is_recent = |(until, _): &&(Tick, Option<Bytes>)| now.since(*until) <= bound;
             if let Some((_, old)) = cell.older.iter().find(is_recent) {
                 match old {
-                    Some(old) => content.copy_from_slice(&old[..]),
+                    Some(old) => content.copy_from_slice(old.get()),
                     None => content.fill(0),
                 }
             }
@@ -135,9 +171,10 @@ impl SimDevice {
 
     /// Appends the content that reads see now.
     pub fn read_into(&self, lba: u64, blocks: u32, bytes: &mut Vec<u8>) {
+        bytes.reserve(blocks as usize * BLOCK_BYTES);
         for block in lba..lba + u64::from(blocks) {
             let shown = self.look(block).and_then(Cell::shown_ref);
-            bytes.extend_from_slice(shown.map_or(&ZEROS[..], |bytes| &bytes[..]));
+            bytes.extend_from_slice(shown.map_or(&ZEROS[..], Bytes::get));
         }
     }
 
@@ -155,7 +192,7 @@ impl SimDevice {
             let mut whole = [0; BLOCK_BYTES];
             whole[..content.len()].copy_from_slice(content);
             let cell = self.cell(block);
-            cell.pristine = Some(Rc::new(whole));
+            cell.pristine = Some(Bytes::new(&whole));
             cell.overlay = None;
         }
     }
@@ -223,9 +260,9 @@ impl Cell {
     }
 
     fn flip(&mut self, byte: usize) {
-        let mut bytes = self.shown_ref().map_or(ZEROS, |bytes| **bytes);
+        let mut bytes = Bytes::copy(self.shown_ref());
         bytes[byte] ^= 0x40;
-        self.overlay = Some(Rc::new(bytes));
+        self.overlay = Some(Bytes::new(&bytes));
     }
 }
 
@@ -249,11 +286,11 @@ fn within(part: Part, at: usize) -> Part {
 
 fn merge(bytes: &mut [u8; BLOCK_BYTES], new: &[u8], part: Part) {
     match part {
-        Part::Whole => bytes[..new.len()].copy_from_slice(new),
+        Part::Whole => bytes.copy_from_slice(new),
         Part::Only(from, to) => bytes[from..to].copy_from_slice(&new[from..to]),
         Part::Except(from, to) => {
             bytes[..from].copy_from_slice(&new[..from]);
-            bytes[to..new.len()].copy_from_slice(&new[to..]);
+            bytes[to..].copy_from_slice(&new[to..]);
         }
     }
 }
@@ -280,7 +317,7 @@ mod tests {
     fn landing(part: Part, effect: Effect) -> Landing {
         Landing {
             lba: 7,
-            bytes: vec![1; 2 * BLOCK_BYTES],
+            bytes: Rc::from([1; 2 * BLOCK_BYTES]),
             part,
             effect,
         }
@@ -329,7 +366,7 @@ mod tests {
         let mut device = SimDevice::new();
         let write = |device: &mut SimDevice, millis: u64, byte: u8| {
             let mut landing = landing(Part::Whole, Effect::Written);
-            landing.bytes.fill(byte);
+            landing.bytes = Rc::from([byte; 2 * BLOCK_BYTES]);
             device.land(Tick::from_millis(millis), &landing);
         };
         write(&mut device, 10, 1);

@@ -6,13 +6,20 @@
 use crate::{
     broken::{Broken, Promise},
     coverage::{Coverage, Fault, Transition},
+    device::Written,
     stream::{Checker, Content, Intent, RING_LAPS},
 };
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    iter::repeat_n,
+    rc::Rc,
+    time::Duration,
+};
 use storage_socket_proto::{
     Cipher, Connection, ConnectionConfig, ConnectionEvent, ConnectionStats, Depths, Direction,
-    Doorbell, FRAME_HEADER_BYTES, FrameOpener, FrameSealer, FrameVerdict, Grant, IoFailure, IoId,
-    PoolId, Protection, ResetBy, ResetReason, Sequence, StreamSecret, Tick, Timeouts, UsageError,
+    Doorbell, FRAME_HEADER_BYTES, FrameOpener, FrameSealer, FrameTicket, FrameVerdict, Grant,
+    IoFailure, IoId, IoRequest, PoolId, Protection, ResetBy, ResetReason, Sequence, StreamSecret,
+    Tick, Timeouts, UsageError,
 };
 
 /// How a connection ended.
@@ -36,8 +43,11 @@ pub(crate) struct Endpoint {
     intent: Intent,
     sealer: FrameSealer,
     opener: FrameOpener,
-    kept: BTreeMap<Sequence, Vec<u8>>,
-    opened: BTreeMap<Sequence, Vec<u8>>,
+    kept: BTreeMap<Sequence, Written>,
+    /// Frames that were opened in the buffers that they were read into, and the bytes of their payloads.
+    opened: BTreeMap<Sequence, (Vec<u8>, usize)>,
+    /// Buffers of what was delivered, to be read into again.
+    pub(crate) spare: Vec<Vec<u8>>,
     /// Frames whose buffers the reader holds, and when it gave one back.
     held: VecDeque<Sequence>,
     released: Tick,
@@ -50,6 +60,10 @@ pub(crate) struct Endpoint {
     before: ConnectionStats,
     /// Set when the machine is drained.
     pub(crate) ended: Option<Ended>,
+    /// When it wants to be called.
+    pub(crate) due: Option<Tick>,
+    /// I/Os under way.
+    pub(crate) under_way: usize,
     /// When something was delivered, acknowledged or told last.
     pub(crate) progress: Tick,
     is_starved: bool,
@@ -78,6 +92,9 @@ pub(crate) enum Peers {
 
 /// I/Os of frames that a connection has under way at most, in each direction.
 pub(crate) const DEPTH: usize = 4;
+
+/// How long a slow reader takes to give a buffer back.
+const RELEASE_PAUSE: Duration = Duration::from_micros(200);
 
 impl Endpoint {
     /// The end of a granted connection that sends in `sends`.
@@ -116,6 +133,7 @@ impl Endpoint {
             opener: FrameOpener::new(identity, receives, &protection),
             kept: BTreeMap::new(),
             opened: BTreeMap::new(),
+            spare: Vec::new(),
             held: VecDeque::new(),
             released: now,
             source: content(sends),
@@ -125,6 +143,8 @@ impl Endpoint {
             failed: BTreeSet::new(),
             before: ConnectionStats::default(),
             ended: None,
+            due: None,
+            under_way: 0,
             progress: now,
             is_starved: false,
             is_aborted: false,
@@ -134,8 +154,8 @@ impl Endpoint {
     }
 
     /// The bytes that are written for a frame.
-    pub(crate) fn frame(&self, sequence: Sequence) -> Option<&[u8]> {
-        self.kept.get(&sequence).map(Vec::as_slice)
+    pub(crate) fn frame(&self, sequence: Sequence) -> Option<&Written> {
+        self.kept.get(&sequence)
     }
 
     /// Frames of the other side that were delivered.
@@ -148,22 +168,23 @@ impl Endpoint {
         self.sends
     }
 
-    /// Opens a frame that was read, and hands the verdict on.
+    /// Opens a frame that was read, and hands the verdict on. Returns the buffer if it isn't kept.
     pub(crate) fn handle_frame(
         &mut self,
         now: Tick,
         id: IoId,
         sequence: Sequence,
-        read: Result<&mut [u8], IoFailure>,
+        read: Result<Vec<u8>, IoFailure>,
         hit: &mut Coverage,
-    ) {
+    ) -> Option<Vec<u8>> {
+        let mut buffer = None;
         let verdict = match read {
             Err(failure) => {
                 hit.transition(Transition::FrameReadFailed);
                 FrameVerdict::Failed(failure)
             }
-            Ok(bytes) => {
-                let verdict = self.opener.open_in_place(sequence, bytes);
+            Ok(mut bytes) => {
+                let verdict = self.opener.open_in_place(sequence, &mut bytes);
                 match verdict {
                     FrameVerdict::Whole { payload_bytes } => {
                         hit.transition(Transition::FrameWhole);
@@ -172,11 +193,14 @@ impl Endpoint {
                             Some(false) => hit.transition(Transition::FrameHealedByRead),
                             None => {}
                         }
-                        let payload = &bytes[FRAME_HEADER_BYTES..][..payload_bytes];
-                        self.opened.insert(sequence, payload.to_vec());
+                        let before = self.opened.insert(sequence, (bytes, payload_bytes));
+                        buffer = before.map(|(bytes, _)| bytes);
                     }
-                    FrameVerdict::Longer { .. } => hit.transition(Transition::FrameLonger),
-                    _ => {}
+                    FrameVerdict::Longer { .. } => {
+                        hit.transition(Transition::FrameLonger);
+                        buffer = Some(bytes);
+                    }
+                    _ => buffer = Some(bytes),
                 }
                 verdict
             }
@@ -188,6 +212,7 @@ impl Endpoint {
             *self.damaged.entry(sequence).or_default() |= asked;
         }
         self.count(hit);
+        buffer
     }
 
     /// The write of a frame ended; once more after a failure is a transition.
@@ -228,19 +253,53 @@ impl Endpoint {
         }
     }
 
-    /// Sends what there is room for, and takes what the machine has to tell.
+    /// Does everything that can be done now.
     ///
     /// # Errors
     /// The promise that was broken.
-    pub(crate) fn pump(&mut self, now: Tick, hit: &mut Coverage) -> Result<(), Broken> {
+    pub(crate) fn work(
+        &mut self,
+        now: Tick,
+        hit: &mut Coverage,
+        mut request: impl FnMut(IoRequest),
+    ) -> Result<(), Broken> {
+        loop {
+            self.pump(now, hit)?;
+            let Some(first) = self.connection.poll_io(now) else {
+                break;
+            };
+            request(first);
+            while let Some(next) = self.connection.poll_io(now) {
+                request(next);
+            }
+        }
+        let release = self.held.front().map(|_| self.released + RELEASE_PAUSE);
+        let due = self.connection.poll_timeout();
+        self.due = due.into_iter().chain(release).min();
+        Ok(())
+    }
+
+    /// Does what is due: in the machine, and in a reader that takes its time.
+    pub(crate) fn handle_timeout(&mut self, now: Tick) {
+        if self.connection.poll_timeout().is_some_and(|due| due <= now) {
+            self.connection.handle_timeout(now);
+        }
+    }
+
+    /// Sends what there is room for, and takes what the machine has to tell.
+    fn pump(&mut self, now: Tick, hit: &mut Coverage) -> Result<(), Broken> {
         self.send(now, hit)?;
+        let mut any = false;
         while let Some(event) = self.connection.poll_event() {
-            self.progress = now;
+            any = true;
             self.take(now, event, hit)?;
+        }
+        if any {
+            self.progress = now;
         }
         self.count(hit);
         // A slow reader gives one buffer back per moment.
-        if now > self.released
+        if now >= self.released + RELEASE_PAUSE
             && let Some(sequence) = self.held.pop_front()
         {
             self.released = now;
@@ -261,8 +320,8 @@ impl Endpoint {
             if self.connection.room() == 0 && self.is_starved {
                 break;
             }
-            let payload = self.source.payload(Sequence(self.sent));
-            let ticket = match self.connection.reserve(now, payload.len()) {
+            let length = self.source.length(Sequence(self.sent));
+            let ticket = match self.connection.reserve(now, length) {
                 Ok(ticket) => ticket,
                 Err(UsageError::RingFull) => {
                     hit.transition(Transition::RingFull);
@@ -275,10 +334,7 @@ impl Endpoint {
                 let what = format!("frame {} reserved as {}", self.sent, ticket.sequence);
                 return Err(Promise::Prefix.broken(what));
             }
-            let mut frame = vec![0xaa; ticket.blocks.bytes()];
-            self.sealer
-                .seal_from(ticket.sequence, &payload, &mut frame)
-                .map_err(|error| Promise::Prefix.broken(format!("can't be sealed: {error}")))?;
+            let frame = self.sealed(ticket)?;
             self.sent += 1;
             self.kept.insert(ticket.sequence, frame);
             self.connection.handle_sealed(now, ticket.sequence);
@@ -306,6 +362,19 @@ impl Endpoint {
         Ok(())
     }
 
+    /// The next frame of this side, sealed.
+    fn sealed(&self, ticket: FrameTicket) -> Result<Written, Broken> {
+        let mut frame: Written = repeat_n(0xaa, ticket.blocks.bytes()).collect();
+        let bytes = Rc::get_mut(&mut frame).expect("nobody else has it yet");
+        let length = self.source.length(ticket.sequence);
+        self.source
+            .fill(ticket.sequence, &mut bytes[FRAME_HEADER_BYTES..][..length]);
+        self.sealer
+            .seal_in_place(ticket.sequence, length, bytes)
+            .map_err(|error| Promise::Prefix.broken(format!("can't be sealed: {error}")))?;
+        Ok(frame)
+    }
+
     fn take(
         &mut self,
         now: Tick,
@@ -322,15 +391,16 @@ impl Endpoint {
                 sequence,
                 payload_bytes,
             } => {
-                let payload = self.opened.remove(&sequence);
-                let payload = payload.filter(|payload| payload.len() == payload_bytes);
-                let payload = payload.ok_or_else(|| {
+                let opened = self.opened.remove(&sequence);
+                let opened = opened.filter(|(_, length)| *length == payload_bytes);
+                let (bytes, length) = opened.ok_or_else(|| {
                     let what = format!("frame {sequence} was delivered and not opened as such");
                     Promise::Prefix.broken(what)
                 })?;
                 self.checker
-                    .take(sequence, &payload)
+                    .take(sequence, &bytes[FRAME_HEADER_BYTES..][..length])
                     .map_err(|what| Promise::Prefix.broken(what))?;
+                self.spare.push(bytes);
                 if self.intent == Intent::Slow {
                     hit.fault(Fault::SlowReader);
                     self.held.push_back(sequence);

@@ -91,6 +91,12 @@ pub(crate) struct Host {
     pub(crate) clock: Clock,
     /// Its connections, drained ones included until they were closed.
     pub(crate) connections: BTreeMap<ConnectionId, Endpoint>,
+    /// What may have something to do: the machine, and connections. Only that is called, as a frugal driver would, so
+    /// that a machine which forgets to say when it is due is found.
+    pub(crate) machine_touched: bool,
+    touched: Vec<ConnectionId>,
+    /// When the machine wants to be called.
+    machine_due: Option<Tick>,
     /// Whether it may write.
     pub(crate) fence: Fence,
     /// Suspended until this tick.
@@ -100,8 +106,8 @@ pub(crate) struct Host {
     pub(crate) inbox: Vec<Arrival>,
     /// When it wants to be called.
     pub(crate) due: Option<Tick>,
-    /// I/Os under way.
-    pub(crate) under_way: BTreeMap<Owner, usize>,
+    /// I/Os of the machine under way.
+    under_way: usize,
     pub(crate) pairs: Pairs,
     /// A coordinator: whether it has written a block, and whether it serves.
     pub(crate) has_claimed: bool,
@@ -121,12 +127,15 @@ impl Host {
             started: now,
             clock,
             connections: BTreeMap::new(),
+            machine_touched: true,
+            touched: Vec::new(),
+            machine_due: None,
             fence: Fence::Open,
             paused: None,
             woke: now,
             inbox: Vec::new(),
             due: None,
-            under_way: BTreeMap::new(),
+            under_way: 0,
             pairs: Pairs::default(),
             has_claimed: false,
             serves: false,
@@ -138,103 +147,139 @@ impl Host {
     /// Tells every connection whether it may write.
     pub(crate) fn set_fence(&mut self, now: Tick, fence: Fence) {
         self.fence = fence;
-        for endpoint in self.connections.values_mut() {
+        for (&id, endpoint) in &mut self.connections {
             endpoint.connection.set_fenced(now, fence);
+            self.touched.push(id);
         }
     }
 
     /// Aborts the connections that `which` picks.
     pub(crate) fn abort(&mut self, now: Tick, reason: ResetReason, which: impl Fn(&Grant) -> bool) {
-        for endpoint in self.connections.values_mut() {
+        for (&id, endpoint) in &mut self.connections {
             if which(endpoint.connection.grant()) {
                 endpoint.connection.abort(now, reason);
+                self.touched.push(id);
             }
         }
     }
 
-    /// Lets every connection go on.
-    pub(crate) fn pump(&mut self, now: Tick, hit: &mut Coverage) -> Result<(), Broken> {
-        self.connections
-            .values_mut()
-            .try_for_each(|endpoint| endpoint.pump(now, hit))
+    /// A connection, to which something is about to be told.
+    pub(crate) fn touch(&mut self, connection: ConnectionId) -> Option<&mut Endpoint> {
+        let endpoint = self.connections.get_mut(&connection)?;
+        self.touched.push(connection);
+        Some(endpoint)
     }
 
-    /// The connections whose machines are drained; they are forgotten here.
-    pub(crate) fn take_ended(&mut self) -> Vec<(ConnectionId, Grant, Ended)> {
-        let is_ended = |endpoint: &Endpoint| endpoint.ended.is_some();
-        if !self.connections.values().any(is_ended) {
-            return Vec::new();
-        }
-        let ended = |(&id, endpoint): (&ConnectionId, &Endpoint)| {
-            let grant = *endpoint.connection.grant();
-            endpoint.ended.map(|ended| (id, grant, ended))
-        };
-        let ended: Vec<_> = self.connections.iter().filter_map(ended).collect();
-        for (id, ..) in &ended {
-            self.connections.remove(id);
-            self.under_way.remove(&Owner::Connection(*id));
-        }
-        ended
+    /// Counts an I/O, and tells how many its owner has under way.
+    pub(crate) fn begun(&mut self, owner: Owner) -> usize {
+        let count = self.count_of(owner);
+        count.map_or(0, |count| {
+            *count += 1;
+            *count
+        })
     }
 
-    /// Everything that wants to be read or written now; the machine first, as it may raise the fence.
-    pub(crate) fn poll_requests(&mut self, now: Tick) -> Vec<(Owner, IoRequest)> {
-        let mut requests = Vec::new();
-        loop {
-            let request = match &mut self.machine {
-                Machine::Member(member) => member.poll_io(now),
-                Machine::Coordinator(coordinator) => coordinator.poll_io(now),
+    /// An I/O has ended.
+    pub(crate) fn ended(&mut self, owner: Owner) {
+        if let Some(count) = self.count_of(owner) {
+            *count -= 1;
+        }
+    }
+
+    fn count_of(&mut self, owner: Owner) -> Option<&mut usize> {
+        match owner {
+            Owner::Machine => Some(&mut self.under_way),
+            Owner::Connection(connection) => {
+                let endpoint = self.connections.get_mut(&connection)?;
+                Some(&mut endpoint.under_way)
+            }
+        }
+    }
+
+    /// Lets everything that was touched go on, and takes what it wants read or written; the machine first, as it may
+    /// raise the fence.
+    pub(crate) fn work(&mut self, now: Tick, hit: &mut Coverage) -> Result<Work, Broken> {
+        let mut work = Work::default();
+        if std::mem::take(&mut self.machine_touched) {
+            loop {
+                let request = match &mut self.machine {
+                    Machine::Member(member) => member.poll_io(now),
+                    Machine::Coordinator(coordinator) => coordinator.poll_io(now),
+                };
+                match request {
+                    Some(request) => work.requests.push((Owner::Machine, request)),
+                    None => break,
+                }
+            }
+            self.machine_due = match &self.machine {
+                Machine::Member(member) => member.poll_timeout(),
+                Machine::Coordinator(coordinator) => coordinator.poll_timeout(),
             };
-            match request {
-                Some(request) => requests.push((Owner::Machine, request)),
-                None => break,
+        }
+        let mut touched = std::mem::take(&mut self.touched);
+        touched.sort_unstable();
+        touched.dedup();
+        for &id in &touched {
+            let Some(endpoint) = self.connections.get_mut(&id) else {
+                continue;
+            };
+            endpoint.work(now, hit, |request| {
+                work.requests.push((Owner::Connection(id), request));
+            })?;
+            if endpoint.connection.poll_doorbell() {
+                work.rings.push(id);
+            }
+            work.buffers.append(&mut endpoint.spare);
+            if let Some(ended) = endpoint.ended {
+                work.ended.push((id, *endpoint.connection.grant(), ended));
+                self.connections.remove(&id);
             }
         }
-        for (id, endpoint) in &mut self.connections {
-            while let Some(request) = endpoint.connection.poll_io(now) {
-                requests.push((Owner::Connection(*id), request));
-            }
-        }
-        requests
+        touched.clear();
+        self.touched = touched;
+        Ok(work)
     }
 
     /// When something in this host is due, by its own clock.
     pub(crate) fn poll_timeout(&self) -> Option<Tick> {
-        let machine = match &self.machine {
-            Machine::Member(member) => member.poll_timeout(),
-            Machine::Coordinator(coordinator) => coordinator.poll_timeout(),
-        };
-        self.connections
-            .values()
-            .filter_map(|endpoint| endpoint.connection.poll_timeout())
-            .chain(machine)
-            .min()
+        let endpoints = self.connections.values();
+        let due = endpoints.filter_map(|endpoint| endpoint.due);
+        due.chain(self.machine_due).min()
     }
 
-    /// Does what is due in the machine.
-    pub(crate) fn handle_timeout(&mut self, now: Tick) {
-        let is_due = |at: Option<Tick>| at.is_some_and(|at| at <= now);
-        match &mut self.machine {
-            Machine::Member(member) => {
-                if is_due(member.poll_timeout()) {
-                    member.handle_timeout(now);
-                }
-            }
-            Machine::Coordinator(coordinator) => {
-                if is_due(coordinator.poll_timeout()) {
-                    coordinator.handle_timeout(now);
-                }
-            }
+    /// Does what is due in the machine. Returns whether anything was.
+    pub(crate) fn handle_timeout(&mut self, now: Tick) -> bool {
+        if self.machine_due.is_none_or(|at| at > now) {
+            return false;
         }
+        self.machine_touched = true;
+        match &mut self.machine {
+            Machine::Member(member) => member.handle_timeout(now),
+            Machine::Coordinator(coordinator) => coordinator.handle_timeout(now),
+        }
+        true
     }
 
     /// Does what is due in the connections: after the machine's word of a fence was taken.
     pub(crate) fn handle_connection_timeouts(&mut self, now: Tick) {
-        for endpoint in self.connections.values_mut() {
-            let at = endpoint.connection.poll_timeout();
-            if at.is_some_and(|at| at <= now) {
-                endpoint.connection.handle_timeout(now);
+        for (&id, endpoint) in &mut self.connections {
+            if endpoint.due.is_some_and(|at| at <= now) {
+                endpoint.handle_timeout(now);
+                self.touched.push(id);
             }
         }
     }
+}
+
+/// What came of letting a host go on.
+#[derive(Debug, Default)]
+pub(crate) struct Work {
+    /// What is to be read and written.
+    pub(crate) requests: Vec<(Owner, IoRequest)>,
+    /// Connections whose peers are to be rung.
+    pub(crate) rings: Vec<ConnectionId>,
+    /// Connections whose machines are drained; the host has forgotten them.
+    pub(crate) ended: Vec<(ConnectionId, Grant, Ended)>,
+    /// Buffers that are free.
+    pub(crate) buffers: Vec<Vec<u8>>,
 }

@@ -4,10 +4,11 @@
 use crate::{
     broken::{Broken, Promise},
     coverage::{Coverage, Transition},
+    device::Written,
     host::Owner,
 };
 use std::collections::BTreeMap;
-use storage_socket_proto::{BLOCK_BYTES, Block};
+use storage_socket_proto::BLOCK_BYTES;
 
 /// Where a pair lies, and whose it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,7 +24,7 @@ pub(crate) struct PairPlace {
 struct Pair {
     /// Where the last write went, and what it was.
     copy: u64,
-    block: Box<Block>,
+    block: Written,
     is_writing: bool,
     /// The last write failed, and the copy wasn't read back since as it should be.
     is_suspect: bool,
@@ -39,10 +40,9 @@ impl Pairs {
         &mut self,
         place: PairPlace,
         copy: u64,
-        block: &Block,
+        block: Written,
         hit: &mut Coverage,
     ) -> Result<(), Broken> {
-        let block = Box::new(block.clone());
         let Some(pair) = self.0.get_mut(&place) else {
             let pair = Pair {
                 copy,
@@ -95,7 +95,7 @@ impl Pairs {
             return;
         };
         hit.transition(Transition::PairReadBack);
-        if bytes.get(..BLOCK_BYTES) == Some(&pair.block.0[..]) {
+        if bytes.get(..BLOCK_BYTES) == Some(&pair.block[..]) {
             pair.is_suspect = false;
             hit.transition(Transition::PairProved);
         } else {

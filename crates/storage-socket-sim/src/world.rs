@@ -3,6 +3,7 @@
 //! The world moves from one happening to the next: something lands, is answered, rings, breaks or is due. It plays the
 //! driver of every host and the users of every stream; what it watches, it watches from outside (`check`).
 
+mod agenda;
 mod check;
 mod events;
 mod hosts;
@@ -19,6 +20,7 @@ use crate::{
     rng::{Rng, mix},
     scenario::{Scenario, timeouts},
 };
+use agenda::Agenda;
 use hosts::Wish;
 use io::{Answer, Flight};
 use std::{
@@ -77,7 +79,7 @@ pub struct World {
     lives: u64,
     /// The newest write that has landed.
     landed: u64,
-    agenda: BTreeMap<(Tick, u64), Happening>,
+    agenda: Agenda<Happening>,
     happened: u64,
     wishes: BTreeMap<HostIndex, Vec<Wish>>,
     /// The epoch that each server's local lock remembers.
@@ -145,7 +147,7 @@ impl World {
             due: BTreeSet::new(),
             lives: 0,
             landed: 0,
-            agenda: BTreeMap::new(),
+            agenda: Agenda::new(),
             happened: 0,
             wishes: members.map(|host| (host, Vec::new())).collect(),
             notes: BTreeMap::new(),
@@ -204,7 +206,7 @@ impl World {
             let what = format!("{HAPPENINGS_MAX} happenings and no end: a livelock");
             return Err(Promise::Finishes.broken(what));
         }
-        let planned = self.agenda.first_key_value().map(|((at, _), _)| *at);
+        let planned = self.agenda.next_at();
         match (planned, self.due.first().copied()) {
             (planned, Some((at, host))) if planned.is_none_or(|planned| at < planned) => {
                 self.now = self.now.max(at);
@@ -212,8 +214,8 @@ impl World {
             }
             (Some(at), _) => {
                 self.now = self.now.max(at);
-                match self.agenda.pop_first() {
-                    Some((_, happening)) => self.happen(happening),
+                match self.agenda.take() {
+                    Some(happening) => self.happen(happening),
                     None => Ok(()),
                 }
             }
@@ -257,9 +259,7 @@ impl World {
     }
 
     fn schedule(&mut self, after: Duration, happening: Happening) {
-        self.happened += 1;
-        let at = (self.now + after, self.happened);
-        self.agenda.insert(at, happening);
+        self.agenda.plan(self.now + after, happening);
     }
 
     fn note(&mut self, line: impl FnOnce() -> String) {
@@ -299,8 +299,12 @@ impl World {
 
     /// A number that follows from the seed and `of` alone.
     fn fixed(&self, of: u64) -> u64 {
-        mix(self.seed ^ mix(of))
+        fixed(self.seed, of)
     }
+}
+
+fn fixed(seed: u64, of: u64) -> u64 {
+    mix(seed ^ mix(of))
 }
 
 /// How often the checkers look round.

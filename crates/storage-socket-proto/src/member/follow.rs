@@ -84,9 +84,13 @@ impl Member {
     pub(super) fn read_own(&mut self, _now: Tick, at: usize, bytes: &[u8]) {
         let place = self.place(self.areas.devices[at].index());
         for copy in bytes.chunks(BLOCK_BYTES) {
-            let found = Unchecked::new(copy)
-                .and_then(|block| MemberPage::parse(block, &place, &self.config.page_key));
-            let Ok((stamp, _)) = found else {
+            let Ok(block) = Unchecked::new(copy) else {
+                continue;
+            };
+            if self.phase != Phase::Starting && self.areas.is_harmless(at, block, copy) {
+                continue;
+            }
+            let Ok((stamp, _)) = MemberPage::parse(block, &place, &self.config.page_key) else {
                 continue;
             };
             if self.phase == Phase::Starting {
@@ -458,13 +462,19 @@ fn is_inside(geometry: &Geometry, group: &SegmentGroup) -> bool {
         && !group.to_coordinator.overlaps(group.to_member)
 }
 
-/// The newest valid one of two copies.
+/// The newest valid one of two copies. The one that says it is newer is checked first: the other matters only if that
+/// one isn't valid.
 pub(crate) fn newest<'a, T>(
     bytes: &'a [u8],
     parse: impl Fn(Unchecked<'a>) -> Result<(Stamp, T), FormatError>,
 ) -> Option<(Stamp, T)> {
-    bytes
+    let mut copies = bytes
         .chunks(BLOCK_BYTES)
-        .filter_map(|copy| parse(Unchecked::new(copy).ok()?).ok())
-        .max_by_key(|(stamp, _)| *stamp)
+        .filter_map(|copy| Unchecked::new(copy).ok());
+    let (first, second) = (copies.next()?, copies.next());
+    let (newer, older) = match second {
+        Some(second) if second.claimed_stamp() > first.claimed_stamp() => (second, Some(first)),
+        other => (first, other),
+    };
+    parse(newer).ok().or_else(|| parse(older?).ok())
 }

@@ -1,12 +1,12 @@
 //! What becomes of an I/O: drawn from the rates of a run, each kind of fault from a stream of its own.
 
-use super::{Effect, Landing, Part};
+use super::{Effect, Landing, Part, Written};
 use crate::{
     coverage::{Coverage, Fault},
     rng::Rng,
     scenario::Rates,
 };
-use std::time::Duration;
+use std::{rc::Rc, time::Duration};
 use storage_socket_proto::{BLOCK_BYTES, IoFailure};
 
 /// The rates of a run, and the draws from them.
@@ -99,11 +99,11 @@ impl Faults {
     }
 
     /// Decides what becomes of a write.
-    pub fn write(&mut self, lba: u64, bytes: &[u8], hit: &mut Coverage) -> WriteFate {
+    pub fn write(&mut self, lba: u64, bytes: &Written, hit: &mut Coverage) -> WriteFate {
         let time = self.time(hit);
         let landing = |part, effect| Landing {
             lba,
-            bytes: bytes.to_vec(),
+            bytes: Rc::clone(bytes),
             part,
             effect,
         };

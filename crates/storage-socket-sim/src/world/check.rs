@@ -134,7 +134,12 @@ impl World {
     }
 
     /// No more I/O is under way than the design allows.
-    pub(super) fn check_depth(&self, index: HostIndex, owner: Owner) -> Result<(), Broken> {
+    pub(super) fn check_depth(
+        &self,
+        index: HostIndex,
+        owner: Owner,
+        count: usize,
+    ) -> Result<(), Broken> {
         let Some(host) = self.hosts.get(&index) else {
             return Ok(());
         };
@@ -148,7 +153,6 @@ impl World {
             // The block's pair and its read, a run of pages, a probe, and the pairs of all answers.
             (Owner::Machine, Machine::Coordinator(_)) => (4 + slots) * devices,
         };
-        let count = host.under_way.get(&owner).copied().unwrap_or(0);
         if count > most {
             let what = format!("{owner:?} of host {index} has {count} I/Os under way, not {most}");
             return Err(Promise::Bounds.broken(what));

@@ -101,7 +101,7 @@ impl World {
             }
             MemberEvent::Closed { connection, reason } => {
                 hit.transition(Transition::MemberTold);
-                if let Some(endpoint) = host.connections.get_mut(&connection) {
+                if let Some(endpoint) = host.touch(connection) {
                     endpoint.connection.handle_peer_gone(now, reason);
                 } else if let Machine::Member(member) = &mut host.machine {
                     member.close(now, connection, Some(ResetReason::PeerClosed));
@@ -246,7 +246,7 @@ impl World {
             CoordinatorEvent::Incoming(grant) => self.incoming(index, grant)?,
             CoordinatorEvent::Closed { connection, reason } => {
                 hit.transition(Transition::CoordinatorTold);
-                if let Some(endpoint) = host.connections.get_mut(&connection) {
+                if let Some(endpoint) = host.touch(connection) {
                     endpoint.connection.handle_peer_gone(now, reason);
                 }
             }

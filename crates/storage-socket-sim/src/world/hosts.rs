@@ -333,6 +333,7 @@ impl World {
         if self.faults_over {
             self.settled_from = self.now;
         }
+        host.machine_touched = true;
         let inbox = std::mem::take(&mut host.inbox);
         self.note(|| format!("host {index} wakes"));
         self.wake(index)?;
@@ -352,12 +353,13 @@ impl World {
             self.update_due(index);
             return Ok(());
         }
-        host.handle_timeout(now);
-        self.take_events(index)?;
+        if host.handle_timeout(now) {
+            self.take_events(index)?;
+        }
         if let Some(host) = self.hosts.get_mut(&index) {
             host.handle_connection_timeouts(now);
         }
-        self.settle(index)
+        self.settle_touched(index)
     }
 
     pub(super) fn arrive(
@@ -379,26 +381,43 @@ impl World {
         let now = host.clock.local(self.now);
         match arrival {
             Arrival::Outcome(outcome) => {
+                host.machine_touched |= outcome.owner == Owner::Machine;
                 let buffer = host.handle_outcome(now, outcome, &mut self.hit);
-                self.buffers.extend(buffer);
+                self.buffers
+                    .extend(buffer.filter(|buffer| buffer.capacity() > 0));
             }
-            Arrival::Bell => match &mut host.machine {
-                Machine::Member(member) => member.handle_doorbell(now),
-                Machine::Coordinator(coordinator) => coordinator.handle_doorbell(now),
-            },
+            Arrival::Bell => {
+                host.machine_touched = true;
+                match &mut host.machine {
+                    Machine::Member(member) => member.handle_doorbell(now),
+                    Machine::Coordinator(coordinator) => coordinator.handle_doorbell(now),
+                }
+            }
             Arrival::BellFor(connection) => {
-                if let Some(endpoint) = host.connections.get_mut(&connection) {
+                if let Some(endpoint) = host.touch(connection) {
                     endpoint.connection.handle_doorbell(now);
                 }
             }
         }
-        self.settle(index)
+        self.settle_touched(index)
     }
 
-    /// Lets a host do what it can do now.
+    /// Lets a host do what it can do now, after its machine was told something.
     pub(super) fn settle(&mut self, index: HostIndex) -> Result<(), Broken> {
+        if let Some(host) = self.hosts.get_mut(&index) {
+            host.machine_touched = true;
+        }
+        self.settle_touched(index)
+    }
+
+    /// Lets whatever was touched of a host do what it can do now.
+    fn settle_touched(&mut self, index: HostIndex) -> Result<(), Broken> {
         loop {
-            let any = self.take_events(index)?;
+            let is_touched = self
+                .hosts
+                .get(&index)
+                .is_some_and(|host| host.machine_touched);
+            let any = is_touched && self.take_events(index)?;
             let Some(host) = self.hosts.get_mut(&index) else {
                 return Ok(());
             };
@@ -406,25 +425,18 @@ impl World {
                 break;
             }
             let now = host.clock.local(self.now);
-            host.pump(now, &mut self.hit)?;
-            let ended = host.take_ended();
-            let mut rings = Vec::new();
-            for (id, endpoint) in &mut host.connections {
-                if endpoint.connection.poll_doorbell() {
-                    rings.push(*id);
-                }
-            }
-            let requests = host.poll_requests(now);
-            let is_idle = !any && ended.is_empty() && requests.is_empty();
-            for (id, grant, ended) in ended {
+            let mut work = host.work(now, &mut self.hit)?;
+            self.buffers.append(&mut work.buffers);
+            let is_idle = !any && work.ended.is_empty();
+            for (id, grant, ended) in work.ended {
                 self.ended(index, id, &grant, ended);
             }
-            for connection in rings {
+            for connection in work.rings {
                 if let Some(peer) = self.peer_host(index, connection) {
                     self.ring(peer, Bell::Connection(connection));
                 }
             }
-            for (owner, request) in requests {
+            for (owner, request) in work.requests {
                 self.submit(index, owner, request)?;
             }
             if is_idle {
@@ -567,6 +579,7 @@ impl World {
         };
         let now = host.clock.local(self.now);
         host.pairs.forget(Owner::Connection(id));
+        host.machine_touched = true;
         match &mut host.machine {
             Machine::Member(member) => member.close(now, id, ended.reason),
             Machine::Coordinator(coordinator) => coordinator.close(now, id, ended.reason),
@@ -626,6 +639,7 @@ impl World {
             let what = format!("host {index} is granted {} twice", grant.connection);
             return Err(Promise::Grants.broken(what));
         }
+        host.touch(grant.connection);
         Ok(())
     }
 
@@ -651,11 +665,9 @@ impl Host {
         outcome: crate::host::Outcome,
         hit: &mut Coverage,
     ) -> Option<Vec<u8>> {
-        if let Some(count) = self.under_way.get_mut(&outcome.owner) {
-            *count -= 1;
-        }
+        self.ended(outcome.owner);
         self.watch_pair(&outcome, hit);
-        let mut result = outcome.result;
+        let result = outcome.result;
         let told = match &result {
             Err(failure) => IoOutcome::Failed(*failure),
             Ok(_) if outcome.is_write => IoOutcome::Written,
@@ -664,17 +676,15 @@ impl Host {
         match outcome.owner {
             Owner::Machine => match &mut self.machine {
                 Machine::Member(member) => member.handle_io(now, outcome.id, told),
-                Machine::Coordinator(coordinator) => coordinator.handle_io(now, outcome.id, told),
+                Machine::Coordinator(coordinator) => {
+                    coordinator.handle_io(now, outcome.id, told);
+                }
             },
             Owner::Connection(connection) => {
-                if let Some(endpoint) = self.connections.get_mut(&connection) {
+                if let Some(endpoint) = self.touch(connection) {
                     match outcome.frame {
                         Some(sequence) if !outcome.is_write => {
-                            let read = match &mut result {
-                                Ok(bytes) => Ok(bytes.as_mut_slice()),
-                                Err(failure) => Err(*failure),
-                            };
-                            endpoint.handle_frame(now, outcome.id, sequence, read, hit);
+                            return endpoint.handle_frame(now, outcome.id, sequence, result, hit);
                         }
                         frame => {
                             if let Some(sequence) = frame {

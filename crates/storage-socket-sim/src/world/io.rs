@@ -4,12 +4,12 @@ use super::{Happening, World};
 use crate::{
     broken::{Broken, Promise},
     coverage::{Coverage, Fault, Transition},
-    device::{Effect, Landing, Part, ReadFate},
+    device::{Effect, Landing, Part, ReadFate, Written},
     host::{Host, HostIndex, Machine, Outcome, Owner},
     pairs::PairPlace,
     scenario::timeouts,
 };
-use std::time::Duration;
+use std::{rc::Rc, time::Duration};
 use storage_socket_proto::{
     BLOCK_BYTES, CONTROL_STRIDE, Fence, IoFailure, IoId, IoOp, IoRequest, Sequence, Tick,
 };
@@ -73,7 +73,7 @@ impl World {
         let Some(host) = self.hosts.get_mut(&index) else {
             return Ok(());
         };
-        *host.under_way.entry(owner).or_default() += 1;
+        let count = host.begun(owner);
         let deadline = host.clock.span(timeouts().io_deadline);
         let mut answer = Answer {
             host: index,
@@ -95,18 +95,20 @@ impl World {
                 None
             }
             IoOp::Write(block) => {
+                let block: Written = Rc::from(block.0);
                 if let Some(place) = host.pair_place(owner, device, lba) {
-                    host.pairs.begin(place, lba, &block, &mut self.hit)?;
+                    let block = Rc::clone(&block);
+                    host.pairs.begin(place, lba, block, &mut self.hit)?;
                 }
-                host.watch_claim(self.now, owner, &block.0, &mut self.hit);
-                Some(block.0.to_vec())
+                host.watch_claim(self.now, owner, &block, &mut self.hit);
+                Some(block)
             }
             IoOp::WriteFrame(sequence) => {
                 answer.frame = Some(sequence);
                 Some(self.frame_bytes(index, owner, sequence, request.blocks.bytes())?)
             }
         };
-        self.check_depth(index, owner)?;
+        self.check_depth(index, owner, count)?;
         let answered = match bytes {
             Some(bytes) => self.send_write(&answer, deadline, &bytes),
             None => self.send_read(&mut answer),
@@ -144,9 +146,9 @@ impl World {
         owner: Owner,
         sequence: Sequence,
         length: usize,
-    ) -> Result<Vec<u8>, Broken> {
+    ) -> Result<Written, Broken> {
         let Some(host) = self.hosts.get(&index) else {
-            return Ok(Vec::new());
+            return Ok(Rc::from([]));
         };
         if host.fence == Fence::Closed {
             let what = format!("host {index} writes frame {sequence} behind its fence");
@@ -160,20 +162,20 @@ impl World {
             endpoint.writes(sequence, &mut self.hit);
         }
         let frame = endpoint.and_then(|endpoint| endpoint.frame(sequence));
-        let Some(frame) = frame.and_then(|frame| frame.get(..length)) else {
+        let Some(frame) = frame.filter(|frame| frame.len() == length) else {
             let what = format!("frame {sequence} is to be written and not kept");
             return Err(Promise::Prefix.broken(what));
         };
-        let bytes = frame.to_vec();
+        let frame = Rc::clone(frame);
         self.check_overwrite(index, connection, sequence)?;
-        Ok(bytes)
+        Ok(frame)
     }
 
     fn send_write(
         &mut self,
         answer: &Answer,
         deadline: Duration,
-        bytes: &[u8],
+        bytes: &Written,
     ) -> crate::device::Answered {
         let (index, device, lba) = (answer.host, answer.device, answer.lba);
         let flight = |world: &mut Self, after: Duration, device: usize, landing: Landing| {
@@ -195,7 +197,7 @@ impl World {
             if self.rng.chance(500_000) {
                 let landing = Landing {
                     lba,
-                    bytes: bytes.to_vec(),
+                    bytes: Rc::clone(bytes),
                     part: Part::Whole,
                     effect: Effect::Written,
                 };
@@ -215,7 +217,7 @@ impl World {
             let target = self.devices[other].hot(draw & 0xffff_ffff);
             let landing = Landing {
                 lba: target,
-                bytes: bytes.to_vec(),
+                bytes: Rc::clone(bytes),
                 part: Part::Whole,
                 effect: Effect::Stray,
             };

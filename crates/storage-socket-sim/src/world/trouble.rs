@@ -1,6 +1,6 @@
 //! What happens to devices, hosts and slots, besides what happens to single I/Os.
 
-use super::{Happening, World};
+use super::{Happening, World, fixed};
 use crate::{
     broken::Broken,
     coverage::Fault,
@@ -167,27 +167,21 @@ impl World {
 
     /// Half of what a host that was just suspended has under way goes out when it wakes.
     fn hold_back(&mut self, index: HostIndex, life: u64, until: Tick) {
-        let mut chosen = Vec::new();
-        for (key, happening) in &self.agenda {
+        let (seed, now) = (self.seed, self.now);
+        self.agenda.postpone(|at, happening| {
             let number = match happening {
                 Happening::Land(flight) if flight.is_of(index, life) => flight.number,
                 Happening::Answer(answer) if answer.is_of(index, life) => answer.number,
-                _ => continue,
+                _ => return None,
             };
-            if self.fixed(number).is_multiple_of(2) {
-                chosen.push(*key);
+            if !fixed(seed, number).is_multiple_of(2) {
+                return None;
             }
-        }
-        for key in chosen {
-            if let Some(mut happening) = self.agenda.remove(&key) {
-                if let Happening::Land(flight) = &mut happening {
-                    flight.is_held = true;
-                }
-                let rest = key.0.since(self.now);
-                self.happened += 1;
-                self.agenda.insert((until + rest, self.happened), happening);
+            if let Happening::Land(flight) = happening {
+                flight.is_held = true;
             }
-        }
+            Some(until + at.since(now))
+        });
     }
 
     pub(super) fn end_faults(&mut self) -> Result<(), Broken> {
