@@ -104,7 +104,10 @@ impl PairWriter {
         debug_assert!(self.state == State::Idle, "one write at a time");
         let id = ids.fresh();
         self.state = State::Writing(id);
-        self.last = Some(block.clone());
+        match &mut self.last {
+            Some(last) => last.0.copy_from_slice(&block.0),
+            None => self.last = Some(block.clone()),
+        }
         IoRequest {
             id,
             device: self.device,

@@ -173,9 +173,13 @@ impl SimDevice {
     pub fn read_into(&self, lba: u64, blocks: u32, bytes: &mut Vec<u8>) {
         bytes.reserve(blocks as usize * BLOCK_BYTES);
         for block in lba..lba + u64::from(blocks) {
-            let shown = self.look(block).and_then(Cell::shown_ref);
-            bytes.extend_from_slice(shown.map_or(&ZEROS[..], Bytes::get));
+            bytes.extend_from_slice(self.shown(block));
         }
+    }
+
+    /// Puts the content of one block down that reads see now.
+    pub fn read_block(&self, lba: u64, bytes: &mut [u8]) {
+        bytes.copy_from_slice(self.shown(lba));
     }
 
     /// The content that reads see now.
@@ -227,6 +231,11 @@ impl SimDevice {
             self.hot[self.hot_next] = lba;
             self.hot_next = (self.hot_next + 1) % HOT_MAX;
         }
+    }
+
+    fn shown(&self, block: u64) -> &[u8] {
+        let shown = self.look(block).and_then(Cell::shown_ref);
+        shown.map_or(&ZEROS[..], Bytes::get)
     }
 
     fn look(&self, block: u64) -> Option<&Cell> {

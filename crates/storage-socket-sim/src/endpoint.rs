@@ -16,10 +16,10 @@ use std::{
     time::Duration,
 };
 use storage_socket_proto::{
-    Cipher, Connection, ConnectionConfig, ConnectionEvent, ConnectionStats, Depths, Direction,
-    Doorbell, FRAME_HEADER_BYTES, FrameOpener, FrameSealer, FrameTicket, FrameVerdict, Grant,
-    IoFailure, IoId, IoRequest, PoolId, Protection, ResetBy, ResetReason, Sequence, StreamSecret,
-    Tick, Timeouts, UsageError,
+    CONTROL_STRIDE, Cipher, Connection, ConnectionConfig, ConnectionEvent, ConnectionStats, Depths,
+    Direction, Doorbell, FRAME_HEADER_BYTES, FrameOpener, FrameSealer, FrameTicket, FrameVerdict,
+    Grant, IoFailure, IoId, IoRequest, Lba, PoolId, Protection, ResetBy, ResetReason, Sequence,
+    StreamSecret, Tick, Timeouts, UsageError,
 };
 
 /// How a connection ended.
@@ -39,6 +39,11 @@ pub(crate) struct Endpoint {
     /// The machine.
     pub(crate) connection: Connection,
     sends: Direction,
+    /// Frames that the ring of this side holds, and the other side's.
+    frames: u64,
+    peer_frames: u64,
+    /// Where this side's control blocks are: copy A.
+    control: Lba,
     peers: Peers,
     intent: Intent,
     sealer: FrameSealer,
@@ -123,10 +128,18 @@ impl Endpoint {
             doorbell: config.doorbell,
         };
         let content = |direction| Content::new(&grant, direction, config.payload_max);
+        let ring = |direction| {
+            let ring = grant.group.ring(direction);
+            ring.ok_or_else(|| Promise::Grants.broken(format!("{grant:?}: no ring")))
+        };
+        let (ring, peer_ring) = (ring(sends)?, ring(receives)?);
         Ok(Self {
             connection: Connection::new(now, machine)
                 .map_err(|error| Promise::Grants.broken(format!("{grant:?}: {error}")))?,
             sends,
+            frames: ring.frames(),
+            peer_frames: peer_ring.frames(),
+            control: ring.control_block(),
             peers: config.peers,
             intent: Intent::of(grant.connection),
             sealer: FrameSealer::new(identity, sends, &protection),
@@ -163,9 +176,16 @@ impl Endpoint {
         self.checker.frames()
     }
 
-    /// The direction that this side sends.
-    pub(crate) fn sends(&self) -> Direction {
-        self.sends
+    /// Frames that the other side's ring holds.
+    pub(crate) fn peer_frames(&self) -> u64 {
+        self.peer_frames
+    }
+
+    /// Whether a block of the group's first device is a copy of this side's control block: then, where copy A is.
+    pub(crate) fn control_pair(&self, lba: u64) -> Option<u64> {
+        let first = self.control.0;
+        let is_own = lba == first || lba == first + u64::from(CONTROL_STRIDE.0);
+        is_own.then_some(first)
     }
 
     /// Opens a frame that was read, and hands the verdict on. Returns the buffer if it isn't kept.
@@ -305,8 +325,7 @@ impl Endpoint {
             self.released = now;
             self.connection.release(now, sequence);
         }
-        let ring = self.connection.grant().group.ring(self.sends);
-        let frames = ring.map_or(0, |ring| ring.frames());
+        let frames = self.frames;
         if self.kept.len() as u64 > frames || self.opened.len() > DEPTH {
             let (kept, opened) = (self.kept.len(), self.opened.len());
             let what = format!("{kept} frames kept, {frames} in the ring, {opened} read");
@@ -445,8 +464,7 @@ impl Endpoint {
                 return Err(Promise::Prefix.broken(what));
             }
             hit.transition(Transition::ClosedWell);
-            let ring = self.connection.grant().group.ring(self.sends);
-            let frames = ring.map_or(0, |ring| ring.frames());
+            let frames = self.frames;
             if self.source.frames >= frames * RING_LAPS {
                 hit.transition(Transition::RingWrapped);
             } else if matches!(self.intent, Intent::Full | Intent::Slow) {

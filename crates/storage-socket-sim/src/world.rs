@@ -22,7 +22,7 @@ use crate::{
 };
 use agenda::Agenda;
 use hosts::Wish;
-use io::{Answer, Flight};
+use io::{Answer, Buffers, Flight};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
@@ -108,7 +108,7 @@ pub struct World {
     /// What came of it so far.
     pub report: Report,
     trace: Option<VecDeque<String>>,
-    buffers: Vec<Vec<u8>>,
+    buffers: Buffers,
 }
 
 /// Lines of trace that are kept.
@@ -165,7 +165,7 @@ impl World {
             hit: Coverage::default(),
             report: Report::default(),
             trace: None,
-            buffers: Vec::new(),
+            buffers: Buffers::default(),
             scenario,
         };
         world.plan();

@@ -9,7 +9,7 @@ use crate::{
 };
 use std::{fmt::Write as _, time::Duration};
 use storage_socket_proto::{
-    ConnectionId, Direction, ENTRIES, Fence, Grant, Incarnation, Segment, Sequence, SlotIndex, Tick,
+    ConnectionId, ENTRIES, Fence, Grant, Incarnation, Segment, Sequence, SlotIndex, Tick,
 };
 
 impl World {
@@ -23,16 +23,10 @@ impl World {
         let Some(endpoint) = self.peer(index, connection) else {
             return Ok(());
         };
-        let direction = if is_server(index) {
-            Direction::ToMember
-        } else {
-            Direction::ToCoordinator
-        };
         if self.cloned_epoch == Some(endpoint.connection.grant().epoch) {
             return Ok(());
         }
-        let group = endpoint.connection.grant().group;
-        let frames = group.ring(direction).map_or(0, |ring| ring.frames());
+        let frames = endpoint.peer_frames();
         let delivered = endpoint.delivered();
         if sequence.0 >= delivered + frames {
             let what = format!(

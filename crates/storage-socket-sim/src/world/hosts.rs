@@ -383,8 +383,9 @@ impl World {
             Arrival::Outcome(outcome) => {
                 host.machine_touched |= outcome.owner == Owner::Machine;
                 let buffer = host.handle_outcome(now, outcome, &mut self.hit);
-                self.buffers
-                    .extend(buffer.filter(|buffer| buffer.capacity() > 0));
+                if let Some(buffer) = buffer {
+                    self.buffers.put(buffer);
+                }
             }
             Arrival::Bell => {
                 host.machine_touched = true;
@@ -426,7 +427,9 @@ impl World {
             }
             let now = host.clock.local(self.now);
             let mut work = host.work(now, &mut self.hit)?;
-            self.buffers.append(&mut work.buffers);
+            for buffer in work.buffers.drain(..) {
+                self.buffers.put(buffer);
+            }
             let is_idle = !any && work.ended.is_empty();
             for (id, grant, ended) in work.ended {
                 self.ended(index, id, &grant, ended);

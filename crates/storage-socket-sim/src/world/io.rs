@@ -29,6 +29,27 @@ pub(super) struct Flight {
     pub(super) is_held: bool,
 }
 
+/// Buffers to be read into again.
+#[derive(Debug, Default)]
+pub(super) struct Buffers {
+    narrow: Vec<Vec<u8>>,
+    /// Those that both copies of a control block are read into.
+    wide: Vec<Vec<u8>>,
+}
+
+impl Buffers {
+    pub(super) fn put(&mut self, buffer: Vec<u8>) {
+        if buffer.len() == WIDE_BLOCKS as usize * BLOCK_BYTES {
+            self.wide.push(buffer);
+        } else if buffer.capacity() > 0 {
+            self.narrow.push(buffer);
+        }
+    }
+}
+
+/// From the first copy of a control block to the second.
+const WIDE_BLOCKS: u32 = CONTROL_STRIDE.0 + 1;
+
 /// An I/O that will end.
 #[derive(Debug)]
 pub(super) struct Answer {
@@ -266,18 +287,16 @@ impl World {
     }
 
     /// How an I/O ends; nothing if nobody is there to be told.
-    pub(super) fn outcome(&mut self, answer: Answer) -> Option<Outcome> {
+    pub(super) fn outcome(&mut self, mut answer: Answer) -> Option<Outcome> {
         let is_there = |host: &Host| host.life == answer.life;
         if !self.hosts.get(&answer.host).is_some_and(is_there) {
             return None;
         }
         let is_write = answer.read.is_none();
-        let result = match (answer.result, answer.read) {
+        let result = match (answer.result, answer.read.take()) {
             (Err(failure), _) => Err(failure),
             (Ok(()), None) => Ok(Vec::new()),
-            (Ok(()), Some((fate, before))) => {
-                Ok(self.read(answer.device, answer.lba, answer.blocks, &fate, &before))
-            }
+            (Ok(()), Some((fate, before))) => Ok(self.read(&answer, &fate, &before)),
         };
         Some(Outcome {
             owner: answer.owner,
@@ -290,24 +309,28 @@ impl World {
         })
     }
 
-    fn read(
-        &mut self,
-        device: usize,
-        lba: u64,
-        blocks: u32,
-        fate: &ReadFate,
-        before: &[u8],
-    ) -> Vec<u8> {
-        let mut bytes = self.buffers.pop().unwrap_or_default();
-        bytes.clear();
-        let mut from = lba;
-        let mut device = device;
+    fn read(&mut self, answer: &Answer, fate: &ReadFate, before: &[u8]) -> Vec<u8> {
+        let mut from = answer.lba;
+        let mut device = answer.device;
         if let Some(draw) = fate.astray {
             device = usize::try_from(draw >> 32).unwrap_or(0) % self.devices.len();
             from = self.devices[device].hot(draw & 0xffff_ffff);
         }
         let device = &self.devices[device];
-        device.read_into(from, blocks, &mut bytes);
+        let is_wide = answer.blocks == WIDE_BLOCKS && answer.frame.is_none();
+        let mut bytes;
+        if is_wide && matches!(answer.owner, Owner::Connection(_)) {
+            // Both copies of a control block: what lies between them is nobody's, and not worth the time.
+            let most = WIDE_BLOCKS as usize * BLOCK_BYTES;
+            bytes = self.buffers.wide.pop().unwrap_or_else(|| vec![0xee; most]);
+            device.read_block(from, &mut bytes[..BLOCK_BYTES]);
+            let last = from + u64::from(WIDE_BLOCKS) - 1;
+            device.read_block(last, &mut bytes[most - BLOCK_BYTES..]);
+        } else {
+            bytes = self.buffers.narrow.pop().unwrap_or_default();
+            bytes.clear();
+            device.read_into(from, answer.blocks, &mut bytes);
+        }
         if let Some(sector) = fate.torn {
             for (new, old) in bytes.chunks_mut(sector).zip(before.chunks(sector)) {
                 if self.rng.chance(500_000) {
@@ -328,12 +351,7 @@ impl Host {
         let first = match owner {
             Owner::Machine => lba & !1,
             Owner::Connection(connection) => {
-                let endpoint = self.connections.get(&connection)?;
-                let group = endpoint.connection.grant().group;
-                let ring = group.ring(endpoint.sends())?;
-                let first = ring.control_block().0;
-                let is_own = lba == first || lba == first + u64::from(CONTROL_STRIDE.0);
-                is_own.then_some(first)?
+                self.connections.get(&connection)?.control_pair(lba)?
             }
         };
         Some(PairPlace {
