@@ -60,7 +60,7 @@ impl Driver {
                 let page = peer_page(&self.machine, &self.geometry, slot);
                 self.watches
                     .watch_peer(now, &self.geometry, (slot, page), reply);
-                self.machine.handle_doorbell(now);
+                self.machine.handle_doorbell_of(now, slot);
             }
             Command::LookedFor { device, found } => self.looked_for(now, device, found),
             Command::IsPeerAlive { slot, reply } => {
@@ -363,10 +363,7 @@ impl Driver {
         if self.doorbells.get(&slot) != Some(&Doorbell::Present) {
             self.set_doorbell(now, slot, Doorbell::Present);
         }
-        match &mut self.machine {
-            Machine::Member(member) => member.handle_doorbell(now),
-            Machine::Coordinator(coordinator) => coordinator.handle_doorbell_of(now, slot),
-        }
+        self.machine.handle_doorbell_of(now, slot);
         for conn in self.conns.values_mut().filter(|conn| conn.slot == slot) {
             conn.machine.handle_doorbell(now);
             let heard = &conn.flow.counters.doorbells_heard;

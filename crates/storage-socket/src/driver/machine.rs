@@ -56,8 +56,12 @@ impl Machine {
         either!(self, machine => machine.handle_timeout(now));
     }
 
-    pub(crate) fn handle_doorbell(&mut self, now: Tick) {
-        either!(self, machine => machine.handle_doorbell(now));
+    /// There are news of the peer in a slot: a coordinator reads the page of that member alone.
+    pub(crate) fn handle_doorbell_of(&mut self, now: Tick, slot: SlotIndex) {
+        match self {
+            Self::Member(member) => member.handle_doorbell(now),
+            Self::Coordinator(coordinator) => coordinator.handle_doorbell_of(now, slot),
+        }
     }
 
     pub(crate) fn close(&mut self, now: Tick, id: ConnectionId, reason: Option<ResetReason>) {
