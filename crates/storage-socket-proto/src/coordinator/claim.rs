@@ -44,8 +44,10 @@ pub(super) struct Claiming {
     /// Its counter when it was first read: an advance is a sign of life.
     first: Option<Counter>,
     silence: Silence,
-    /// The other one has stopped, or there is none.
+    /// The other one has stopped, or is this host's own predecessor, or there is none.
     is_free: bool,
+    /// The epoch of this host's own predecessor, which is known to be gone.
+    predecessor: Option<Epoch>,
     /// Since when nothing speaks against the claim but members that follow another one.
     silent_since: Option<Tick>,
     /// The newest counters of the members' pages, while they are watched.
@@ -70,6 +72,7 @@ impl Claiming {
             first: None,
             silence: Silence::new(timeouts.heartbeat),
             is_free: false,
+            predecessor: None,
             silent_since: None,
             pages: BTreeMap::new(),
             follower: None,
@@ -274,7 +277,8 @@ impl Coordinator {
                 continue;
             };
             self.claiming.pages.insert(slot, stamp.counter);
-            let sees_another = page.confirmed != Epoch(0) && !page.devices.is_empty();
+            let is_orphan = self.claiming.predecessor == Some(page.confirmed);
+            let sees_another = page.confirmed != Epoch(0) && !page.devices.is_empty() && !is_orphan;
             if known.is_some() && page.state == MemberState::Running && sees_another {
                 self.claiming.follower = Some((now, page.confirmed));
             }
@@ -324,11 +328,14 @@ impl Coordinator {
         match self.claiming.state {
             ClaimState::Reading if self.areas.are_known() => {
                 let others = self.claiming.other.as_ref().map(|(_, _, state)| *state);
-                let is_free = others.is_none_or(|state| state == CoordinatorState::Stopped);
-                let is_taken = is_free && !self.is_degraded();
-                if is_taken || self.config.claim == Claim::SameHost {
+                let is_heir = self.config.claim == Claim::SameHost;
+                let is_free =
+                    is_heir || others.is_none_or(|state| state == CoordinatorState::Stopped);
+                if is_free && !self.is_degraded() {
                     self.begin_claim(now);
                 } else {
+                    let other = self.claiming.other.as_ref().map(|&(epoch, ..)| epoch);
+                    self.claiming.predecessor = other.filter(|_| is_heir);
                     self.claiming.is_free = is_free;
                     let newest = self.claiming.newest;
                     self.claiming.first = Some(newest);
@@ -338,7 +345,10 @@ impl Coordinator {
             }
             ClaimState::Watching => {
                 let newest = self.claiming.newest;
-                if self.claiming.first.is_some_and(|first| newest > first) {
+                let other = self.claiming.other.as_ref().map(|&(epoch, ..)| epoch);
+                // The last writes of this host's own predecessor are no sign of life.
+                let is_orphan = other.is_some() && other == self.claiming.predecessor;
+                if !is_orphan && self.claiming.first.is_some_and(|first| newest > first) {
                     if let Some((epoch, host, state)) = self.claiming.other.clone() {
                         if state == CoordinatorState::Stopped {
                             self.begin_claim(now);

@@ -201,3 +201,70 @@ fn a_coordinator_lets_go_of_a_member_that_follows_another() {
     one.close(bench.now, connection, reason);
     assert_eq!(one.free_units(DeviceMask(1)), free + 10);
 }
+
+/// A server that starts again on its own host knows that its predecessor is gone, and not who took the pool since by
+/// devices that it doesn't see.
+#[test]
+fn a_restart_on_the_same_host_that_misses_a_device_takes_the_members_for_witnesses_as_well() {
+    let (mut bench, _one, mut member) = owner();
+    // Another host takes the pool by the second device.
+    let mut two = bench.coordinator(2, Claim::Wait);
+    let mut rest =
+        |who: usize, request: &IoRequest, devices: &[SimDevice]| apart(who + 1, request, devices);
+    let dead = Timeouts::default().dead + 20 * SECOND;
+    bench.run(dead, &mut [&mut two, &mut member], &mut rest);
+    assert_eq!(member.epoch(), Some(Epoch(2)));
+    let mut again = bench.coordinator(3, Claim::SameHost);
+    let all: &mut [&mut dyn Machine] = &mut [&mut again, &mut two, &mut member];
+    bench.run(Timeouts::default().dead, all, &mut apart);
+    let events = coordinator_events(&mut again);
+    let host = Name::lossy("another host");
+    let owned = EndReason::Owned {
+        epoch: Epoch(2),
+        host,
+    };
+    let serves = events.contains(&CoordinatorEvent::Serving);
+    assert!(!serves, "{events:?}");
+    assert_eq!(events.last(), Some(&CoordinatorEvent::Ended(owned)));
+    assert_eq!(member.epoch(), Some(Epoch(2)));
+}
+
+#[test]
+fn a_restart_on_the_same_host_that_misses_a_device_serves_soon_if_members_know_its_predecessor() {
+    let (mut bench, one, mut member) = owner();
+    drop(one);
+    let mut again = bench.coordinator(3, Claim::SameHost);
+    let mut parted = |who: usize, request: &IoRequest, devices: &[SimDevice]| {
+        apart([0, 2][who], request, devices)
+    };
+    let heartbeats = Timeouts::default().heartbeat * 6;
+    bench.run(heartbeats, &mut [&mut again, &mut member], &mut parted);
+    let events = coordinator_events(&mut again);
+    assert!(events.contains(&CoordinatorEvent::Serving), "{events:?}");
+    assert_eq!(member.epoch(), Some(Epoch(3)));
+}
+
+#[test]
+fn of_two_coordinators_that_meet_again_the_later_succession_survives() {
+    let mut bench = Bench::new(2);
+    // On the second device somebody served before.
+    let mut second =
+        |_: usize, request: &IoRequest, devices: &[SimDevice]| apart(1, request, devices);
+    let mut before = bench.coordinator(9, Claim::Wait);
+    bench.run(10 * SECOND, &mut [&mut before], &mut second);
+    before.stop(bench.now);
+    bench.run(SECOND, &mut [&mut before], &mut second);
+    let mut one = bench.coordinator(1, Claim::Wait);
+    let mut two = bench.coordinator(2, Claim::Wait);
+    bench.run(20 * SECOND, &mut [&mut one, &mut two], &mut apart);
+    let (first, later) = (coordinator_events(&mut one), coordinator_events(&mut two));
+    assert!(first.contains(&CoordinatorEvent::Serving), "{first:?}");
+    assert!(later.contains(&CoordinatorEvent::Serving), "{later:?}");
+    bench.run(200 * SECOND, &mut [&mut one, &mut two], &mut always);
+    let ended = |events: Vec<CoordinatorEvent>| {
+        let mut events = events.into_iter();
+        events.any(|event| matches!(event, CoordinatorEvent::Ended(_)))
+    };
+    assert!(ended(coordinator_events(&mut one)));
+    assert!(!ended(coordinator_events(&mut two)));
+}
