@@ -385,6 +385,16 @@ impl<R: Reads> FixedAreas<R> {
         seen > self.counter
     }
 
+    /// Another writer's counter was read in this writer's place: what is written next is newer.
+    pub(crate) fn outdo(&mut self, counter: Counter) {
+        self.counter = self.counter.max(counter);
+    }
+
+    /// Whether another writer has taken over in a later succession than this one's (§3.1).
+    pub(crate) fn is_succeeded_by(&self, stamp: Stamp) -> bool {
+        self.is_overtaken_by(stamp) && stamp.counter.successions() > self.inherited.successions()
+    }
+
     /// Whether another writer has taken over: its counter is above what this one inherited.
     pub(crate) fn is_overtaken_by(&self, stamp: Stamp) -> bool {
         !self.is_own(stamp) && stamp.counter > self.inherited

@@ -77,12 +77,29 @@ impl Coordinator {
             let is_known = self.is_known(slot);
             if let Some((stamp, page)) = newest.filter(|_| is_known) {
                 self.take_page(now, at, slot, stamp, page);
+            } else if let Some(stamp) = self.ignored_page(pair, &place) {
+                if let Some(slot) = self.slots.get_mut(&slot) {
+                    slot.ignore(stamp);
+                }
+                illegible.push(slot);
             } else if pair.iter().any(|&byte| byte != 0) {
                 illegible.push(slot);
             }
             self.watch(now, slot);
         }
         self.note_scanned(now, at, (first.0, end), illegible);
+    }
+
+    /// A valid page of another writer than the one that is known in its slot, below that one's counter.
+    fn ignored_page(&self, pair: &[u8], place: &Place) -> Option<Stamp> {
+        let slot = self.slots.get(&place.slot)?;
+        let known = self.allowed.get(&place.slot);
+        let key = known.or(self.revoked.get(&place.slot))?;
+        pair.chunks(BLOCK_BYTES)
+            .filter_map(|copy| Unchecked::new(copy).ok())
+            .filter(|block| slot.is_strange(block.claimed_stamp()))
+            .find_map(|block| MemberPage::parse(block, place, key).ok())
+            .map(|(stamp, _)| stamp)
     }
 
     /// Takes a page that is newer than the last one read on that device.

@@ -33,6 +33,10 @@ pub(super) struct Slot {
     challenges: Vec<Challenge>,
     /// Advances with every change of the answers.
     revision: u64,
+    /// The newest page that was passed over: another writer's, below the counter that is known.
+    ignored: Stamp,
+    /// One was passed over since the last heartbeat.
+    is_ignoring: bool,
 }
 
 /// One device of a slot.
@@ -70,6 +74,8 @@ impl Slot {
             waiting: [None; ENTRIES],
             challenges: Vec::new(),
             revision: 1,
+            ignored: Stamp::default(),
+            is_ignoring: false,
         }
     }
 
@@ -197,8 +203,26 @@ impl Slot {
             })
     }
 
+    /// Whether a page that isn't news may tell that somebody else writes below the counter that is known here.
+    pub(super) fn is_strange(&self, claimed: Stamp) -> bool {
+        let (known, ignored) = (self.stamp, self.ignored);
+        let is_below = claimed.counter <= known.counter;
+        let is_news = claimed.writer != ignored.writer || claimed.counter > ignored.counter;
+        is_below && claimed.writer != known.writer && is_news
+    }
+
+    /// Such a page was read: who writes it isn't heard, and has to learn that from the answers.
+    pub(super) fn ignore(&mut self, stamp: Stamp) {
+        self.ignored = stamp;
+        self.is_ignoring = true;
+    }
+
     /// What is said was not taken notice of: it is written again.
     pub(super) fn refresh(&mut self) {
+        if std::mem::take(&mut self.is_ignoring) {
+            self.revision += 1;
+            return;
+        }
         let is_unheard = |(answer, entry): (&AnswerEntry, &MemberEntry)| {
             let Some(answer) = answer else {
                 // A closed entry is free only once answers newer than it are silent of it.

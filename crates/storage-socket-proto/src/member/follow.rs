@@ -113,17 +113,23 @@ impl Member {
 
     /// Whether what was found in this member's slot was written by another living process.
     fn is_anothers(&mut self, at: usize, stamp: Stamp, copy: &[u8]) -> bool {
-        if self.areas.is_cloned(at, stamp, copy) || self.areas.is_overtaken_by(stamp) {
+        if self.areas.is_cloned(at, stamp, copy) || self.areas.is_succeeded_by(stamp) {
             return true;
         }
         if self.areas.is_own(stamp) {
             return false;
         }
-        // A predecessor's ghost, or the predecessor itself: ghosts are few.
+        self.is_foreign_alive(stamp.counter)
+    }
+
+    /// Takes note of a counter that another process reached in this slot without having seen this one: a predecessor's
+    /// ghost, whose very first pages land after this member has read its slot, or a process that lives. Ghosts are few.
+    fn is_foreign_alive(&mut self, counter: Counter) -> bool {
         let (highest, advances) = &mut self.foreign;
-        if stamp.counter > *highest {
-            *highest = stamp.counter;
+        if counter > *highest {
+            *highest = counter;
             *advances += 1;
+            self.areas.outdo(counter);
         }
         *advances > FOREIGN_ADVANCES_MAX
     }
@@ -307,7 +313,7 @@ impl Member {
             return None;
         }
         let is_followed = self.followed.epoch == Some(Epoch(stamp.writer));
-        if is_followed && self.areas.is_behind(page.seen) {
+        if is_followed && self.areas.is_behind(page.seen) && self.has_lost_slot(&page) {
             // Whatever this slot holds by now: nothing that this member writes would be believed any more.
             self.end(StopReason::ClonedHost {
                 slot: self.config.slot,
@@ -347,6 +353,18 @@ impl Member {
             }
         }
         Some(Epoch(stamp.writer))
+    }
+
+    /// Whether the coordinator knows of a counter in this slot that this member must not outdo: its own by another hand, or
+    /// that of a later succession. What a predecessor's first pages came to is outdone.
+    fn has_lost_slot(&mut self, page: &AnswerPage) -> bool {
+        let is_own = page.incarnation == self.config.incarnation;
+        let is_later = page.seen.successions() > self.areas.inherited().successions();
+        if is_own || is_later || self.is_foreign_alive(page.seen) {
+            return true;
+        }
+        self.areas.beat();
+        false
     }
 
     /// Takes the grants that were read, once the coordinator's block was read after them on each device.

@@ -333,11 +333,12 @@ impl World {
         Ok(())
     }
 
-    /// Whether the first page of a predecessor may land after its successor read the slot: that is taken for a clone's,
-    /// which ends the successor with a clear word and costs a start.
+    /// Whether the first pages of a predecessor on several devices may land after its successor read the slot, one after
+    /// the other: as many as that are taken for a living process, which ends the successor with a clear word and costs a
+    /// start. On one device they are too few.
     fn may_be_haunted(&self) -> bool {
         let rates = &self.scenario.rates;
-        [
+        let may_be_late = [
             Fault::Ghost,
             Fault::Slow,
             Fault::Twice,
@@ -346,8 +347,8 @@ impl World {
             Fault::MemberPause,
         ]
         .into_iter()
-        .any(|fault| rates.of(fault) > 0)
-            || self.may_misread()
+        .any(|fault| rates.of(fault) > 0);
+        (may_be_late && self.devices.len() > 1) || self.may_misread()
     }
 
     /// Whether a start may have read nothing where something is: what comes to light later looks foreign then, and

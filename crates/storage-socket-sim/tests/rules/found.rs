@@ -100,3 +100,70 @@ fn two_epochs_grant_one_request_under_different_generations() {
     assert_eq!(generations.len(), 2, "{generations:?}");
     assert_ne!(generations[0], generations[1]);
 }
+
+/// Seed 1002126: the first pages of a predecessor, which landed after its successor had read the slot, were taken for a
+/// clone's.
+#[test]
+fn a_predecessors_first_pages_that_land_late_are_outdone() {
+    let mut bench = Bench::new(1);
+    let mut coordinator = bench.coordinator(1, Claim::SameHost);
+    bench.run(2 * SECOND, &mut [&mut coordinator], &mut always);
+    // The pages of a process that wrote into the blank slot, kept from a bench of their own.
+    let lba = bench.geometry.member_page(SLOT).0;
+    let mut elsewhere = Bench::new(1);
+    let mut predecessor = elsewhere.member(10);
+    elsewhere.run(2 * SECOND, &mut [&mut predecessor], &mut always);
+    let ghost = elsewhere.devices[0].bytes(lba, 2);
+    let mut member = bench.member(11);
+    bench.settle(&mut [&mut member], &mut always);
+    // The coordinator reads them before it reads anything of the successor.
+    bench.devices[0].put(lba, &ghost);
+    bench.run(millis(200), &mut [&mut coordinator], &mut always);
+    let mut machines: [&mut dyn Machine; 2] = [&mut coordinator, &mut member];
+    bench.run(10 * SECOND, &mut machines, &mut always);
+    let said: Vec<MemberEvent> = std::iter::from_fn(|| member.poll_event()).collect();
+    let is_stop = |event: &MemberEvent| matches!(event, MemberEvent::Stopped(_));
+    assert!(!said.iter().any(is_stop), "{said:?}");
+    let views = coordinator.members(bench.now);
+    let seen = views.iter().find(|view| view.slot == SLOT).unwrap();
+    assert_eq!((seen.incarnation, seen.alive), (Incarnation(11), true));
+}
+
+/// Seed 292: the answers that tell a member that its coordinator knows of a later counter in its slot were lost once, and
+/// never written again, for a slot isn't alive whose member isn't heard.
+#[test]
+fn a_member_that_is_not_heard_is_told_so_until_it_knows() {
+    let mut bench = Bench::new(1);
+    let mut coordinator = bench.coordinator(1, Claim::SameHost);
+    let mut member = bench.member(10);
+    let lba = bench.geometry.member_page(SLOT).0;
+    let mut machines: [&mut dyn Machine; 2] = [&mut coordinator, &mut member];
+    bench.run(3 * SECOND, &mut machines, &mut always);
+    // Another process with a far later counter wrote into the slot; the coordinator alone reads that.
+    let mut elsewhere = Bench::new(1);
+    for incarnation in [20, 21, 22] {
+        let mut other = elsewhere.member(incarnation);
+        elsewhere.run(2 * SECOND, &mut [&mut other], &mut always);
+    }
+    let own = bench.devices[0].bytes(lba, 2);
+    bench.devices[0].put(lba, &elsewhere.devices[0].bytes(lba, 2));
+    // What it answers is lost, and the slot is as it was.
+    let answers = bench.geometry.answer_page(SLOT);
+    let mut lose = |_: usize, request: &IoRequest, _: &[_]| {
+        let is_answer = request.lba.0 & !1 == answers.0 & !1;
+        if is_answer && matches!(request.op, IoOp::Write(_)) {
+            Fate::Lose
+        } else {
+            Fate::Do
+        }
+    };
+    bench.run(millis(300), &mut [&mut coordinator], &mut lose);
+    bench.devices[0].put(lba, &own);
+    bench.run(millis(300), &mut [&mut coordinator], &mut lose);
+    let mut machines: [&mut dyn Machine; 2] = [&mut coordinator, &mut member];
+    bench.run(5 * SECOND, &mut machines, &mut always);
+    let said: Vec<MemberEvent> = std::iter::from_fn(|| member.poll_event()).collect();
+    let is_stop =
+        |event: &MemberEvent| matches!(event, MemberEvent::Stopped(StopReason::ClonedHost { .. }));
+    assert!(said.iter().any(is_stop), "{said:?}");
+}
