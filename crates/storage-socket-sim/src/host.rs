@@ -11,8 +11,8 @@ use crate::{
 };
 use std::collections::BTreeMap;
 use storage_socket_proto::{
-    ConnectionId, Coordinator, Fence, Grant, Incarnation, IoFailure, IoId, IoRequest, Member,
-    ResetReason, Sequence, SlotIndex, Tick,
+    ConnectionId, Coordinator, Epoch, Fence, Grant, Incarnation, IoFailure, IoId, IoRequest,
+    Member, ResetReason, Sequence, SlotIndex, Tick,
 };
 
 /// Names a host: 0 and 1 are servers', then come the members', and from [`CLONES`] on their clones'.
@@ -112,6 +112,8 @@ pub(crate) struct Host {
     /// A coordinator: whether it has written a block, and whether it serves.
     pub(crate) has_claimed: bool,
     pub(crate) serves: bool,
+    /// The coordinator that a member says it has lost, unless it has found it again.
+    pub(crate) left: Option<Epoch>,
     /// A member that was told to stop.
     pub(crate) is_stopping: bool,
     /// Grants of an earlier epoch rested when it began to serve.
@@ -139,6 +141,7 @@ impl Host {
             pairs: Pairs::default(),
             has_claimed: false,
             serves: false,
+            left: None,
             is_stopping: false,
             rested: false,
         }

@@ -110,10 +110,16 @@ impl World {
             return Ok(());
         }
         let dead = crate::scenario::timeouts().dead;
+        let epoch = match self.hosts.get(&by).map(|host| &host.machine) {
+            Some(Machine::Coordinator(coordinator)) => Some(coordinator.epoch()),
+            _ => None,
+        };
+        // One that has left for another coordinator is down for the first, and not dead.
         let lives = self.hosts.iter().find(|(index, host)| {
             !is_server(**index)
                 && slot_of(**index) == slot
                 && host.incarnation == incarnation
+                && (host.left.is_none() || host.left != epoch)
                 && host.paused.is_none()
                 && host.fence == Fence::Open
                 && self.now.since(host.woke) > dead

@@ -68,6 +68,7 @@ impl World {
         match event {
             MemberEvent::Joined { epoch, .. } => {
                 hit.transition(Transition::MemberJoined);
+                host.left = host.left.filter(|left| *left != epoch);
                 if epoch.0 == FOREIGN {
                     let what = format!("host {index} follows a coordinator of another pool");
                     return Err(Promise::Foreign.broken(what));
@@ -84,7 +85,10 @@ impl World {
                     }
                 }
             }
-            MemberEvent::CoordinatorLost { .. } => hit.transition(Transition::CoordinatorLost),
+            MemberEvent::CoordinatorLost { epoch } => {
+                hit.transition(Transition::CoordinatorLost);
+                host.left = Some(epoch);
+            }
             MemberEvent::Connected(grant) => {
                 hit.transition(Transition::Connected);
                 self.open(index, grant, Direction::ToCoordinator)?;

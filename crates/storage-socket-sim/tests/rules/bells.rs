@@ -210,3 +210,70 @@ fn an_idle_pool_is_read_no_more_however_many_slots_it_has() {
     bench.run(10 * SECOND, &mut [&mut coordinator], &mut count);
     assert_eq!(blocks, 0);
 }
+
+/// What ten seconds cost a coordinator that has eight streams, and all slots joined: its I/Os, and the blocks that it reads.
+fn cost(slots: u32) -> [u32; 2] {
+    let mut bench = Bench::with_slots(1, slots);
+    bench.backlog = 8;
+    let mut coordinator = bench.coordinator(1, Claim::SameHost);
+    let all: BTreeMap<SlotIndex, TagKey> = (0..slots)
+        .map(|slot| (SlotIndex(slot), TagKey::public()))
+        .collect();
+    let mut members = Vec::new();
+    for &slot in all.keys() {
+        coordinator.set_doorbell(bench.now, slot, Doorbell::Present);
+        let config = MemberConfig {
+            slot,
+            doorbell: Doorbell::Present,
+            ..bench.member_config(u64::from(slot.0) + 5)
+        };
+        members.push(Member::new(bench.now, config));
+    }
+    coordinator.set_slots(bench.now, all);
+    run(&mut bench, &mut coordinator, &mut members, &mut always);
+    let joined = |member: &Member| member.epoch().is_some();
+    assert!(members.iter().all(joined));
+    // The same eight, side by side, however many slots there are.
+    for (member, number) in members.iter_mut().take(8).zip(1..) {
+        member.connect(bench.now, options(number)).unwrap();
+        bench.settle(&mut [member], &mut always);
+        coordinator.handle_doorbell_of(bench.now, member.slot());
+    }
+    run(&mut bench, &mut coordinator, &mut members, &mut always);
+    let granted = |event: &CoordinatorEvent| matches!(event, CoordinatorEvent::Incoming(_));
+    let events = coordinator_events(&mut coordinator);
+    assert_eq!(events.iter().filter(|event| granted(event)).count(), 8);
+    let mut cost = [0; 2];
+    let mut count = |who: usize, request: &IoRequest, _: &[_]| {
+        if who == 0 {
+            cost[0] += 1;
+            let is_read = request.op == IoOp::Read;
+            cost[1] += if is_read { request.blocks.0 } else { 0 };
+        }
+        Fate::Do
+    };
+    run(&mut bench, &mut coordinator, &mut members, &mut count);
+    cost
+}
+
+/// Ten seconds of them all.
+fn run(
+    bench: &mut Bench,
+    coordinator: &mut Coordinator,
+    members: &mut [Member],
+    say: crate::bench::Say<'_>,
+) {
+    let mut machines: Vec<&mut dyn crate::bench::Machine> = vec![coordinator];
+    for member in members {
+        machines.push(member);
+    }
+    bench.run(10 * SECOND, &mut machines, say);
+}
+
+#[test]
+fn what_polling_and_liveness_cost_follows_from_streams_and_not_from_slots() {
+    let [few, more, many] = [16, 64, 256].map(cost);
+    assert_eq!((few, few), (more, many));
+    // Each second: the block written and read, and the pages of eight neighbours in one read.
+    assert!((29..=34).contains(&few[0]), "{few:?}");
+}

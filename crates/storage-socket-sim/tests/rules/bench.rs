@@ -92,6 +92,8 @@ pub(crate) struct Bench {
     pub(crate) geometry: Arc<Geometry>,
     /// What a slot may be granted per device.
     pub(crate) slot_units: UnitCount,
+    /// Connections that a listener keeps until they are accepted.
+    pub(crate) backlog: usize,
 }
 
 pub(crate) fn millis(millis: u64) -> Duration {
@@ -119,6 +121,7 @@ impl Bench {
             devices: sizes.iter().map(|_| SimDevice::new()).collect(),
             geometry: Arc::new(geometry),
             slot_units: UnitCount(1024),
+            backlog: 2,
         }
     }
 
@@ -156,7 +159,7 @@ impl Bench {
         let slots = BTreeMap::from([(SLOT, TagKey::public())]);
         coordinator.set_slots(self.now, slots);
         let options = ListenOptions {
-            backlog: 2,
+            backlog: self.backlog,
             protection: ListenProtection::Checksum,
         };
         coordinator.bind(self.now, PORT, options).unwrap();
