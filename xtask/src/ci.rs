@@ -71,6 +71,7 @@ fn steps(root: &Path) -> Vec<(&'static str, Vec<&'static str>)> {
         "simulation",
         vec!["xtask", "sim", "--seeds", crate::sim::SEEDS_OF_CI],
     ));
+    steps.push(("fuzz", vec!["xtask", "fuzz", "--seconds", "5"]));
     if installed(root, &["nextest", "--version"]) {
         steps.push((
             "tests",

@@ -59,6 +59,8 @@ pub(crate) fn run(root: &Path, args: &FuzzArgs) -> Result<ExitCode> {
             fs::create_dir_all(directory)
                 .with_context(|| format!("cannot create {}", directory.display()))?;
         }
+        // Inputs that reach far, so that a short run begins there; what a run finds goes to the corpus.
+        let seeds = fuzz.join("seeds").join(target);
         println!("== fuzz target {target}");
         let status = Command::new(target_dir.join(TRIPLE).join("release").join(target))
             .arg(format!("-max_total_time={}", args.seconds))
@@ -69,7 +71,7 @@ pub(crate) fn run(root: &Path, args: &FuzzArgs) -> Result<ExitCode> {
                 "-max_len=5000",
                 "-timeout=20",
             ])
-            .arg(&corpus)
+            .args([&corpus, &seeds])
             .current_dir(&fuzz)
             .status()
             .with_context(|| format!("cannot start the target {target}"))?;

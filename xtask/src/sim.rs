@@ -32,8 +32,8 @@ pub(crate) struct SimArgs {
     trace: bool,
 }
 
-/// Seeds of a run in CI: 40 s on two cores.
-pub(crate) const SEEDS_OF_CI: &str = "5000";
+/// Seeds of a run in CI: enough that every kind of fault and every transition has to be hit.
+pub(crate) const SEEDS_OF_CI: &str = "20000";
 /// Seeds from which on every kind of fault and every transition has to be hit.
 const SEEDS_FOR_COVERAGE: u64 = 10_000;
 /// Seeds that a deliberate fault is given.

@@ -11,127 +11,188 @@ use std::{
     time::Instant,
 };
 
-/// One deliberate fault.
+/// One deliberate fault: pieces of text, and what each is replaced by.
 struct Mutant {
     name: &'static str,
-    find: &'static str,
-    replace: &'static str,
+    edits: &'static [(&'static str, &'static str)],
 }
 
-const fn mutant(name: &'static str, find: &'static str, replace: &'static str) -> Mutant {
-    Mutant {
-        name,
-        find,
-        replace,
-    }
+const fn mutant(name: &'static str, edits: &'static [(&'static str, &'static str)]) -> Mutant {
+    Mutant { name, edits }
 }
 
 /// The faults. `docs/simulation.md` says what each breaks and how it was found.
 const MUTANTS: &[Mutant] = &[
     mutant(
         "credit off by one",
-        "self.ring.frames().saturating_sub(self.frames.len() as u64)",
-        "(self.ring.frames() + 1).saturating_sub(self.frames.len() as u64)",
+        &[(
+            "self.ring.frames().saturating_sub(self.frames.len() as u64)",
+            "(self.ring.frames() + 1).saturating_sub(self.frames.len() as u64)",
+        )],
     ),
     mutant(
         "connection and generation of a frame not checked",
-        "        self.check_identity(header)?;\n",
-        "        let _ = self.check_identity(header);\n",
+        &[(
+            "        self.check_identity(header)?;\n",
+            "        let _ = self.check_identity(header);\n",
+        )],
     ),
     mutant(
         "sequence of a frame not checked",
-        "        if got != sequence {\n            return Err(FormatError::OtherSequence {",
-        "        if false && got != sequence {\n            return Err(FormatError::OtherSequence {",
+        &[(
+            "        if got != sequence {\n            return Err(FormatError::OtherSequence {",
+            "        if false && got != sequence {\n            return Err(FormatError::OtherSequence {",
+        )],
+    ),
+    mutant(
+        "generation of a frame not checked",
+        &[(
+            "        if generation != self.identity.generation {\n            return Err(FormatError::OtherGeneration {\n                want: self.identity.generation,",
+            "        if false && generation != self.identity.generation {\n            return Err(FormatError::OtherGeneration {\n                want: self.identity.generation,",
+        )],
+    ),
+    mutant(
+        "tag of a frame without its sequence",
+        &[
+            (
+                "        if got != sequence {\n            return Err(FormatError::OtherSequence {",
+                "        if false && got != sequence {\n            return Err(FormatError::OtherSequence {",
+            ),
+            (
+                "    nonce[4..].copy_from_slice(&sequence.0.to_le_bytes());",
+                "    nonce[4..].copy_from_slice(&(sequence.0 & 0).to_le_bytes());",
+            ),
+        ],
     ),
     mutant(
         "checksum of a frame not checked",
-        "None => checksum(header, payload) == header[TAG_AT..],",
-        "None => !checksum(header, payload).is_empty(),",
+        &[(
+            "None => checksum(header, payload) == header[TAG_AT..],",
+            "None => !checksum(header, payload).is_empty(),",
+        )],
     ),
     mutant(
         "pool of a fixed block not checked",
-        "        if got.pool != want.pool {\n            return Err(FormatError::OtherPool {",
-        "        if false && got.pool != want.pool {\n            return Err(FormatError::OtherPool {",
+        &[(
+            "        if got.pool != want.pool {\n            return Err(FormatError::OtherPool {",
+            "        if false && got.pool != want.pool {\n            return Err(FormatError::OtherPool {",
+        )],
     ),
     mutant(
         "slot of a fixed block not checked",
-        "        if got.slot != want.slot {\n",
-        "        if false && got.slot != want.slot {\n",
+        &[(
+            "        if got.slot != want.slot {\n",
+            "        if false && got.slot != want.slot {\n",
+        )],
     ),
     mutant(
         "copies A and B in the wrong order",
-        "                } else {\n                    self.turn = 1 - self.turn;\n                }\n                PairOutcome::Written",
-        "                }\n                PairOutcome::Written",
+        &[(
+            "                } else {\n                    self.turn = 1 - self.turn;\n                }\n                PairOutcome::Written",
+            "                }\n                PairOutcome::Written",
+        )],
     ),
     mutant(
         "other copy written before the failed one was read back",
-        "                if self.suspect {\n                    self.state = State::Unproved;",
-        "                if std::mem::take(&mut self.suspect) {\n                    self.turn = 1 - self.turn;",
+        &[(
+            "                if self.suspect {\n                    self.state = State::Unproved;",
+            "                if std::mem::take(&mut self.suspect) {\n                    self.turn = 1 - self.turn;",
+        )],
     ),
     mutant(
         "segment reused before both sides let go",
-        "self.drained && self.let_go",
-        "self.drained || self.let_go",
+        &[("self.drained && self.let_go", "self.drained || self.let_go")],
     ),
     mutant(
         "acknowledged before delivered",
-        "own.consumed = self.recv.consumed();",
-        "own.consumed = Sequence(self.recv.consumed().0 + u64::from(self.recv.is_behind()));",
+        &[(
+            "own.consumed = self.recv.consumed();",
+            "own.consumed = Sequence(self.recv.consumed().0 + u64::from(self.recv.is_behind()));",
+        )],
     ),
     mutant(
         "buffer given up before the frame was acknowledged",
-        ".push_back(ConnectionEvent::Acknowledged { below });",
-        ".push_back(ConnectionEvent::Acknowledged { below: below.next() });",
+        &[(
+            ".push_back(ConnectionEvent::Acknowledged { below });",
+            ".push_back(ConnectionEvent::Acknowledged { below: below.next() });",
+        )],
     ),
     mutant(
         "fence ignored",
-        "        if self.fence == Fence::Open {\n            if self.control.can_write(now)",
-        "        if self.fence == Fence::Open || now >= Tick::default() {\n            if self.control.can_write(now)",
+        &[(
+            "        if self.fence == Fence::Open {\n            if self.control.can_write(now)",
+            "        if self.fence == Fence::Open || now >= Tick::default() {\n            if self.control.can_write(now)",
+        )],
     ),
     mutant(
         "claim not waited for",
-        "ClaimState::Waiting(now + self.claiming.timeouts.claim)",
-        "ClaimState::Waiting(now)",
+        &[(
+            "ClaimState::Waiting(now + self.claiming.timeouts.claim)",
+            "ClaimState::Waiting(now)",
+        )],
     ),
     mutant(
         "foreign epoch not noticed",
-        "            if self.areas.is_overtaken_by(stamp) {\n                self.end(EndReason::ForeignEpoch {",
-        "            if false && self.areas.is_overtaken_by(stamp) {\n                self.end(EndReason::ForeignEpoch {",
+        &[(
+            "            if self.areas.is_overtaken_by(stamp) {\n                self.end(EndReason::ForeignEpoch {",
+            "            if false && self.areas.is_overtaken_by(stamp) {\n                self.end(EndReason::ForeignEpoch {",
+        )],
     ),
     mutant(
         "grants of an earlier epoch don't rest",
-        "self.rests.retain(|_, rest| rest.hold(allocator));",
-        "self.rests.retain(|_, rest| rest.hold(allocator) && false);",
+        &[(
+            "self.rests.retain(|_, rest| rest.hold(allocator));",
+            "self.rests.retain(|_, rest| rest.hold(allocator) && false);",
+        )],
     ),
     mutant(
         "epoch confirmed while another's grants are in use",
-        "if self.confirmed == epoch || self.entries.iter().any(|entry| entry.is_foreign(epoch)) {",
-        "if self.confirmed == epoch || self.entries.iter().all(|entry| entry.is_foreign(epoch)) {",
+        &[(
+            "if self.confirmed == epoch || self.entries.iter().any(|entry| entry.is_foreign(epoch)) {",
+            "if self.confirmed == epoch || self.entries.iter().all(|entry| entry.is_foreign(epoch)) {",
+        )],
     ),
     mutant(
         "stale counter of a control block believed",
-        "counter <= self.peer_counter",
-        "counter == self.peer_counter",
+        &[(
+            "counter <= self.peer_counter",
+            "counter == self.peer_counter",
+        )],
     ),
     mutant(
         "incarnation of a grant not compared",
-        "held.grant.slot == index && held.grant.incarnation == incarnation",
-        "held.grant.slot == index && held.grant.incarnation != incarnation",
+        &[(
+            "held.grant.slot == index && held.grant.incarnation == incarnation",
+            "held.grant.slot == index && held.grant.incarnation != incarnation",
+        )],
     ),
     mutant(
         "silence counted while suspended",
-        "self.silent += now.since(before).min(self.gap_max);",
-        "self.silent += now.since(before).max(self.gap_max);",
+        &[(
+            "self.silent += now.since(before).min(self.gap_max);",
+            "self.silent += now.since(before).max(self.gap_max);",
+        )],
     ),
     mutant(
         "end told before the frames before it",
-        "self.fin.filter(|fin| *fin == self.announced)",
-        "self.fin.filter(|fin| *fin >= self.announced)",
+        &[(
+            "self.fin.filter(|fin| *fin == self.announced)",
+            "self.fin.filter(|fin| *fin >= self.announced)",
+        )],
     ),
     mutant(
         "what wasn't heard is not said again",
-        "let unheard = !self.control.is_heard() && now >= self.refresh_at();",
-        "let unheard = !self.control.is_heard() && now < Tick::default();",
+        &[(
+            "let unheard = !self.control.is_heard() && now >= self.refresh_at();",
+            "let unheard = !self.control.is_heard() && now < Tick::default();",
+        )],
+    ),
+    mutant(
+        "a predecessor's first pages taken for a clone's",
+        &[(
+            "self.areas.is_cloned(at, stamp, copy) || self.areas.is_succeeded_by(stamp)",
+            "self.areas.is_cloned(at, stamp, copy) || self.areas.is_overtaken_by(stamp)",
+        )],
     ),
 ];
 
@@ -149,9 +210,12 @@ pub(super) fn run(root: &Path, seed: u64, seeds: u64, only: Option<&str>) -> Res
             continue;
         }
         let begin = Instant::now();
-        let (file, sound) = apply(&copy, mutant)?;
+        let sound = apply(&copy, mutant)?;
         let found = build(&copy, &base, mutant).and_then(|()| find(&base, seed, seeds));
-        fs::write(&file, sound).with_context(|| format!("cannot write {}", file.display()))?;
+        // The last edit is taken back first: two may be in one file.
+        for (file, sound) in sound.iter().rev() {
+            fs::write(file, sound).with_context(|| format!("cannot write {}", file.display()))?;
+        }
         let seconds = begin.elapsed().as_secs();
         match found? {
             Some((count, how)) => {
@@ -228,8 +292,16 @@ fn sources(at: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// Puts a fault in. Returns the file and what it was.
-fn apply(workspace: &Path, mutant: &Mutant) -> Result<(PathBuf, String)> {
+/// Puts a fault in. Returns the files and what each was before an edit, in order.
+fn apply(workspace: &Path, mutant: &Mutant) -> Result<Vec<(PathBuf, String)>> {
+    let mut before = Vec::new();
+    for edit in mutant.edits {
+        before.push(put(workspace, mutant.name, *edit)?);
+    }
+    Ok(before)
+}
+
+fn put(workspace: &Path, name: &str, (find, replace): (&str, &str)) -> Result<(PathBuf, String)> {
     let mut files = Vec::new();
     sources(
         &workspace.join("crates/storage-socket-proto/src"),
@@ -239,18 +311,15 @@ fn apply(workspace: &Path, mutant: &Mutant) -> Result<(PathBuf, String)> {
     for file in files {
         let text =
             fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        for _ in text.matches(mutant.find) {
+        for _ in text.matches(find) {
             places.push((file.clone(), text.clone()));
         }
     }
     let [(file, sound)] = &places[..] else {
         let count = places.len();
-        bail!(
-            "the fault {:?} fits {count} places: its text has to be brought up to date",
-            mutant.name
-        );
+        bail!("the fault {name:?} fits {count} places: its text has to be brought up to date");
     };
-    let text = sound.replacen(mutant.find, mutant.replace, 1);
+    let text = sound.replacen(find, replace, 1);
     fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
     Ok((file.clone(), sound.clone()))
 }
@@ -305,9 +374,11 @@ mod tests {
             .map(|file| fs::read_to_string(file).unwrap())
             .collect();
         for mutant in MUTANTS {
-            let places = texts.iter().map(|text| text.matches(mutant.find).count());
-            assert_eq!(places.sum::<usize>(), 1, "{}", mutant.name);
-            assert!(mutant.find != mutant.replace, "{}", mutant.name);
+            for (find, replace) in mutant.edits {
+                let places = texts.iter().map(|text| text.matches(find).count());
+                assert_eq!(places.sum::<usize>(), 1, "{}", mutant.name);
+                assert!(find != replace, "{}", mutant.name);
+            }
         }
     }
 }
