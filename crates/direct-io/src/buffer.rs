@@ -110,6 +110,7 @@ impl BufferPool {
                 inner: Mutex::new(PoolInner {
                     free: Vec::new(),
                     carved: 0,
+                    mapped_bytes: 0,
                 }),
             }),
         }
@@ -127,16 +128,10 @@ impl BufferPool {
             if wanted == 0 {
                 return Ok(None);
             }
-            let whole = state.buffer_bytes.next_multiple_of(HUGE_BYTES);
-            let most = (whole / state.buffer_bytes).min(wanted);
-            // A pool that is worth a huge page gets whole ones; the rest of the last one is never touched.
-            let is_large = state.buffer_bytes * state.buffers_max >= HUGE_BYTES;
-            let bytes = if is_large {
-                whole
-            } else {
-                most * state.buffer_bytes
-            };
+            let (bytes, holds) = region_size(state.buffer_bytes, state.buffers_max);
+            let most = holds.min(wanted);
             let region = Arc::new(Region::map(bytes)?);
+            inner.mapped_bytes += bytes;
             inner.carved += most;
             for index in (0..most).rev() {
                 inner
@@ -159,11 +154,37 @@ impl BufferPool {
         self.state.buffer_bytes
     }
 
+    /// Bytes that were mapped so far. Nothing is given back before the pool and all its buffers are gone.
+    #[must_use]
+    pub fn mapped_bytes(&self) -> usize {
+        self.state.lock().mapped_bytes
+    }
+
+    /// Bytes that will be mapped at most.
+    #[must_use]
+    pub fn mapped_bytes_max(&self) -> usize {
+        let (bytes, holds) = region_size(self.state.buffer_bytes, self.state.buffers_max);
+        self.state.buffers_max.div_ceil(holds) * bytes
+    }
+
     /// Buffers that could be taken now.
     #[must_use]
     pub fn available(&self) -> usize {
         let inner = self.state.lock();
         inner.free.len() + self.state.buffers_max - inner.carved
+    }
+}
+
+/// Bytes of each region of a pool, and the buffers that it holds at most.
+fn region_size(buffer_bytes: usize, buffers_max: usize) -> (usize, usize) {
+    let whole = buffer_bytes.next_multiple_of(HUGE_BYTES);
+    let holds = whole / buffer_bytes;
+    // A pool that is worth a huge page gets whole ones; the rest of the last one is never touched.
+    if buffer_bytes * buffers_max >= HUGE_BYTES {
+        (whole, holds)
+    } else {
+        let holds = holds.min(buffers_max).max(1);
+        (holds * buffer_bytes, holds)
     }
 }
 
@@ -183,6 +204,7 @@ impl PoolState {
 struct PoolInner {
     free: Vec<(Arc<Region>, usize)>,
     carved: usize,
+    mapped_bytes: usize,
 }
 
 /// One mapping. Its `id` is never used twice in a process, so that an engine can tell whether it knows it.
@@ -283,6 +305,23 @@ mod tests {
         }
         drop(held);
         assert_eq!(pool.available(), 5);
+    }
+
+    #[test]
+    fn pool_maps_no_more_than_it_says_whatever_the_sizes() {
+        for (buffer_bytes, buffers_max) in [
+            (4096, 3),
+            (1 << 20, 5),
+            (3 << 20, 2),
+            (1536 << 10, 4),
+            (4 << 20, 1),
+            (64 << 10, 40),
+        ] {
+            let pool = BufferPool::new(buffer_bytes, buffers_max);
+            let held: Vec<_> = std::iter::from_fn(|| pool.take().unwrap()).collect();
+            assert_eq!(held.len(), buffers_max);
+            assert_eq!(pool.mapped_bytes(), pool.mapped_bytes_max());
+        }
     }
 
     #[test]

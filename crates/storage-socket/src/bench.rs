@@ -1,52 +1,52 @@
-//! Measures a storage socket between two processes, and what the same devices do raw with the same engine.
+//! Measures storage sockets between two processes.
 //!
-//! The calling process is the coordinator and receives; a child process that the caller starts runs [`child`] as the
-//! member and sends. Raw is reads and writes at once, at the frame size and depth of the stream, half of the sum: a
-//! byte of a stream is written once and read once. What a machine can do changes from second to second, so a caller
-//! alternates [`run`] with [`raw`], or with a yardstick of its own, and compares neighbours.
+//! The calling process is the coordinator; a child process that it starts runs [`child`], joins as the member and does
+//! what it is told through a pipe ([`Pair`]). A stream runs in its steady state: what moved is counted by its receiver
+//! between two looks, after the rings have gone round, so that neither connecting nor closing is measured.
+//!
+//! What a machine can do changes from second to second. So a caller alternates each measurement with a yardstick, such
+//! as [`raw`], and compares neighbours.
 #![expect(
     clippy::cast_precision_loss,
     reason = "figures for people: 53 bits of precision are plenty"
 )]
 
 mod counters;
+mod doorbell;
+mod flow;
 mod latency;
+mod pair;
 mod raw;
-mod throughput;
 
-pub use raw::{prepare, raw};
-pub use throughput::{child, run};
+pub use counters::{Sample, Spent, cpu_seconds};
+pub use flow::{FlowReport, Way};
+pub use latency::MESSAGE_BYTES;
+pub use pair::{News, Pair, child};
+pub use raw::{RawOptions, fill, raw};
 
 use crate::{FormatOptions, StreamOptions};
-use direct_io::{EngineChoice, EngineKind};
+use direct_io::EngineChoice;
+use serde::{Deserialize, Serialize};
 use std::{path::PathBuf, time::Duration};
-use storage_socket_proto::{Protection, StreamSecret, Timeouts};
+use storage_socket_proto::{ListenProtection, Protection, StreamSecret, Timeouts};
 
-/// What is measured, and how.
+/// Which devices, and how they are used.
 #[derive(Clone, Debug)]
 pub struct BenchOptions {
+    /// The devices. What is on them is lost.
+    pub devices: Vec<PathBuf>,
+    /// Where the processes keep their locks.
+    pub lock_dir: PathBuf,
     /// Which engine.
     pub engine: EngineChoice,
-    /// Whether frames are sealed with AES-256-GCM; a checksum otherwise.
-    pub sealed: bool,
-    /// Bytes of a frame slot.
-    pub frame_bytes: usize,
-    /// Bytes of the ring.
-    pub window_bytes: u64,
-    /// Frames under way.
-    pub depth: usize,
-    /// How long each of the parts runs.
-    pub duration: Duration,
-    /// Messages of 4 KiB for the latency.
-    pub messages: usize,
-    /// How the devices are formatted; what is on them is lost.
+    /// How the devices are formatted.
     pub format: FormatOptions,
 }
 
 impl BenchOptions {
-    /// Sealed frames of 1 MiB for three seconds.
+    /// Four slots and short time-outs, so that a pool is ready at once.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn new(devices: Vec<PathBuf>, lock_dir: PathBuf) -> Self {
         let millis = Duration::from_millis;
         let timeouts = Timeouts {
             stale: millis(200),
@@ -55,13 +55,9 @@ impl BenchOptions {
             ..Timeouts::default()
         };
         Self {
+            devices,
+            lock_dir,
             engine: EngineChoice::Auto,
-            sealed: true,
-            frame_bytes: 1 << 20,
-            window_bytes: 64 << 20,
-            depth: 8,
-            duration: Duration::from_secs(3),
-            messages: 1000,
             format: FormatOptions {
                 timeouts,
                 slots: 4,
@@ -69,57 +65,80 @@ impl BenchOptions {
             },
         }
     }
+}
 
-    fn stream(&self) -> StreamOptions {
-        // The secret protects nothing here: it costs what a real one costs.
-        let protection = if self.sealed {
-            Protection::Aes256Gcm(StreamSecret::new([1; 32]))
-        } else {
-            Protection::Checksum
-        };
+/// What a measured stream is made with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shape {
+    /// How frames are protected.
+    pub seal: Seal,
+    /// Bytes of a frame slot.
+    pub frame_bytes: usize,
+    /// Bytes of the ring of each direction on each device.
+    pub window_bytes: u64,
+    /// Frames under way.
+    pub depth: usize,
+}
+
+/// How the frames of a measured stream are protected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Seal {
+    /// A checksum.
+    Checksum,
+    /// AES-256-GCM.
+    Aes256Gcm,
+}
+
+impl Seal {
+    pub(super) fn listens(self) -> ListenProtection {
+        match self {
+            Self::Checksum => ListenProtection::Checksum,
+            Self::Aes256Gcm => ListenProtection::Sealed,
+        }
+    }
+
+    fn protection(self) -> Protection {
+        match self {
+            Self::Checksum => Protection::Checksum,
+            // The secret protects nothing here: it costs what a real one costs.
+            Self::Aes256Gcm => Protection::Aes256Gcm(StreamSecret::new([1; 32])),
+        }
+    }
+}
+
+impl Shape {
+    /// The sizes that streams have by default.
+    #[must_use]
+    pub fn new(seal: Seal) -> Self {
+        Self::of(seal, &StreamOptions::new(seal.protection()))
+    }
+
+    /// The sizes that go with frames of `frame_bytes`.
+    #[must_use]
+    pub fn with_frames(seal: Seal, frame_bytes: usize) -> Self {
+        let options = StreamOptions::new(seal.protection()).with_frame_bytes(frame_bytes);
+        Self::of(seal, &options)
+    }
+
+    fn of(seal: Seal, options: &StreamOptions) -> Self {
+        Self {
+            seal,
+            frame_bytes: options.frame_bytes,
+            window_bytes: options.window_bytes,
+            depth: options.depth,
+        }
+    }
+
+    /// The options of a stream of this shape.
+    #[must_use]
+    pub fn options(&self) -> StreamOptions {
         StreamOptions {
-            protection,
+            protection: self.seal.protection(),
             frame_bytes: self.frame_bytes,
             window_bytes: self.window_bytes,
             depth: self.depth,
         }
     }
-}
-
-impl Default for BenchOptions {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-/// What was measured.
-#[derive(Clone, Debug)]
-pub struct BenchReport {
-    /// Which engine ran.
-    pub engine: EngineKind,
-    /// Bytes a second through the socket.
-    pub throughput_bytes_per_s: f64,
-    /// CPU seconds that the sending process spent for a GiB.
-    pub cpu_seconds_per_gib_sender: f64,
-    /// CPU seconds that the receiving process spent for a GiB.
-    pub cpu_seconds_per_gib_receiver: f64,
-    /// Bytes that both processes read and wrote for a byte through the socket; two would be ideal.
-    pub device_bytes_per_byte: f64,
-    /// Half of a round trip of 4 KiB, in microseconds: the median.
-    pub latency_us_p50: f64,
-    /// The same, exceeded by one in a hundred.
-    pub latency_us_p99: f64,
-}
-
-/// What the child process has to be told, and gives to [`child`].
-#[derive(Clone, Debug)]
-pub struct Errand {
-    /// The devices.
-    pub devices: Vec<PathBuf>,
-    /// The directory of locks.
-    pub lock_dir: PathBuf,
-    /// The port to connect to.
-    pub port: u16,
 }
 
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -42,7 +42,7 @@ pub(crate) struct Flow {
     pub(crate) payload_bytes_max: usize,
     pub(crate) counters: Counters,
     sealer: FrameSealer,
-    frames: BufferPool,
+    buffers: Buffers,
     writer: Mutex<Writer>,
     reader: Mutex<Option<Arrived>>,
     pub(crate) send: Mutex<Send>,
@@ -51,6 +51,12 @@ pub(crate) struct Flow {
     pub(crate) receive_changed: Condvar,
     inbox: Arc<Inbox>,
     is_touched: AtomicBool,
+}
+
+/// Where a stream's frames are.
+pub(crate) struct Buffers {
+    pub(crate) sends: BufferPool,
+    pub(crate) receives: BufferPool,
 }
 
 /// What a stream counts besides its machine.
@@ -158,7 +164,7 @@ impl Flow {
         addr: StreamAddr,
         payload_bytes_max: usize,
         sealer: FrameSealer,
-        frames: BufferPool,
+        buffers: Buffers,
         inbox: Arc<Inbox>,
     ) -> Self {
         Self {
@@ -166,7 +172,7 @@ impl Flow {
             payload_bytes_max,
             counters: Counters::default(),
             sealer,
-            frames,
+            buffers,
             writer: Mutex::new(Writer {
                 open: None,
                 next: 0,
@@ -192,6 +198,11 @@ impl Flow {
                 why: why.clone(),
             },
         }
+    }
+
+    /// Bytes of the buffers that were needed so far.
+    pub(crate) fn buffer_bytes(&self) -> usize {
+        self.buffers.sends.mapped_bytes() + self.buffers.receives.mapped_bytes()
     }
 
     /// Asks the driver to look at this stream.
@@ -269,7 +280,7 @@ impl Flow {
         if writer.next >= locked(&self.send).limit {
             return Ok(None);
         }
-        Ok(self.frames.take()?)
+        Ok(self.buffers.sends.take()?)
     }
 
     /// Seals a frame and gives it to the driver. The payload is already in its place unless it is given.
@@ -606,8 +617,11 @@ mod tests {
             },
             1000,
             FrameSealer::new(identity, Direction::ToMember, &Protection::Checksum),
-            BufferPool::new(1 << 16, 8),
-            Arc::new(Inbox::new(identity.pool, engine.waker())),
+            Buffers {
+                sends: BufferPool::new(1 << 16, 8),
+                receives: BufferPool::new(1 << 16, 8),
+            },
+            Arc::new(Inbox::new(identity.pool, 0, engine.waker())),
         )
     }
 

@@ -96,9 +96,14 @@ pub struct IoStats {
     pub bytes_written: u64,
 }
 
-/// Counts it.
-#[derive(Debug, Default)]
+/// Counts it, for each device.
+#[derive(Debug)]
 pub(crate) struct IoCounters {
+    devices: Vec<DeviceCounters>,
+}
+
+#[derive(Debug, Default)]
+struct DeviceCounters {
     reads: AtomicU64,
     bytes_read: AtomicU64,
     writes: AtomicU64,
@@ -106,23 +111,44 @@ pub(crate) struct IoCounters {
 }
 
 impl IoCounters {
-    pub(crate) fn count(&self, operation: Operation, bytes: usize) {
+    fn new(devices: usize) -> Self {
+        let devices = (0..devices).map(|_| DeviceCounters::default()).collect();
+        Self { devices }
+    }
+
+    pub(crate) fn count(&self, operation: Operation, device: DeviceIndex, bytes: usize) {
+        let Some(device) = self.devices.get(usize::from(device.0)) else {
+            return;
+        };
         let (count, sum) = match operation {
-            Operation::Read => (&self.reads, &self.bytes_read),
-            Operation::Write => (&self.writes, &self.bytes_written),
+            Operation::Read => (&device.reads, &device.bytes_read),
+            Operation::Write => (&device.writes, &device.bytes_written),
         };
         count.fetch_add(1, Ordering::Relaxed);
         sum.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    pub(crate) fn stats(&self) -> IoStats {
+    /// By device index.
+    pub(crate) fn stats(&self) -> Vec<IoStats> {
         let counted = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        IoStats {
-            reads: counted(&self.reads),
-            bytes_read: counted(&self.bytes_read),
-            writes: counted(&self.writes),
-            bytes_written: counted(&self.bytes_written),
-        }
+        let stats = |device: &DeviceCounters| IoStats {
+            reads: counted(&device.reads),
+            bytes_read: counted(&device.bytes_read),
+            writes: counted(&device.writes),
+            bytes_written: counted(&device.bytes_written),
+        };
+        self.devices.iter().map(stats).collect()
+    }
+}
+
+impl std::iter::Sum for IoStats {
+    fn sum<I: Iterator<Item = Self>>(stats: I) -> Self {
+        stats.fold(Self::default(), |sum, more| Self {
+            reads: sum.reads + more.reads,
+            bytes_read: sum.bytes_read + more.bytes_read,
+            writes: sum.writes + more.writes,
+            bytes_written: sum.bytes_written + more.bytes_written,
+        })
     }
 }
 
@@ -150,10 +176,10 @@ struct Content {
 }
 
 impl Inbox {
-    pub(crate) fn new(pool: PoolId, waker: Waker) -> Self {
+    pub(crate) fn new(pool: PoolId, devices: usize, waker: Waker) -> Self {
         Self {
             pool,
-            io: Arc::default(),
+            io: Arc::new(IoCounters::new(devices)),
             content: Mutex::default(),
             is_woken: AtomicBool::new(false),
             waker,

@@ -62,6 +62,7 @@
 //! # }
 //! ```
 
+#[cfg(feature = "bench")]
 pub mod bench;
 mod driver;
 mod error;

@@ -149,7 +149,7 @@ impl Pool {
         tracing::info!(
             pool = %facts.uuid, engine = %facts.engine, refusal = facts.refusal, "pool opened"
         );
-        let inbox = Arc::new(Inbox::new(geometry.pool(), engine.waker()));
+        let inbox = Arc::new(Inbox::new(geometry.pool(), facts.devices, engine.waker()));
         let (fulfil, ended) = promise();
         let driver = Driver::new(
             driver::Parts {
@@ -261,6 +261,12 @@ impl Pool {
     /// What was asked of the devices so far, for streams and for everything else.
     #[must_use]
     pub fn io_stats(&self) -> IoStats {
+        self.io_stats_by_device().into_iter().sum()
+    }
+
+    /// The same for each device, by its index.
+    #[must_use]
+    pub fn io_stats_by_device(&self) -> Vec<IoStats> {
         self.handle.inbox.io.stats()
     }
 

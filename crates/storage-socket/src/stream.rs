@@ -11,6 +11,7 @@ mod with_tokio;
 
 pub use frame::Frame;
 pub use options::StreamOptions;
+pub(crate) use options::send_buffers;
 
 use crate::{
     Error, Pool,
@@ -79,6 +80,8 @@ pub struct StreamStats {
     pub doorbells_rung: u64,
     /// Doorbells heard.
     pub doorbells_heard: u64,
+    /// Bytes of the buffers that this end had to take for frames.
+    pub buffer_bytes: u64,
 }
 
 impl Stream {
@@ -198,6 +201,7 @@ impl Stream {
             reads_blocked: counted(&flow.counters.reads_blocked),
             doorbells_rung: counted(&flow.counters.doorbells_rung),
             doorbells_heard: counted(&flow.counters.doorbells_heard),
+            buffer_bytes: flow.buffer_bytes() as u64,
         }
     }
 

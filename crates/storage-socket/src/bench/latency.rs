@@ -1,4 +1,4 @@
-//! How long a small message takes.
+//! How long a small message takes, one way.
 
 use crate::Stream;
 use std::{
@@ -6,8 +6,11 @@ use std::{
     time::Instant,
 };
 
-/// Half of the round trips of messages, in microseconds: the median, and what one in a hundred exceeds.
-pub(super) fn ping(stream: &mut Stream, messages: usize) -> io::Result<[f64; 2]> {
+/// Bytes of a message.
+pub const MESSAGE_BYTES: usize = 4096;
+
+/// Half of each round trip of so many messages, in microseconds, in the order in which they went.
+pub(super) fn ping(mut stream: Stream, messages: usize) -> io::Result<Vec<f64>> {
     let mut message = vec![1; MESSAGE_BYTES];
     let mut halves = Vec::with_capacity(messages);
     for _ in 0..messages {
@@ -16,9 +19,15 @@ pub(super) fn ping(stream: &mut Stream, messages: usize) -> io::Result<[f64; 2]>
         stream.read_exact(&mut message)?;
         halves.push(start.elapsed().as_secs_f64() * 1e6 / 2.0);
     }
-    halves.sort_by(f64::total_cmp);
-    let at = |part: usize| halves.get(messages * part / 100).copied().unwrap_or(0.0);
-    Ok([at(50), at(99)])
+    Ok(halves)
 }
 
-pub(super) const MESSAGE_BYTES: usize = 4096;
+/// Sends every message back.
+pub(super) fn echo(mut stream: Stream, messages: usize) -> io::Result<()> {
+    let mut message = vec![0; MESSAGE_BYTES];
+    for _ in 0..messages {
+        stream.read_exact(&mut message)?;
+        stream.write_all(&message)?;
+    }
+    Ok(())
+}

@@ -1,9 +1,9 @@
 //! What devices do raw, with the same engine as a stream.
 
-use super::BenchOptions;
-use crate::{Error, format};
+use crate::Error;
 use direct_io::{
-    BufferPool, Completion, Device, DeviceOptions, Engine, EngineOptions, Operation, Request,
+    BufferPool, Completion, Device, DeviceOptions, Engine, EngineChoice, EngineOptions, Operation,
+    Request,
 };
 use std::{
     io,
@@ -13,21 +13,33 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Formats `devices` and writes once all that [`run`] and [`raw`] use: blocks that were never written are read from no
-/// medium.
+/// How devices are read and written.
+#[derive(Clone, Copy, Debug)]
+pub struct RawOptions {
+    /// Which engine.
+    pub engine: EngineChoice,
+    /// Bytes of a transfer.
+    pub frame_bytes: usize,
+    /// Transfers under way, of each operation.
+    pub depth: usize,
+    /// Bytes of a device that are gone round, by each operation.
+    pub window_bytes: u64,
+    /// How long.
+    pub duration: Duration,
+}
+
+/// Writes once all that streams and [`raw`] use: blocks that were never written are read from no medium.
 ///
 /// # Errors
-/// The devices are not free to be formatted, or fail.
-pub fn prepare(devices: &[PathBuf], options: &BenchOptions) -> io::Result<()> {
-    format(devices, &options.format)?;
+/// The devices fail.
+pub fn fill(devices: &[PathBuf], options: &RawOptions) -> io::Result<()> {
+    let once = RawOptions {
+        duration: Duration::ZERO,
+        ..*options
+    };
     let devices = open(devices)?;
     for half in [Half::Low, Half::High] {
-        raw_half(
-            devices.clone(),
-            Operation::Write,
-            half,
-            (options, Duration::ZERO),
-        )?;
+        raw_half(devices.clone(), Operation::Write, half, &once)?;
     }
     Ok(())
 }
@@ -37,18 +49,18 @@ fn open(paths: &[PathBuf]) -> Result<Vec<Arc<Device>>, Error> {
     paths.iter().map(open).collect()
 }
 
-/// Half of the sum of what devices that were prepared read and write at once, in bytes a second.
+/// Half of the sum of what devices that were filled read and write at once, in bytes a second.
 ///
 /// # Errors
 /// The devices fail.
-pub fn raw(devices: &[PathBuf], options: &BenchOptions) -> io::Result<f64> {
+pub fn raw(devices: &[PathBuf], options: &RawOptions) -> io::Result<f64> {
     let devices = open(devices)?;
     let start = Instant::now();
     let bytes = thread::scope(|scope| {
         let both = [(Operation::Read, Half::Low), (Operation::Write, Half::High)];
         let threads = both.map(|(operation, half)| {
             let devices = devices.clone();
-            scope.spawn(move || raw_half(devices, operation, half, (options, options.duration)))
+            scope.spawn(move || raw_half(devices, operation, half, options))
         });
         let mut sum = 0;
         for thread in threads {
@@ -73,7 +85,7 @@ fn raw_half(
     devices: Vec<Arc<Device>>,
     operation: Operation,
     half: Half,
-    (options, duration): (&BenchOptions, Duration),
+    options: &RawOptions,
 ) -> Result<u64, Error> {
     let frame = options.frame_bytes as u64;
     let smallest = devices
@@ -96,7 +108,7 @@ fn raw_half(
     let (start, mut next, mut moved) = (Instant::now(), 0, 0);
     let mut done: Vec<Completion> = Vec::new();
     loop {
-        let goes_on = start.elapsed() < duration || next < slots * count;
+        let goes_on = start.elapsed() < options.duration || next < slots * count;
         if !goes_on && engine.in_flight() == 0 {
             return Ok(moved);
         }

@@ -4,22 +4,19 @@ use super::{Conn, Connecting, Driver, Machine, Stop, peer_page, public_keys, sto
 use crate::{
     Error, StreamOptions,
     error::StopReason,
-    flow::{Flow, OwnedFlow, StreamAddr},
+    flow::{Buffers, Flow, OwnedFlow, StreamAddr},
     inbox::{Command, PeerChallenges},
     listener::{Backlog, Bound},
     pool::random_bytes,
     promise::Fulfil,
+    stream::send_buffers,
 };
-use direct_io::BufferPool;
 use std::{sync::Arc, time::Duration};
 use storage_socket_proto::{
     ConnectOptions, Connection, ConnectionConfig, ConnectionId, DEVICES_MAX, Depths, DeviceIndex,
     Direction, Doorbell, FrameOpener, FrameSealer, Grant, ListenOptions, Port, ResetReason,
     SlotIndex, Tick, UsageError,
 };
-
-/// Buffers beyond the depth, for transfers that hang while others go on.
-const SPARE_BUFFERS: usize = 4;
 
 impl Driver {
     pub(super) fn command(&mut self, now: Tick, command: Command) {
@@ -288,9 +285,7 @@ impl Driver {
         };
         let identity = ConnectionConfig::identity(pool, grant);
         let protection = &options.protection;
-        let depth = options.depth.clamp(1, 64);
-        // As many again for users to hold while the next are read.
-        let held = 2 * depth;
+        let (depth, held) = (options.depth(), options.held());
         let mut machine = Connection::new(
             now,
             ConnectionConfig {
@@ -320,18 +315,22 @@ impl Driver {
             port: grant.port,
             connection: grant.connection,
         };
+        let receives = options.receive_buffers(frame_bytes);
         let flow = Arc::new(Flow::new(
             addr,
             machine.payload_bytes_max(),
             FrameSealer::new(identity, sends, protection),
-            BufferPool::new(frame_bytes, frames.saturating_add(SPARE_BUFFERS)),
+            Buffers {
+                sends: send_buffers(frame_bytes, frames),
+                receives: receives.clone(),
+            },
             self.inbox.clone(),
         ));
         let conn = Conn::new(
             machine,
             flow.clone(),
             FrameOpener::new(identity, sends.opposite(), protection),
-            BufferPool::new(frame_bytes, held + SPARE_BUFFERS),
+            receives,
         );
         self.conns.insert(grant.connection, conn);
         self.hot.insert(grant.connection);

@@ -144,7 +144,7 @@ impl Io {
             Kind::Read | Kind::ReadFrame(_) => Operation::Read,
             Kind::Write | Kind::WriteFrame(_) => Operation::Write,
         };
-        self.counters.count(operation, task.bytes);
+        self.counters.count(operation, task.device, task.bytes);
         self.engine.submit(Request {
             operation,
             device: usize::from(task.device.0),

@@ -20,7 +20,11 @@ fn driver(directory: &std::path::Path) -> Driver {
     format(&devices, &options).unwrap();
     let opened = OpenPool::open(&devices, Access::ReadWrite, None).unwrap();
     let engine = Engine::new(opened.devices.clone(), EngineOptions::default()).unwrap();
-    let inbox = Arc::new(Inbox::new(opened.geometry.pool(), engine.waker()));
+    let inbox = Arc::new(Inbox::new(
+        opened.geometry.pool(),
+        opened.devices.len(),
+        engine.waker(),
+    ));
     let parts = Parts {
         geometry: Arc::new(opened.geometry),
         identity: Identity::Coordinator(Epoch(7)),
