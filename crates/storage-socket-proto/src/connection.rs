@@ -13,7 +13,7 @@ use crate::{
     block::{ControlBlock, Grant, Place},
     error::UsageError,
     io::{IoFailure, IoId, IoIds, IoOutcome, IoRequest},
-    poll::Poll,
+    poll::{Poll, Polling},
     progress::Progress,
     reasons::ResetReason,
     seal::{FrameVerdict, StreamIdentity, frame_blocks},
@@ -46,6 +46,7 @@ pub struct Connection {
     events: VecDeque<ConnectionEvent>,
     fence: Fence,
     poll: Poll,
+    polling: Polling,
     /// When a credit or announcement that could wait is to be written.
     lazy_due: Option<Tick>,
     /// When the acknowledgement of a revision is to be written, if nothing else is.
@@ -143,6 +144,7 @@ impl Connection {
             events: VecDeque::new(),
             fence: Fence::Open,
             poll: Poll::new(now, POLL_MIN),
+            polling: Polling::Adaptive,
             lazy_due: None,
             echo_due: None,
             deadline: None,
@@ -276,6 +278,15 @@ impl Connection {
         self.poll.hasten(now);
     }
 
+    /// Says how the device is polled from now on. A driver that polls hot says so while a user waits.
+    pub fn set_polling(&mut self, now: Tick, polling: Polling) {
+        let before = std::mem::replace(&mut self.polling, polling);
+        if polling == Polling::Hot && before != polling {
+            self.poll.hasten(now);
+            self.recv.probe();
+        }
+    }
+
     /// The buffer of a delivered frame is free: one more frame may be read.
     pub fn release(&mut self, _now: Tick, sequence: Sequence) {
         self.recv.release(sequence);
@@ -358,7 +369,12 @@ impl Connection {
                     self.hasten(now);
                 }
             }
-            RecvProgress::Early => self.stats.early_reads += 1,
+            RecvProgress::Early => {
+                self.stats.early_reads += 1;
+                if self.polling == Polling::Hot {
+                    self.recv.probe();
+                }
+            }
             RecvProgress::Damaged(asked) => {
                 self.stats.damaged_reads += 1;
                 if asked == Asked::Yes {
@@ -679,22 +695,35 @@ impl Connection {
         self.deadline = Some(self.deadline.map_or(at, |due| due.min(at)));
     }
 
+    /// Whether this side looks for news itself.
+    fn looks(&self) -> bool {
+        self.config.doorbell == Doorbell::Absent || self.polling == Polling::Hot
+    }
+
     /// More may come soon: whoever isn't rung for it looks more often.
     fn hasten(&mut self, now: Tick) {
-        if self.config.doorbell == Doorbell::Absent {
+        if self.looks() {
             self.poll.hasten(now);
         }
     }
 
     /// More may be there already: whoever isn't rung for it looks.
     fn probe(&mut self) {
-        if self.config.doorbell == Doorbell::Absent {
+        if self.looks() {
             self.recv.probe();
         }
     }
 
     fn poll_max(&self) -> Duration {
         let heartbeat = self.config.timeouts.heartbeat;
+        if self.polling == Polling::Hot {
+            // What is waited for is the next frame, which tells of itself, or room for one.
+            return if self.send.is_full() {
+                Duration::ZERO
+            } else {
+                POLL_MIN
+            };
+        }
         match self.config.doorbell {
             // What a lost ring costs.
             Doorbell::Present => heartbeat,

@@ -43,6 +43,7 @@ pub use geometry::{
 };
 pub use io::{IoFailure, IoId, IoOp, IoOutcome, IoRequest};
 pub use member::{ConnectOptions, Member, MemberConfig, MemberEvent, StopReason};
+pub use poll::Polling;
 pub use reasons::{RefusalReason, ResetReason};
 pub use seal::{
     Cipher, FRAME_HEADER_BYTES, FrameOpener, FrameSealer, FrameVerdict, KEY_BYTES_MAX, Protection,

@@ -3,6 +3,18 @@
 use crate::types::Tick;
 use std::time::Duration;
 
+/// How a stream looks for news on its device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Polling {
+    /// At once after something happened, and ever less often while nothing does; where doorbells tell of news, when they
+    /// ring.
+    #[default]
+    Adaptive,
+    /// Without a pause while something is waited for, whether or not there are doorbells: the least latency, for much of
+    /// the device and of a core.
+    Hot,
+}
+
 /// When the device is polled next.
 #[derive(Debug)]
 pub(crate) struct Poll {
@@ -53,7 +65,7 @@ impl Poll {
     /// A poll begins; the next one comes later, by `most` at most.
     pub(crate) fn begun(&mut self, now: Tick, most: Duration) {
         self.wanted = false;
-        self.at = now + self.interval;
+        self.at = now + self.interval.min(most);
         self.interval = (self.interval * 3 / 2).min(most);
     }
 }

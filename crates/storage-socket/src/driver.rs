@@ -33,8 +33,8 @@ use std::{
 };
 use storage_socket_proto::{
     Claim, ConnectionId, Coordinator, CoordinatorConfig, DeviceIndex, Doorbell, FRAME_UNITS_MAX,
-    Fence, Geometry, IoFailure, IoOp, IoOutcome, IoRequest, Lba, Member, MemberConfig, Name, Port,
-    ResetReason, SlotIndex, TagKey, Tick, Timeouts, UnitCount,
+    Fence, Geometry, IoFailure, IoOp, IoOutcome, IoRequest, Lba, Member, MemberConfig, Name,
+    Polling, Port, ResetReason, SlotIndex, TagKey, Tick, Timeouts, UnitCount,
 };
 use watch::Watches;
 
@@ -56,6 +56,7 @@ pub(crate) struct Parts {
     pub(crate) claim: Claim,
     pub(crate) host_name: String,
     pub(crate) role: Role,
+    pub(crate) polling: Polling,
     pub(crate) doorbell: Option<RingDoorbell>,
     pub(crate) suspicion: Option<HearSuspicion>,
     pub(crate) devices: Vec<Arc<Device>>,
@@ -77,6 +78,7 @@ pub(crate) struct Driver {
     ready: Readiness,
     watches: Watches,
     returns: Returns,
+    polling: Polling,
     ring: Option<RingDoorbell>,
     suspicion: Option<HearSuspicion>,
     doorbells: HashMap<SlotIndex, Doorbell>,
@@ -162,6 +164,7 @@ impl Driver {
             ready: Readiness::default(),
             watches: Watches::default(),
             returns: Returns::new(timeouts),
+            polling: parts.polling,
             ring: parts.doorbell,
             suspicion: parts.suspicion,
             doorbells: HashMap::new(),

@@ -13,13 +13,13 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Condvar, Mutex, TryLockError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::Waker,
 };
 use storage_socket_proto::{
-    ConnectionId, ConnectionStats, FRAME_HEADER_BYTES, FrameSealer, Incarnation, PoolId, Port,
-    ResetReason, Sequence, SlotIndex,
+    ConnectionId, ConnectionStats, FRAME_HEADER_BYTES, FrameSealer, Incarnation, Polling, PoolId,
+    Port, ResetReason, Sequence, SlotIndex,
 };
 
 /// Who is at the other end of a stream, and by which port.
@@ -51,6 +51,11 @@ pub(crate) struct Flow {
     pub(crate) receive_changed: Condvar,
     inbox: Arc<Inbox>,
     is_touched: AtomicBool,
+    pub(crate) polling: Polling,
+    /// The driver polls without a pause at present.
+    is_hot: AtomicBool,
+    /// Threads that wait, to read or to write.
+    waiting: AtomicUsize,
 }
 
 /// Where a stream's frames are.
@@ -165,7 +170,7 @@ impl Flow {
         payload_bytes_max: usize,
         sealer: FrameSealer,
         buffers: Buffers,
-        inbox: Arc<Inbox>,
+        (polling, inbox): (Polling, Arc<Inbox>),
     ) -> Self {
         Self {
             addr,
@@ -184,6 +189,9 @@ impl Flow {
             receive_changed: Condvar::new(),
             inbox,
             is_touched: AtomicBool::new(false),
+            polling,
+            is_hot: AtomicBool::new(false),
+            waiting: AtomicUsize::new(0),
         }
     }
 
@@ -215,6 +223,32 @@ impl Flow {
     /// The driver looks now: what comes later has to touch again.
     pub(crate) fn untouch(&self) {
         self.is_touched.store(false, Ordering::SeqCst);
+    }
+
+    /// A thread is about to wait: it does for as long as it keeps what this returns.
+    pub(crate) fn wait(&self) -> Waits<'_> {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        self.urge();
+        Waits(self)
+    }
+
+    /// Somebody waits: a driver that polls without a pause while that is so has to know.
+    fn urge(&self) {
+        if self.polling == Polling::Hot && !self.is_hot.load(Ordering::SeqCst) {
+            self.touch();
+        }
+    }
+
+    /// For the driver: whether anybody waits.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.waiting.load(Ordering::SeqCst) > 0
+            || locked(&self.receive).waker.is_some()
+            || locked(&self.send).waker.is_some()
+    }
+
+    /// For the driver: says whether it polls without a pause. Whoever begins to wait while it does leaves it alone.
+    pub(crate) fn set_hot(&self, is_hot: bool) {
+        self.is_hot.store(is_hot, Ordering::SeqCst);
     }
 
     /// Takes as much of `data` as there is room for; 0 when there is none at present.
@@ -547,6 +581,7 @@ impl Flow {
         let before = receive.waker.replace(waker);
         drop(receive);
         drop(before);
+        self.urge();
         true
     }
 
@@ -561,6 +596,7 @@ impl Flow {
         let before = send.waker.replace(waker);
         drop(send);
         drop(before);
+        self.urge();
         true
     }
 }
@@ -586,6 +622,15 @@ impl Deref for OwnedFlow {
 impl Drop for OwnedFlow {
     fn drop(&mut self) {
         self.0.close();
+    }
+}
+
+/// A thread that waits.
+pub(crate) struct Waits<'a>(&'a Flow);
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -621,7 +666,10 @@ mod tests {
                 sends: BufferPool::new(1 << 16, 8),
                 receives: BufferPool::new(1 << 16, 8),
             },
-            Arc::new(Inbox::new(identity.pool, 0, engine.waker())),
+            (
+                Polling::Adaptive,
+                Arc::new(Inbox::new(identity.pool, 0, engine.waker())),
+            ),
         )
     }
 

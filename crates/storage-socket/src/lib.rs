@@ -87,7 +87,7 @@ pub use inbox::{IoStats, PeerChallenges};
 pub use listener::{Incoming, Listener};
 pub use pool::{HearSuspicion, Identity, Pool, PoolOptions, RingDoorbell, Role};
 pub use storage_socket_proto::{
-    Cipher, ConnectionId, Doorbell, Epoch, Incarnation, ListenProtection, MemberView, PoolId, Port,
-    Protection, RefusalReason, ResetReason, SlotIndex, StreamSecret, Timeouts,
+    Cipher, ConnectionId, Doorbell, Epoch, Incarnation, ListenProtection, MemberView, Polling,
+    PoolId, Port, Protection, RefusalReason, ResetReason, SlotIndex, StreamSecret, Timeouts,
 };
 pub use stream::{Frame, ReadHalf, Stream, StreamOptions, StreamStats, WriteHalf};

@@ -18,8 +18,8 @@ use std::{
     time::Duration,
 };
 use storage_socket_proto::{
-    Challenge, Claim, Doorbell, Epoch, Geometry, Incarnation, MemberView, PoolId, SlotIndex,
-    Timeouts,
+    Challenge, Claim, Doorbell, Epoch, Geometry, Incarnation, MemberView, Polling, PoolId,
+    SlotIndex, Timeouts,
 };
 use uuid::Uuid;
 
@@ -63,6 +63,8 @@ pub struct PoolOptions {
     pub lock_dir: PathBuf,
     /// Which engine does the I/O.
     pub engine: EngineChoice,
+    /// How streams look for news.
+    pub polling: Polling,
     /// Rings peers, if there is a way. Used for a slot once [`Pool::set_doorbell`] says so, or its peer has rung.
     pub doorbell: Option<RingDoorbell>,
     /// Hears of peers that may be dead, if there is a way to ask them.
@@ -79,6 +81,7 @@ impl PoolOptions {
             host_name: host_name.to_owned(),
             lock_dir: lock_dir.to_owned(),
             engine: EngineChoice::Auto,
+            polling: Polling::Adaptive,
             doorbell: None,
             suspicion: None,
         }
@@ -158,6 +161,7 @@ impl Pool {
                 claim,
                 host_name: options.host_name,
                 role: options.role,
+                polling: options.polling,
                 doorbell: options.doorbell,
                 suspicion: options.suspicion,
                 devices: opened.devices,

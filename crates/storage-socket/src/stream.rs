@@ -227,6 +227,7 @@ impl Stream {
                 return Ok(found);
             }
             flow.counters.reads_blocked.fetch_add(1, Ordering::Relaxed);
+            let _waits = flow.wait();
             let receive = locked(&flow.receive);
             if receive.is_idle() {
                 let _woken = sleep(&flow.receive_changed, receive, deadline, "reading")?;
@@ -246,6 +247,7 @@ impl Stream {
                 return Ok(count);
             }
             flow.counters.writes_blocked.fetch_add(1, Ordering::Relaxed);
+            let _waits = flow.wait();
             let send = locked(&flow.send);
             if send.changes == before {
                 let _woken = sleep(&flow.send_changed, send, deadline, "writing")?;

@@ -124,6 +124,11 @@ impl SendHalf {
         self.frames.len() as u64
     }
 
+    /// Whether every place of the ring is taken.
+    pub(crate) fn is_full(&self) -> bool {
+        self.outstanding() >= self.ring.frames()
+    }
+
     pub(crate) fn room(&self) -> u64 {
         if self.fin.is_some() {
             return 0;

@@ -324,7 +324,7 @@ impl Driver {
                 sends: send_buffers(frame_bytes, frames),
                 receives: receives.clone(),
             },
-            self.inbox.clone(),
+            (self.polling, self.inbox.clone()),
         ));
         let conn = Conn::new(
             machine,

@@ -10,10 +10,12 @@ use std::{
     collections::BTreeMap,
     path::PathBuf,
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 use storage_socket_proto::{
     Connection, ConnectionEvent, ConnectionId, DeviceIndex, FRAME_HEADER_BYTES, FrameOpener,
-    FrameVerdict, IoFailure, IoOp, IoOutcome, IoRequest, ResetReason, Sequence, SlotIndex, Tick,
+    FrameVerdict, IoFailure, IoOp, IoOutcome, IoRequest, Polling, ResetReason, Sequence, SlotIndex,
+    Tick,
 };
 
 pub(crate) struct Conn {
@@ -39,7 +41,13 @@ pub(crate) struct Conn {
     pub(crate) tail_waits: bool,
     /// The device whose loss ended the stream.
     lost: Option<PathBuf>,
+    /// When a user last waited for something.
+    awaited: Tick,
 }
+
+/// Whoever has got something may soon wait for more: a device that is polled without a pause is polled so for as long
+/// after the last wait.
+const HOT_LINGER: Duration = Duration::from_millis(1);
 
 struct Sent {
     /// Away while it is being written.
@@ -72,6 +80,7 @@ impl Conn {
             closed: None,
             tail_waits: false,
             lost: None,
+            awaited: Tick::default(),
         }
     }
 
@@ -81,6 +90,7 @@ impl Conn {
         self.flow.untouch();
         self.tail_waits = self.flow.tend_tail();
         self.take_from_users(now);
+        self.attend(now);
         loop {
             let mut is_quiet = true;
             while let Some(request) = self.machine.poll_io(now) {
@@ -112,6 +122,32 @@ impl Conn {
             counter.fetch_add(1, Ordering::Relaxed);
         }
         rings
+    }
+
+    /// Polls without a pause while a user waits, if that is wanted.
+    fn attend(&mut self, now: Tick) {
+        if self.flow.polling != Polling::Hot {
+            return;
+        }
+        let is_just_now = |conn: &mut Self| {
+            if conn.flow.is_awaited() {
+                conn.awaited = now;
+            }
+            now.since(conn.awaited) < HOT_LINGER
+        };
+        let mut is_hot = is_just_now(self);
+        self.flow.set_hot(is_hot);
+        if !is_hot && is_just_now(self) {
+            // Whoever begins to wait in between relied on what was said before.
+            self.flow.set_hot(true);
+            is_hot = true;
+        }
+        let polling = if is_hot {
+            Polling::Hot
+        } else {
+            Polling::Adaptive
+        };
+        self.machine.set_polling(now, polling);
     }
 
     /// A device is lost: a group over it can't go on.

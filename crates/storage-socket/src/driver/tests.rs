@@ -33,6 +33,7 @@ fn driver(directory: &std::path::Path) -> Driver {
         role: Role::Coordinator {
             slots: [SlotIndex(0)].into(),
         },
+        polling: Polling::Adaptive,
         doorbell: None,
         suspicion: None,
         devices: opened.devices,
