@@ -1,7 +1,8 @@
-//! Tasks of the developers: `cargo xtask tidy`, `sim`, `fuzz` and `ci`.
+//! Tasks of the developers: `cargo xtask tidy`, `sim`, `fuzz`, `bench` and `ci`.
 //!
 //! What belongs to one run of the toolchain is here rather than in shell; `./dev` only installs what is missing.
 
+mod bench;
 mod ci;
 mod fuzz;
 mod sim;
@@ -27,6 +28,8 @@ enum Task {
     Sim(sim::SimArgs),
     /// Fuzz the parsers and the connection machine for a while.
     Fuzz(fuzz::FuzzArgs),
+    /// Measure storage sockets on four kinds of devices, as root: the figures of docs/performance.md.
+    Bench(bench::BenchArgs),
     /// Everything that a change must pass, with the time of each step.
     Ci,
 }
@@ -48,6 +51,7 @@ fn main() -> Result<ExitCode> {
         }
         Task::Sim(args) => sim::run(&root, &args),
         Task::Fuzz(args) => fuzz::run(&root, &args),
+        Task::Bench(args) => bench::run(&root, &args),
         Task::Ci => ci::run(&root),
     }
 }

@@ -430,11 +430,14 @@ pub(crate) struct PruneArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum BenchCommand {
-    /// Measure a storage socket's throughput, latency and CPU cost beside the raw limit of its devices.
+    /// Measure storage sockets beside what their devices, and the network, do in the same run.
     Socket(BenchSocketArgs),
-    /// The sending process of a bench.
+    /// The other process of a bench of storage sockets.
     #[command(hide = true)]
-    SocketChild(ChildArgs),
+    SocketChild,
+    /// The other process of a bench of TLS.
+    #[command(hide = true)]
+    TlsChild,
 }
 
 #[derive(Debug, Args)]
@@ -445,27 +448,42 @@ pub(crate) struct BenchSocketArgs {
     /// Make regular files of this size where there is no device yet, and remove them again.
     #[arg(long, value_parser = parse_size)]
     pub(crate) size: Option<u64>,
-    /// How long the stream runs in each round, and as long the raw limit.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=3600))]
-    pub(crate) seconds: u64,
-    /// Rounds of both, one after the other; the result is their medians.
+    /// Measure these parts alone [default: all of them].
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "PART")]
+    pub(crate) only: Vec<BenchPart>,
+    /// How long each measurement and each yardstick runs, once in a round.
+    #[arg(long, value_parser = humantime::parse_duration, default_value = "500ms")]
+    pub(crate) slice: Duration,
+    /// Rounds; measurements and yardsticks take turns in them, and the results are medians.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..=100))]
     pub(crate) rounds: u8,
-    /// Bytes of a frame.
-    #[arg(long, value_parser = parse_size, default_value = "1M")]
-    pub(crate) frame: u64,
-    /// Frames under way at once.
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u8).range(1..=64))]
-    pub(crate) depth: u8,
-    /// Checksums instead of sealing, to see what sealing costs.
-    #[arg(long)]
-    pub(crate) unsealed: bool,
+    /// Write plots into this directory: throughput by frame size, and the distribution of latencies.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) plot: Option<PathBuf>,
     /// What does the I/O.
     #[arg(long, value_enum, default_value_t = EngineArg::Auto)]
     pub(crate) engine: EngineArg,
     /// Use devices that carry data. What was on them is lost.
     #[arg(long)]
     pub(crate) force: bool,
+}
+
+/// What a bench of storage sockets can measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum BenchPart {
+    /// Bytes a second, either way and both, beside the devices' raw limit.
+    Throughput,
+    /// CPU seconds per GiB beside TCP with TLS.
+    Cpu,
+    /// How long a small message takes, beside a raw write and read.
+    Latency,
+    /// Memory for frames beside its bound.
+    Memory,
+    /// Shares of two or more devices, and what the slowest of them costs.
+    Stripe,
+    /// Throughput by frame size, for the plot.
+    Frames,
 }
 
 /// What does the I/O.
@@ -487,12 +505,6 @@ impl From<EngineArg> for EngineChoice {
             EngineArg::Threads => Self::ThreadPool,
         }
     }
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ChildArgs {
-    /// What to do, as the bench says it.
-    pub(crate) errand: String,
 }
 
 /// A snapshot, as the user names it, and a path in it.

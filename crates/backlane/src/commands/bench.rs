@@ -1,30 +1,43 @@
-//! `backlane bench socket`: a storage socket between two processes, beside the raw limit of its devices.
+//! `backlane bench socket`: storage sockets between two processes, beside what their devices and the network do.
 //!
-//! The devices are formatted for it, and given back without a pool; files that were made for it are removed. Raw is
-//! taken by fio with huge-page buffers where fio can run like that, since fio is nobody's friend here; otherwise by
-//! our own engine, and the result says which it was.
+//! The devices are formatted for it, and given back without a pool; files that were made for it are removed. What a
+//! machine can do changes from second to second, so every figure takes turns with its yardstick; ratios are medians of
+//! neighbours. Raw is taken by fio with huge-page buffers where fio can run like that; otherwise by our own engine, and
+//! the result says which it was.
+
+mod figure;
+mod fio;
+mod machine;
+mod parts;
+mod plot;
+mod series;
+mod tls;
+mod units;
 
 use crate::{
     Context,
-    cli::{BenchCommand, BenchSocketArgs, ChildArgs, EngineArg},
+    cli::{BenchCommand, BenchPart, BenchSocketArgs},
     failure::Advise,
-    output::{Outcome, bytes},
+    output::Outcome,
 };
-use anyhow::{Context as _, Result, bail};
-use serde::{Deserialize, Serialize};
+use anyhow::{Context as _, Result, ensure};
+use clap::ValueEnum;
+use figure::Figure;
+use fio::{Fio, RawLatency, RawShape};
+use machine::{DeviceFacts, Machine};
+use serde::Serialize;
+use series::{Distribution, FramePoint};
 use std::{
-    ffi::OsString,
+    fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
     time::Duration,
 };
 use storage_socket::{
     EngineKind, FormatOptions,
-    bench::{self, BenchOptions, BenchReport, Errand},
+    bench::{self, BenchOptions, News, Pair, RawOptions},
+    format,
 };
-
-/// Beyond the fixed areas of a pool of a few slots.
-const DATA_OFFSET: u64 = 2 << 20;
 
 /// Runs a bench.
 ///
@@ -32,181 +45,276 @@ const DATA_OFFSET: u64 = 2 << 20;
 /// When the devices can't be used.
 pub(crate) fn run(command: &BenchCommand, context: &Context) -> Result<Outcome> {
     match command {
-        BenchCommand::Socket(args) => socket(args, context),
-        BenchCommand::SocketChild(args) => child(args),
+        BenchCommand::Socket(args) => socket(args, context)?,
+        BenchCommand::SocketChild => bench::child().context("the other process of the bench")?,
+        BenchCommand::TlsChild => tls::child().context("the other process of the bench")?,
     }
+    Ok(Outcome::Done)
 }
 
-/// What the sending process is told.
-#[derive(Debug, Serialize, Deserialize)]
-struct ChildErrand {
-    devices: Vec<PathBuf>,
-    lock_dir: PathBuf,
-    port: u16,
-    how: How,
-}
-
-/// The figures of a bench that both processes must share.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct How {
-    engine: EngineArg,
-    sealed: bool,
-    frame_bytes: usize,
-    depth: usize,
-    seconds: u64,
-}
-
-impl How {
-    fn options(&self) -> BenchOptions {
-        BenchOptions {
-            engine: self.engine.into(),
-            sealed: self.sealed,
-            frame_bytes: self.frame_bytes,
-            depth: self.depth,
-            duration: Duration::from_secs(self.seconds),
-            ..BenchOptions::new()
-        }
-    }
+/// A bench under way.
+struct Bench<'a> {
+    context: &'a Context,
+    options: BenchOptions,
+    facts: Vec<DeviceFacts>,
+    slice: Duration,
+    rounds: usize,
+    fio: Option<Fio>,
+    engine: Option<EngineKind>,
+    figures: Vec<Figure>,
+    frames: Vec<FramePoint>,
+    latencies: Vec<Distribution>,
+    notes: Vec<String>,
 }
 
 #[derive(Serialize)]
-struct BenchDocument {
-    throughput_bytes_per_s: f64,
-    raw_bytes_per_s: f64,
-    /// The median of the rounds' ratios, which need not be the ratio of the medians.
-    ratio: f64,
-    ratio_min: f64,
-    ratio_max: f64,
+struct BenchDocument<'a> {
+    machine: Machine,
+    devices: &'a [DeviceFacts],
+    engine: &'static str,
     /// `fio` with huge-page buffers, or `engine`: our own.
     raw_by: &'static str,
-    cpu_seconds_per_gib_sender: f64,
-    cpu_seconds_per_gib_receiver: f64,
-    /// Read and written by both processes; two would be ideal.
-    device_bytes_per_byte: f64,
-    latency_us_p50: f64,
-    latency_us_p99: f64,
-    engine: &'static str,
-    sealed: bool,
-    frame_bytes: usize,
-    depth: usize,
-    seconds: u64,
     rounds: usize,
+    slice_seconds: f64,
+    figures: &'a [Figure],
+    /// Medians, for the plot.
+    throughput_by_frame: &'a [FramePoint],
+    /// Of all rounds, for the plot.
+    latency: &'a [Distribution],
+    notes: &'a [String],
 }
 
-/// The stream and its yardstick, one right after the other.
-struct Round {
-    raw: f64,
-    report: BenchReport,
-}
-
-/// What is measured on which devices.
-struct Bench<'a> {
-    devices: &'a [PathBuf],
-    locks: &'a Path,
-    options: BenchOptions,
-    how: How,
-}
-
-fn socket(args: &BenchSocketArgs, context: &Context) -> Result<Outcome> {
-    let how = How {
-        engine: args.engine,
-        sealed: !args.unsealed,
-        frame_bytes: usize::try_from(args.frame)?,
-        depth: usize::from(args.depth),
-        seconds: args.seconds,
-    };
-    let mut options = how.options();
+fn socket(args: &BenchSocketArgs, context: &Context) -> Result<()> {
+    let devices = &args.devices.devices;
+    let made: Vec<_> = devices.iter().filter(|path| !path.exists()).collect();
+    let locks = tempfile::tempdir().context("cannot make a directory for locks")?;
+    if let Some(directory) = &args.plot {
+        fs::create_dir_all(directory)
+            .with_context(|| format!("cannot make {}", directory.display()))?;
+    }
+    let mut options = BenchOptions::new(devices.clone(), locks.path().to_owned());
+    options.engine = args.engine.into();
     options.format = FormatOptions {
         file_bytes: args.size,
         force: args.force,
         ..options.format
     };
-    let devices = &args.devices.devices;
-    let made: Vec<_> = devices.iter().filter(|path| !path.exists()).collect();
-    let locks = tempfile::tempdir().context("cannot make a directory for locks")?;
-    let bench = Bench {
-        devices,
-        locks: locks.path(),
-        options,
-        how,
-    };
-    let measured = bench.rounds(usize::from(args.rounds));
+    let measured = measure(args, options, context);
     let cleaned = clean(devices, &made);
-    let (rounds, is_fio) = measured?;
+    let bench = measured?;
     cleaned?;
-    if !is_fio {
-        context.output.note(
-            "raw was measured by our own engine: fio with huge-page buffers can't run here \
-             (is fio installed, and vm.nr_hugepages at least 32?)",
-        );
-    }
-    let document = BenchDocument::new(&rounds, is_fio, &bench.how);
-    context.output.result(&document, BenchDocument::text)?;
-    Ok(Outcome::Done)
+    bench.tell(args.plot.as_deref())
 }
 
-impl Bench<'_> {
-    /// Measures in turns; says as well whether fio was the yardstick.
-    fn rounds(&self, count: usize) -> Result<(Vec<Round>, bool)> {
-        bench::prepare(self.devices, &self.options)
+fn measure<'a>(
+    args: &BenchSocketArgs,
+    options: BenchOptions,
+    context: &'a Context,
+) -> Result<Bench<'a>> {
+    let parts = if args.only.is_empty() {
+        BenchPart::value_variants()
+    } else {
+        &args.only
+    };
+    let mut bench = Bench::prepare(args, options, context)?;
+    for part in parts {
+        context.check_cancelled()?;
+        let name = part.to_possible_value();
+        let name = name.as_ref().map_or("", |name| name.get_name());
+        if context.output.shows_progress() {
+            context.output.note(format!("measuring {name} …"));
+        }
+        match part {
+            BenchPart::Throughput => parts::throughput(&mut bench),
+            BenchPart::Cpu => parts::cpu(&mut bench),
+            BenchPart::Latency => parts::latency(&mut bench),
+            BenchPart::Memory => parts::memory(&mut bench),
+            BenchPart::Stripe if bench.facts.len() < 2 => {
+                bench.note("striping was not measured: it takes two devices or more");
+                Ok(())
+            }
+            BenchPart::Stripe => parts::stripe(&mut bench),
+            BenchPart::Frames => parts::frames(&mut bench),
+        }
+        .with_context(|| format!("measuring {name} failed"))?;
+    }
+    Ok(bench)
+}
+
+impl<'a> Bench<'a> {
+    fn prepare(
+        args: &BenchSocketArgs,
+        options: BenchOptions,
+        context: &'a Context,
+    ) -> Result<Self> {
+        let devices = &options.devices;
+        format(devices, &options.format)
             .context("the bench failed")
             .advise("the devices are formatted for it: name blank ones, or use --force; --size 1G makes files")?;
-        let window = self.options.window_bytes;
-        let mut rounds = Vec::with_capacity(count);
-        let is_fio = raw_by_fio(self.devices, &self.how, window)?.is_some();
-        for _ in 0..count {
-            let raw = if is_fio {
-                raw_by_fio(self.devices, &self.how, window)?
-                    .context("fio ran before, and now it can't")?
-            } else {
-                bench::raw(self.devices, &self.options).context("the bench failed")?
-            };
-            let report = self.stream().context("the bench failed")?;
-            rounds.push(Round { raw, report });
+        let facts = devices
+            .iter()
+            .map(|path| DeviceFacts::look(path))
+            .collect::<std::io::Result<Vec<_>>>()?;
+        let bytes = facts.iter().map(|facts| facts.bytes).min().unwrap_or(0);
+        ensure!(
+            bytes >= DEVICE_BYTES_MIN,
+            "a device of the bench has {bytes} bytes, and it takes {DEVICE_BYTES_MIN}"
+        );
+        let mut bench = Self {
+            context,
+            facts,
+            slice: args.slice,
+            rounds: usize::from(args.rounds),
+            fio: None,
+            engine: None,
+            figures: Vec::new(),
+            frames: Vec::new(),
+            latencies: Vec::new(),
+            notes: Vec::new(),
+            options,
+        };
+        // Blocks that were never written are read from no medium.
+        bench::fill(&bench.options.devices, &bench.raw_options(&FILLED))?;
+        match Fio::find(&bench.options.devices, bytes, bench.slice) {
+            Ok(fio) => bench.fio = Some(fio),
+            Err(why) => bench.note(format!(
+                "raw was measured by our own engine, and latency has no yardstick: {why}"
+            )),
         }
-        Ok((rounds, is_fio))
+        Ok(bench)
     }
 
-    fn stream(&self) -> Result<BenchReport> {
-        let spawn = |errand: &Errand| {
-            let errand = ChildErrand {
-                devices: errand.devices.clone(),
-                lock_dir: errand.lock_dir.clone(),
-                port: errand.port,
-                how: self.how.clone(),
-            };
-            Command::new(std::env::current_exe()?)
-                .args(["bench", "socket-child"])
-                .arg(serde_json::to_string(&errand)?)
-                .stdin(Stdio::null())
-                .spawn()
+    fn add(&mut self, figure: Figure) {
+        self.figures.push(figure);
+    }
+
+    fn note(&mut self, text: impl Into<String>) {
+        let text = text.into();
+        self.context.output.note(&text);
+        self.notes.push(text);
+    }
+
+    /// Two processes over the devices, which are formatted again.
+    fn pair(&mut self, news: News) -> Result<Pair> {
+        let pair = Pair::start(&self.options, news, &mut self.command("socket-child"))?;
+        self.engine = Some(pair.engine());
+        Ok(pair)
+    }
+
+    /// This program as another process of the bench.
+    fn command(&self, name: &str) -> Command {
+        let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("backlane"));
+        let mut command = Command::new(program);
+        command.args(["bench", name]);
+        command
+    }
+
+    fn raw_options(&self, shape: &RawShape) -> RawOptions {
+        RawOptions {
+            engine: self.options.engine,
+            frame_bytes: shape.frame_bytes,
+            depth: shape.depth * usize::try_from(shape.jobs).unwrap_or(1),
+            window_bytes: shape.window_bytes,
+            duration: self.slice,
+        }
+    }
+
+    fn raw(&self, shape: &RawShape) -> Result<f64> {
+        match &self.fio {
+            Some(fio) => fio.raw(shape),
+            None => Ok(bench::raw(&self.options.devices, &self.raw_options(shape))?),
+        }
+    }
+
+    /// Raw of one of the devices.
+    fn raw_of(&self, device: &PathBuf, shape: &RawShape) -> Result<f64> {
+        match &self.fio {
+            Some(fio) => fio.on(device).raw(shape),
+            None => Ok(bench::raw(
+                std::slice::from_ref(device),
+                &self.raw_options(shape),
+            )?),
+        }
+    }
+
+    fn raw_latency(&self) -> Result<Option<RawLatency>> {
+        self.fio.as_ref().map(Fio::latency).transpose()
+    }
+
+    fn raw_name(&self) -> &'static str {
+        if self.has_fio() {
+            "raw (fio)"
+        } else {
+            "raw (own engine)"
+        }
+    }
+
+    fn has_fio(&self) -> bool {
+        self.fio.is_some()
+    }
+
+    fn is_ram(&self) -> bool {
+        self.facts.iter().all(|facts| facts.is_ram)
+    }
+
+    /// Messages of a round: about as many as fit into a slice.
+    fn messages(&self) -> usize {
+        usize::try_from(self.slice.as_millis())
+            .unwrap_or(usize::MAX)
+            .clamp(50, 5000)
+    }
+
+    fn tell(&self, plots: Option<&Path>) -> Result<()> {
+        let document = BenchDocument {
+            machine: Machine::look(),
+            devices: &self.facts,
+            engine: match self.engine {
+                Some(EngineKind::IoUring) => "io_uring",
+                Some(EngineKind::ThreadPool) => "threads",
+                None => "none",
+            },
+            raw_by: if self.has_fio() { "fio" } else { "engine" },
+            rounds: self.rounds,
+            slice_seconds: self.slice.as_secs_f64(),
+            figures: &self.figures,
+            throughput_by_frame: &self.frames,
+            latency: &self.latencies,
+            notes: &self.notes,
         };
-        Ok(bench::run(self.devices, self.locks, &self.options, spawn)?)
+        if let Some(directory) = plots {
+            let kinds: Vec<_> = self.facts.iter().map(DeviceFacts::kind).collect();
+            let devices = kinds.join(", ");
+            if !self.frames.is_empty() {
+                plot::frames(&directory.join("throughput.svg"), &self.frames, &devices)?;
+            }
+            if !self.latencies.is_empty() {
+                plot::latency(&directory.join("latency.svg"), &self.latencies, &devices)?;
+            }
+        }
+        self.context.output.result(&document, BenchDocument::text)
     }
 }
 
-fn child(args: &ChildArgs) -> Result<Outcome> {
-    let ChildErrand {
-        devices,
-        lock_dir,
-        port,
-        how,
-    } = serde_json::from_str(&args.errand).context("this command is for the bench alone")?;
-    let errand = Errand {
-        devices,
-        lock_dir,
-        port,
-    };
-    bench::child(&errand, &how.options()).context("the sending process of the bench")?;
-    Ok(Outcome::Done)
+impl BenchDocument<'_> {
+    fn text(&self) -> String {
+        let mut text = format!("machine  {}\n", self.machine.text());
+        for device in self.devices {
+            text.push_str(&format!("device   {}\n", device.text()));
+        }
+        text.push_str(&format!(
+            "run      {} rounds of {} s, engine {}; medians, ratios of neighbours (least to greatest)\n\n",
+            self.rounds, self.slice_seconds, self.engine
+        ));
+        text.push_str(&figure::text(self.figures));
+        text
+    }
 }
 
 /// Takes the pool off the devices, and removes the files that were made.
 fn clean(devices: &[PathBuf], made: &[&PathBuf]) -> Result<()> {
     if devices.iter().all(|path| made.contains(&path)) {
         for path in made.iter().filter(|path| path.exists()) {
-            std::fs::remove_file(path)
-                .with_context(|| format!("cannot remove {}", path.display()))?;
+            fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))?;
         }
         return Ok(());
     }
@@ -216,144 +324,13 @@ fn clean(devices: &[PathBuf], made: &[&PathBuf]) -> Result<()> {
     }
 }
 
-/// What fio reads and writes at once, half of the sum; `None` when it can't run with huge-page buffers.
-fn raw_by_fio(devices: &[PathBuf], how: &How, window_bytes: u64) -> Result<Option<f64>> {
-    let sizes = devices
-        .iter()
-        .map(|path| {
-            Ok(std::fs::File::open(path)
-                .and_then(|mut file| std::io::Seek::seek(&mut file, std::io::SeekFrom::End(0)))?)
-        })
-        .collect::<Result<Vec<u64>>>()?;
-    let smallest = sizes.into_iter().min().unwrap_or(0);
-    let window = window_bytes.min(smallest / 4);
-    let mut names = OsString::new();
-    for device in devices {
-        if !names.is_empty() {
-            names.push(":");
-        }
-        names.push(device);
-    }
-    let mut filename = OsString::from("--filename=");
-    filename.push(names);
-    let output = Command::new("fio")
-        .args([
-            "--output-format=json",
-            "--direct=1",
-            "--ioengine=io_uring",
-            "--iomem=mmaphuge",
-        ])
-        .args([
-            "--hugepage-size=2M",
-            "--time_based=1",
-            "--allow_file_create=0",
-        ])
-        .arg(format!("--runtime={}", how.seconds))
-        .arg(format!("--bs={}", how.frame_bytes))
-        .arg(format!("--iodepth={}", how.depth))
-        .arg(format!("--size={window}"))
-        .arg(&filename)
-        .args(["--name=read", "--rw=read"])
-        .arg(format!("--offset={DATA_OFFSET}"))
-        .args(["--name=write", "--rw=write"])
-        .arg(format!(
-            "--offset={}",
-            (smallest / 2).next_multiple_of(how.frame_bytes as u64)
-        ))
-        .stderr(Stdio::null())
-        .output();
-    let Ok(output) = output else {
-        return Ok(None);
-    };
-    if !output.status.success() {
-        return Ok(None);
-    }
-    let Ok(report) = serde_json::from_slice::<serde_json::Value>(&output.stdout) else {
-        return Ok(None);
-    };
-    let bandwidth =
-        |job: usize, direction: &str| report["jobs"][job][direction]["bw_bytes"].as_f64();
-    match (bandwidth(0, "read"), bandwidth(1, "write")) {
-        (Some(read), Some(written)) if read > 0.0 && written > 0.0 => {
-            Ok(Some((read + written) / 2.0))
-        }
-        _ => bail!("fio ran, and its report says nothing of what it read and wrote"),
-    }
-}
+/// Raw reads and writes need room beside each other.
+const DEVICE_BYTES_MIN: u64 = 256 << 20;
 
-/// The value in the middle, or the mean of the two there.
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
-    let half = values.len() / 2;
-    if values.len() % 2 == 1 {
-        at(half)
-    } else {
-        f64::midpoint(at(half.saturating_sub(1)), at(half))
-    }
-}
-
-impl BenchDocument {
-    fn new(rounds: &[Round], is_fio: bool, how: &How) -> Self {
-        let of = |fact: &dyn Fn(&Round) -> f64| median(rounds.iter().map(fact).collect());
-        let ratio = |round: &Round| round.report.throughput_bytes_per_s / round.raw;
-        let ratios = || rounds.iter().map(ratio);
-        let engine = rounds.first().map(|round| round.report.engine);
-        Self {
-            throughput_bytes_per_s: of(&|round| round.report.throughput_bytes_per_s),
-            raw_bytes_per_s: of(&|round| round.raw),
-            ratio: of(&ratio),
-            ratio_min: ratios().fold(f64::INFINITY, f64::min),
-            ratio_max: ratios().fold(0.0, f64::max),
-            raw_by: if is_fio { "fio" } else { "engine" },
-            cpu_seconds_per_gib_sender: of(&|round| round.report.cpu_seconds_per_gib_sender),
-            cpu_seconds_per_gib_receiver: of(&|round| round.report.cpu_seconds_per_gib_receiver),
-            device_bytes_per_byte: of(&|round| round.report.device_bytes_per_byte),
-            latency_us_p50: of(&|round| round.report.latency_us_p50),
-            latency_us_p99: of(&|round| round.report.latency_us_p99),
-            engine: match engine {
-                Some(EngineKind::IoUring) => "io_uring",
-                Some(EngineKind::ThreadPool) => "threads",
-                None => "none",
-            },
-            sealed: how.sealed,
-            frame_bytes: how.frame_bytes,
-            depth: how.depth,
-            seconds: how.seconds,
-            rounds: rounds.len(),
-        }
-    }
-
-    fn text(&self) -> String {
-        let mib = |rate: f64| format!("{:.0} MiB/s", rate / f64::from(1 << 20));
-        let seal = if self.sealed {
-            "sealed"
-        } else {
-            "checksum only"
-        };
-        format!(
-            "socket      {} ({seal}, frames of {}, depth {}, {})\n\
-             raw         {} (reads and writes at once, half of the sum, by {})\n\
-             ratio       {:.2} ({:.2} to {:.2}; {} rounds of {} s each, medians)\n\
-             CPU         {:.3} s/GiB sending, {:.3} s/GiB receiving\n\
-             devices     {:.2} bytes for each (2 would be ideal)\n\
-             latency     {:.0} µs median, {:.0} µs 99th percentile (4 KiB, one way)\n",
-            mib(self.throughput_bytes_per_s),
-            bytes(self.frame_bytes as u64),
-            self.depth,
-            self.engine,
-            mib(self.raw_bytes_per_s),
-            self.raw_by,
-            self.ratio,
-            self.ratio_min,
-            self.ratio_max,
-            self.rounds,
-            self.seconds,
-            self.cpu_seconds_per_gib_sender,
-            self.cpu_seconds_per_gib_receiver,
-            self.device_bytes_per_byte,
-            self.latency_us_p50,
-            self.latency_us_p99,
-        )
-    }
-}
+/// What is written once before anything is measured.
+const FILLED: RawShape = RawShape {
+    frame_bytes: 1 << 20,
+    depth: 8,
+    window_bytes: u64::MAX,
+    jobs: 1,
+};
