@@ -457,7 +457,8 @@ pub(crate) struct BenchSocketArgs {
     /// Rounds; measurements and yardsticks take turns in them, and the results are medians.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..=100))]
     pub(crate) rounds: u8,
-    /// Write plots into this directory: throughput by frame size, and the distribution of latencies.
+    /// Write plots into this directory: throughput by frame size, and the distribution of latencies; and what they
+    /// were drawn of, as JSON.
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) plot: Option<PathBuf>,
     /// What does the I/O.

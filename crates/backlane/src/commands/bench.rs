@@ -64,6 +64,8 @@ struct Bench<'a> {
     figures: Vec<Figure>,
     frames: Vec<FramePoint>,
     latencies: Vec<Distribution>,
+    /// A raw write and read of 4 KiB.
+    raw_us: Option<f64>,
     notes: Vec<String>,
 }
 
@@ -81,6 +83,8 @@ struct BenchDocument<'a> {
     throughput_by_frame: &'a [FramePoint],
     /// Of all rounds, for the plot.
     latency: &'a [Distribution],
+    /// The median of raw writes of 4 KiB, and that of reads, together; for the plot.
+    raw_write_and_read_us: Option<f64>,
     notes: &'a [String],
 }
 
@@ -170,6 +174,7 @@ impl<'a> Bench<'a> {
             figures: Vec::new(),
             frames: Vec::new(),
             latencies: Vec::new(),
+            raw_us: None,
             notes: Vec::new(),
             options,
         };
@@ -279,16 +284,25 @@ impl<'a> Bench<'a> {
             figures: &self.figures,
             throughput_by_frame: &self.frames,
             latency: &self.latencies,
+            raw_write_and_read_us: self.raw_us,
             notes: &self.notes,
         };
         if let Some(directory) = plots {
+            let path = directory.join("bench.json");
+            fs::write(&path, serde_json::to_vec_pretty(&document)?)
+                .with_context(|| format!("cannot write {}", path.display()))?;
             let kinds: Vec<_> = self.facts.iter().map(DeviceFacts::kind).collect();
             let devices = kinds.join(", ");
             if !self.frames.is_empty() {
                 plot::frames(&directory.join("throughput.svg"), &self.frames, &devices)?;
             }
             if !self.latencies.is_empty() {
-                plot::latency(&directory.join("latency.svg"), &self.latencies, &devices)?;
+                plot::latency(
+                    &directory.join("latency.svg"),
+                    &self.latencies,
+                    self.raw_us,
+                    &devices,
+                )?;
             }
         }
         self.context.output.result(&document, BenchDocument::text)

@@ -146,6 +146,7 @@ pub(super) fn latency(bench: &mut Bench<'_>) -> Result<()> {
         } else {
             Figure::alone(BenchPart::Latency, what, unit, distribution.at(0.5))
         };
+        bench.raw_us = figure.yardstick.as_ref().map(|yard| yard.value);
         let is_aimed = news != News::Polled;
         let target = if bench.is_ram() {
             Target::ExcessAtMost(10.0)

@@ -36,9 +36,13 @@ struct Axes {
     up: &'static str,
     x: [f64; 2],
     y: [f64; 2],
-    /// Where the horizontal axis is labelled.
-    ticks: Vec<(f64, String)>,
+    x_ticks: Vec<Tick>,
+    y_ticks: Vec<Tick>,
+    legend: SeriesLabelPosition,
 }
+
+/// Where an axis is labelled, and how.
+type Tick = (f64, String);
 
 /// Throughput by frame size: stream and raw.
 pub(super) fn frames(path: &Path, points: &[FramePoint], devices: &str) -> Result<()> {
@@ -58,8 +62,15 @@ pub(super) fn frames(path: &Path, points: &[FramePoint], devices: &str) -> Resul
         let size = crate::output::bytes(point.frame_bytes as u64).replace(".0", "");
         (log2(point.frame_bytes), size)
     });
-    let ticks: Vec<_> = ticks.collect();
-    let ends = [ticks.first(), ticks.last()].map(|tick| tick.map_or(0.0, |tick| tick.0));
+    let x_ticks: Vec<_> = ticks.collect();
+    let ends = [x_ticks.first(), x_ticks.last()].map(|tick| tick.map_or(0.0, |tick| tick.0));
+    let step = [0.1, 0.2, 0.5, 1.0, 2.0, 5.0].into_iter();
+    let step = step
+        .rev()
+        .find(|step| greatest / step >= 5.0)
+        .unwrap_or(0.1);
+    let steps = (0..100_u8).map(|count| f64::from(count) * step);
+    let y_ticks = steps.take_while(|at| *at <= greatest * 1.1);
     draw(
         path,
         &Axes {
@@ -68,26 +79,45 @@ pub(super) fn frames(path: &Path, points: &[FramePoint], devices: &str) -> Resul
             up: "GB/s, one way",
             x: [ends[0] - 0.3, ends[1] + 0.3],
             y: [0.0, greatest * 1.1],
-            ticks,
+            x_ticks,
+            y_ticks: y_ticks.map(|at| (at, format!("{at:.1}"))).collect(),
+            legend: SeriesLabelPosition::LowerRight,
         },
         &lines,
     )
 }
 
-/// How many messages took how long.
-pub(super) fn latency(path: &Path, distributions: &[Distribution], devices: &str) -> Result<()> {
-    let lines: Vec<_> = distributions
+/// How many messages took how long, and what raw takes.
+pub(super) fn latency(
+    path: &Path,
+    distributions: &[Distribution],
+    raw_us: Option<f64>,
+    devices: &str,
+) -> Result<()> {
+    let line = |distribution: &Distribution| Line {
+        name: distribution.name.clone(),
+        points: distribution
+            .points
+            .iter()
+            .map(|point| (nines(point.share), point.us.max(1.0).log10()))
+            .collect(),
+    };
+    let mut lines: Vec<_> = distributions.iter().map(line).collect();
+    if let Some(us) = raw_us {
+        lines.push(Line {
+            name: "raw write + read, medians (fio)".to_owned(),
+            points: vec![(0.0, us.log10()), (3.1, us.log10())],
+        });
+    }
+    let heights = lines
         .iter()
-        .map(|distribution| Line {
-            name: distribution.name.clone(),
-            points: distribution
-                .points
-                .iter()
-                .map(|point| (nines(point.share), point.us))
-                .collect(),
-        })
-        .collect();
-    let ticks = [
+        .flat_map(|line| &line.points)
+        .map(|point| point.1);
+    let least = heights.fold(f64::INFINITY, f64::min);
+    let y = [least - 0.1, greatest(&lines) + 0.5];
+    let decades = (0..7_u8).map(|decade| 10.0_f64.powi(i32::from(decade)));
+    let y_ticks = decades.flat_map(|decade| [1.0, 2.0, 5.0].map(|step| step * decade));
+    let shares = [
         ("50 %", 0.5),
         ("75 %", 0.75),
         ("90 %", 0.9),
@@ -101,10 +131,15 @@ pub(super) fn latency(path: &Path, distributions: &[Distribution], devices: &str
             across: "share of the messages that took at most so long",
             up: "µs",
             x: [0.0, 3.1],
-            y: [0.0, greatest(&lines) * 1.1],
-            ticks: ticks
+            y,
+            x_ticks: shares
                 .map(|(name, share)| (nines(share), name.to_owned()))
                 .into(),
+            y_ticks: y_ticks
+                .map(|us| (us.log10(), format!("{us:.0}")))
+                .filter(|tick| (y[0]..y[1]).contains(&tick.0))
+                .collect(),
+            legend: SeriesLabelPosition::UpperLeft,
         },
         &lines,
     )
@@ -149,24 +184,26 @@ fn draw_with(
         .build_cartesian_2d(left..right, bottom..top)?;
     chart
         .configure_mesh()
-        .disable_x_mesh()
+        .disable_mesh()
         .x_labels(0)
-        .y_labels(8)
+        .y_labels(0)
         .x_desc(axes.across)
         .y_desc(axes.up)
-        .light_line_style(WHITE)
-        .bold_line_style(RGBColor(225, 225, 225))
-        .label_style(("sans-serif", 14))
         .axis_desc_style(("sans-serif", 15))
         .draw()?;
-    let below = Pos::new(HPos::Center, VPos::Top);
-    let label = ("sans-serif", 14).into_text_style(&root).pos(below);
-    for (at, name) in &axes.ticks {
-        let grid = [(*at, bottom), (*at, top)];
-        let faint = ShapeStyle::from(&RGBColor(225, 225, 225));
-        chart.draw_series([PathElement::new(grid, faint)])?;
+    let faint = ShapeStyle::from(&RGBColor(225, 225, 225));
+    let label = ("sans-serif", 14).into_text_style(&root);
+    let below = label.pos(Pos::new(HPos::Center, VPos::Top));
+    let beside = label.pos(Pos::new(HPos::Right, VPos::Center));
+    for (at, name) in &axes.x_ticks {
+        chart.draw_series([PathElement::new([(*at, bottom), (*at, top)], faint)])?;
         let foot = EmptyElement::at((*at, bottom));
-        chart.draw_series([foot + Text::new(name.clone(), (0, 8), label.clone())])?;
+        chart.draw_series([foot + Text::new(name.clone(), (0, 8), below.clone())])?;
+    }
+    for (at, name) in &axes.y_ticks {
+        chart.draw_series([PathElement::new([(left, *at), (right, *at)], faint)])?;
+        let foot = EmptyElement::at((left, *at));
+        chart.draw_series([foot + Text::new(name.clone(), (-8, 0), beside.clone())])?;
     }
     for (line, colour) in lines.iter().zip(COLOURS.iter().cycle()) {
         let style = ShapeStyle::from(colour).stroke_width(2);
@@ -174,7 +211,7 @@ fn draw_with(
             .draw_series(LineSeries::new(line.points.iter().copied(), style))?
             .label(&line.name)
             .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 22, y)], style));
-        if line.points.len() < 20 {
+        if (3..20).contains(&line.points.len()) {
             let dots = line
                 .points
                 .iter()
@@ -184,7 +221,7 @@ fn draw_with(
     }
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
+        .position(axes.legend.clone())
         .background_style(WHITE.mix(0.85))
         .border_style(RGBColor(200, 200, 200))
         .label_font(("sans-serif", 14))
