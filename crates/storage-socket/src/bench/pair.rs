@@ -10,7 +10,7 @@ use super::{
     flow::{End, FlowReport, Traffic, Way},
     latency::{echo, ping},
 };
-use crate::{FormatOptions, Listener, Pool, PoolOptions, Role, Stream, format};
+use crate::{FormatOptions, Listener, Polling, Pool, PoolOptions, Role, Stream, format};
 use direct_io::{EngineChoice, EngineKind};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
@@ -28,8 +28,19 @@ use storage_socket_proto::{Port, SlotIndex};
 pub enum News {
     /// It reads the devices again and again, the less often the longer nothing comes.
     Polled,
+    /// It reads them without a pause while its user waits.
+    PolledHot,
     /// The other rings over the loopback network.
     Rung,
+}
+
+impl News {
+    fn polling(self) -> Polling {
+        match self {
+            Self::PolledHot => Polling::Hot,
+            Self::Polled | Self::Rung => Polling::Adaptive,
+        }
+    }
 }
 
 /// The two processes.
@@ -107,6 +118,7 @@ impl Pair {
         let slots = [SlotIndex(0)].into();
         let mut how = PoolOptions::new(Role::Coordinator { slots }, "bench", &options.lock_dir);
         how.engine = options.engine;
+        how.polling = news.polling();
         how.doorbell = bell.as_ref().map(Bell::ring);
         let pool = Pool::open(&options.devices, how)?;
         pool.wait_ready(PATIENCE)?;
@@ -291,6 +303,7 @@ impl Member {
         let bell = (errand.news == News::Rung).then(Bell::new).transpose()?;
         let mut how = PoolOptions::new(Role::Member { slots }, "bench", &errand.lock_dir);
         how.engine = errand.engine;
+        how.polling = errand.news.polling();
         how.doorbell = bell.as_ref().map(Bell::ring);
         let pool = Pool::open(&errand.devices, how)?;
         if let (Some(bell), Some(to)) = (&bell, errand.doorbell) {
