@@ -59,6 +59,8 @@ pub struct Connection {
     told_finish_acknowledged: bool,
     ring_after_write: bool,
     ring: bool,
+    /// Frames below this were written before the peer was rung.
+    rung: Sequence,
     stats: ConnectionStats,
 }
 
@@ -90,9 +92,14 @@ const POLL_MAX: Duration = Duration::from_millis(50);
 const CREDIT_FRAMES_MAX: u64 = 4;
 /// Frames that are announced together at most.
 const ANNOUNCE_FRAMES_MAX: u64 = 2;
+/// The peer is rung for a frame as soon as it was written, if no more than so many are under way to it: it looks for
+/// the next frame where that has to be. Of more it is told by announcements, together.
+const RING_FRAMES_MAX: u64 = 4;
+/// Whoever was rung and found nothing looks again, with pauses up to this; then a heartbeat has to do.
+const ATTENTION_MAX: Duration = Duration::from_millis(8);
 /// How long a smaller credit may wait.
 const CREDIT_DELAY: Duration = Duration::from_millis(5);
-/// How long an announcement may wait while the peer has other frames to read.
+/// How long an announcement may wait: a frame tells of itself, and its announcement that one which isn't seen is damaged.
 const ANNOUNCE_DELAY: Duration = Duration::from_millis(1);
 /// How long the acknowledgement of a revision may wait.
 const ECHO_DELAY: Duration = Duration::from_millis(100);
@@ -153,6 +160,7 @@ impl Connection {
             told_finish_acknowledged: false,
             ring_after_write: false,
             ring: false,
+            rung: Sequence(0),
             stats: ConnectionStats::default(),
             config,
         })
@@ -294,7 +302,8 @@ impl Connection {
 
     /// The peer rang: there are news to read.
     pub fn handle_doorbell(&mut self, now: Tick) {
-        self.hasten(now);
+        // What it rang for may not be legible yet.
+        self.poll.hasten(now);
         self.poll.want();
         self.recv.probe();
     }
@@ -364,6 +373,7 @@ impl Connection {
             RecvProgress::Whole => {
                 // More may be there already, announced or not.
                 self.probe();
+                self.relax(now);
                 self.deliver(now);
                 if !self.recv.is_behind() {
                     self.hasten(now);
@@ -416,6 +426,9 @@ impl Connection {
         }
         if self.poll.is_wanted() && !self.control.is_reading() {
             self.poll.begun(now, self.poll_max());
+            if self.poll.interval() > ATTENTION_MAX {
+                self.relax(now);
+            }
             self.stats.control_reads += 1;
             return Some(self.control.read(&mut self.ids));
         }
@@ -513,8 +526,11 @@ impl Connection {
     /// Whether something was said in passing that now has to be written, or was said and not heard.
     fn has_to_say(&mut self, now: Tick) -> bool {
         let is_due = |at: Option<Tick>| at.is_some_and(|at| at <= now);
+        // A small credit nobody waits for, and for a frame that the peer was rung for it needn't be rung again.
+        self.ring_after_write |= self.control.is_changed();
         if is_due(self.lazy_due) {
             self.control.mark_changed();
+            self.ring_after_write |= self.send.announced() > self.rung;
         }
         let unheard = !self.control.is_heard() && now >= self.refresh_at();
         self.control.is_changed()
@@ -524,7 +540,6 @@ impl Connection {
     }
 
     fn write_control(&mut self, now: Tick) -> IoRequest {
-        self.ring_after_write |= self.control.is_changed();
         self.lazy_due = None;
         self.echo_due = None;
         let own = &mut self.control.own;
@@ -545,6 +560,7 @@ impl Connection {
         ) {
             return;
         }
+        self.relax(now);
         self.hasten(now);
         self.control.peer = block;
         if self.control.peer.revision > self.control.written_seen {
@@ -600,15 +616,20 @@ impl Connection {
         Some(())
     }
 
-    /// Frames were written: says so at once if the peer may have nothing to read, or FIN or much is to be told.
+    /// Frames were written: says so at once if FIN or much is to be told. Of little the peer learns by a ring, or by
+    /// looking for it.
     fn announce(&mut self, now: Tick) {
         let told = self.control.own.announced;
         let news = self.send.announced().0.saturating_sub(told.0);
         if news == 0 {
             return;
         }
+        if self.send.outstanding() <= RING_FRAMES_MAX && self.send.announced() > self.rung {
+            self.rung = self.send.announced();
+            self.ring = true;
+        }
         let much = (self.send.ring().frames() / 16).clamp(1, ANNOUNCE_FRAMES_MAX);
-        if news >= much || self.send.acknowledged() >= told || self.send.fin().is_some() {
+        if news >= much || self.send.fin().is_some() {
             self.control.mark_changed();
         } else {
             self.be_lazy(now + ANNOUNCE_DELAY);
@@ -704,6 +725,13 @@ impl Connection {
     fn hasten(&mut self, now: Tick) {
         if self.looks() {
             self.poll.hasten(now);
+        }
+    }
+
+    /// What it was rung for was found: whoever is rung rests.
+    fn relax(&mut self, now: Tick) {
+        if !self.looks() {
+            self.poll.relax(now, self.poll_max());
         }
     }
 

@@ -41,6 +41,17 @@ impl Poll {
         self.at = self.at.min(now + self.min);
     }
 
+    /// Nothing more is expected: the next poll comes after `rest`, and those after it as rarely.
+    pub(crate) fn relax(&mut self, now: Tick, rest: Duration) {
+        self.interval = rest;
+        self.at = now + rest;
+    }
+
+    /// The pause that follows the next poll.
+    pub(crate) fn interval(&self) -> Duration {
+        self.interval
+    }
+
     /// A poll is to be made as soon as one can be.
     pub(crate) fn want(&mut self) {
         self.wanted = true;

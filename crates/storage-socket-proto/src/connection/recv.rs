@@ -1,7 +1,7 @@
 //! The receiving half: reads of frames, their order, and what is done about frames that arrive damaged.
 //!
 //! Invariants: a frame is delivered once, whole, and in order; a frame is read ahead of its announcement by its first
-//! block alone, and finding nothing then means "not yet"; an announced frame that doesn't open is read again before it
+//! blocks alone, and finding nothing then means "not yet"; an announced frame that doesn't open is read again before it
 //! is asked for again, and asked for at most [`ATTEMPTS_MAX`] times.
 
 use super::Depths;
@@ -25,6 +25,10 @@ const REREADS_MAX: u32 = 3;
 const REREAD_DELAY: Duration = Duration::from_millis(1);
 /// The longest pause between two reads of a frame that is waited for.
 const REREAD_DELAY_MAX: Duration = Duration::from_millis(100);
+/// What is read ahead of an announcement at least: a message of a block and its header.
+const AHEAD_BLOCKS_MIN: BlockCount = BlockCount(2);
+/// What is read ahead at most: as much as the frame before had, if it was a small one.
+const AHEAD_BLOCKS_MAX: BlockCount = BlockCount(16);
 /// Failed reads of one frame before its device counts as lost.
 const READ_FAILURES_MAX: u32 = 3;
 /// The pause after a failed read.
@@ -50,6 +54,8 @@ pub(crate) struct RecvHalf {
     lent: BTreeSet<Sequence>,
     /// A read ahead of the announcement is due.
     probe: bool,
+    /// Its length.
+    ahead: BlockCount,
 }
 
 #[derive(Debug)]
@@ -113,6 +119,7 @@ pub(crate) struct BadAnnouncement;
 impl RecvHalf {
     pub(crate) fn new(ring: Ring, depths: Depths, timeouts: Timeouts) -> Self {
         Self {
+            ahead: AHEAD_BLOCKS_MIN.min(ring.frame_blocks()),
             ring,
             depths,
             timeouts,
@@ -281,7 +288,7 @@ impl RecvHalf {
         let blocks = if announced {
             self.length(sequence)
         } else {
-            BlockCount(1)
+            self.ahead
         };
         let slot = Slot {
             state: SlotState::Waiting { until: now },
@@ -324,6 +331,9 @@ impl RecvHalf {
                     payload_bytes: *payload_bytes,
                 };
                 slot.blocks = crate::seal::frame_blocks(*payload_bytes);
+                let is_small = slot.blocks <= AHEAD_BLOCKS_MAX;
+                let guess = if is_small { slot.blocks } else { BlockCount(0) };
+                self.ahead = guess.max(AHEAD_BLOCKS_MIN).min(most);
                 RecvProgress::Whole
             }
             FrameVerdict::Longer { blocks } if *blocks > slot.blocks && *blocks <= most => {

@@ -95,10 +95,6 @@ impl SendHalf {
         self.announced
     }
 
-    pub(crate) fn acknowledged(&self) -> Sequence {
-        self.acknowledged
-    }
-
     /// The sequence that is reserved next.
     pub(crate) fn next(&self) -> Sequence {
         Sequence(self.acknowledged.0 + self.frames.len() as u64)
