@@ -27,11 +27,15 @@ pub(crate) const CHUNKS_QUEUED_MAX: usize = 2;
 /// Chunks of bodies that go by network: short enough that small bodies don't wait long.
 const NETWORK_CHUNK_BYTES: usize = 128 * 1024;
 
+/// Chunks of bodies that go by storage: with its header, one fills a frame of the data pair. One byte more would take a
+/// second frame, and whole frames would all go to the same devices of a stripe.
+const STORAGE_CHUNK_BYTES: usize = (1 << 20) - 128 - CHUNK_HEADER_BYTES;
+
 /// The chunks that are sent on a route, in bytes.
 pub(crate) const fn chunk_bytes(route: Route) -> usize {
     match route {
         Route::Network => NETWORK_CHUNK_BYTES,
-        Route::Storage => codec::CHUNK_BYTES_MAX as usize,
+        Route::Storage => STORAGE_CHUNK_BYTES,
     }
 }
 

@@ -222,6 +222,8 @@ pub(crate) fn leave(pool: Pool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::framed::chunk_bytes;
+    use backlane_proto::codec::CHUNK_HEADER_BYTES;
     use uuid::Uuid;
     use zeroize::Zeroizing;
 
@@ -250,6 +252,13 @@ mod tests {
         assert!(holds(&key, Side::Server, &client, &server).is_empty());
         let other = Zeroizing::new([2; KEY_BYTES]);
         assert!(holds(&other, Side::Client, &client, &server).is_empty());
+    }
+
+    #[test]
+    fn a_chunk_fills_a_frame() {
+        let frame = data_options(&Zeroizing::new([1; KEY_BYTES])).payload_bytes_max();
+        let chunk = chunk_bytes(Route::Storage) + CHUNK_HEADER_BYTES;
+        assert_eq!(chunk, frame);
     }
 
     #[tokio::test]

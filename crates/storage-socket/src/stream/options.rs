@@ -1,7 +1,7 @@
 //! How a stream is protected, and how much of it may be under way.
 
 use direct_io::BufferPool;
-use storage_socket_proto::{Protection, UNIT_BYTES, UnitCount, UsageError};
+use storage_socket_proto::{FRAME_HEADER_BYTES, Protection, UNIT_BYTES, UnitCount, UsageError};
 
 /// Buffers beyond those that are needed, for transfers that hang while others go on.
 const SPARE_BUFFERS: usize = 4;
@@ -44,6 +44,12 @@ impl StreamOptions {
             depth: (UNDER_WAY_BYTES / frame_bytes.max(1)).clamp(4, 32),
             ..self
         }
+    }
+
+    /// The most that one frame carries, where the coordinator grants frames of this size.
+    #[must_use]
+    pub const fn payload_bytes_max(&self) -> usize {
+        self.frame_bytes.saturating_sub(FRAME_HEADER_BYTES)
     }
 
     /// The most memory that one end of a stream takes for frames, on a pool of so many devices: a buffer for each frame
