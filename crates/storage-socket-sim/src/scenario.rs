@@ -2,7 +2,7 @@
 
 use crate::{coverage::Fault, rng::Rng};
 use std::time::Duration;
-use storage_socket_proto::{Cipher, Doorbell, Timeouts};
+use storage_socket_proto::{Cipher, Doorbell, Polling, Timeouts};
 
 /// How often each kind of fault happens: millionths of an I/O or a ring; for what happens to devices, hosts and users,
 /// how many times in a run; for clocks, millionths by which they differ.
@@ -57,6 +57,8 @@ pub struct Scenario {
     pub cipher: Cipher,
     /// Whether doorbells ring.
     pub doorbell: Doorbell,
+    /// How streams look for news.
+    pub polling: Polling,
     /// Whether members' pages are tagged under keys of their own.
     pub keys: Keys,
     /// Whether hosts that are suspected are asked over the network.
@@ -181,6 +183,7 @@ impl Scenario {
             backlog: 16,
             cipher: Cipher::Aes256Gcm,
             doorbell: Doorbell::Absent,
+            polling: Polling::Adaptive,
             keys: Keys::Public,
             network: Network::Absent,
             damage: Damage::Stays,
@@ -253,7 +256,7 @@ impl Scenario {
             _ => 2000,
         };
         let slots = rng.between(2, 5);
-        Self {
+        let mut scenario = Self {
             devices: u16::try_from(rng.between(1, 5) / 2 + 1).unwrap_or(1).min(3),
             members: u32::try_from(rng.between(1, 2)).unwrap_or(1),
             streams: u32::try_from(rng.between(1, 2)).unwrap_or(1),
@@ -264,6 +267,7 @@ impl Scenario {
             backlog: if is_busy { 1 } else { 16 },
             cipher,
             doorbell,
+            polling: Polling::Adaptive,
             keys,
             network,
             damage,
@@ -271,6 +275,10 @@ impl Scenario {
             rates,
             faults_end: Duration::from_millis(rng.between(100, 1200)),
             patience: Duration::from_secs(30),
+        };
+        if rng.chance(100_000) {
+            scenario.polling = Polling::Hot;
         }
+        scenario
     }
 }

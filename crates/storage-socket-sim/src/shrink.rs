@@ -9,7 +9,7 @@ use crate::{
     world::World,
 };
 use std::{fmt::Write as _, time::Duration};
-use storage_socket_proto::{Cipher, Doorbell};
+use storage_socket_proto::{Cipher, Doorbell, Polling};
 
 /// A run that failed, made as small as could be.
 #[derive(Clone, Debug)]
@@ -71,6 +71,7 @@ fn round(best: &mut Shrunken) -> bool {
         &|scenario| scenario.keys = Keys::Public,
         &|scenario| scenario.doorbell = Doorbell::Absent,
         &|scenario| {
+            scenario.polling = Polling::Adaptive;
             scenario.network = Network::Absent;
             scenario.damage = Damage::Stays;
             scenario.backlog = 16;

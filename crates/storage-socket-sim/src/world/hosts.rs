@@ -634,6 +634,7 @@ impl World {
         let now = host.clock.local(self.now);
         let mut endpoint = Endpoint::new(now, grant, sends, config)?;
         endpoint.connection.set_fenced(now, host.fence);
+        endpoint.connection.set_polling(now, self.scenario.polling);
         if host
             .connections
             .insert(grant.connection, endpoint)
