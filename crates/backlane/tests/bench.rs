@@ -1,0 +1,72 @@
+//! `backlane bench socket` with its two processes and its yardsticks, for moments: that it prints, not what.
+
+#![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
+
+use serde_json::Value;
+use std::{path::Path, process::Command};
+
+fn bench(devices: &[&Path], arguments: &[&str]) -> Value {
+    let output = Command::new(env!("CARGO_BIN_EXE_backlane"))
+        .args([
+            "--json", "bench", "socket", "--size", "256M", "--rounds", "1",
+        ])
+        .args(["--slice", "20ms"])
+        .args(arguments)
+        .args(devices)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Where direct I/O works, unlike in a tmpfs.
+fn directory() -> tempfile::TempDir {
+    let root = std::env::var_os("BACKLANE_E2E_DIR").unwrap_or_else(|| "/var/tmp".into());
+    tempfile::tempdir_in(root).unwrap()
+}
+
+#[test]
+fn bench_prints_every_part_with_its_yardsticks_and_draws_it() {
+    let directory = directory();
+    let devices = [directory.path().join("one"), directory.path().join("two")];
+    let plots = directory.path().join("plots");
+    let document = bench(
+        &[&devices[0], &devices[1]],
+        &["--plot", plots.to_str().unwrap()],
+    );
+    assert_eq!(document["schema"], 1);
+    let figures = document["figures"].as_array().unwrap();
+    for part in ["throughput", "cpu", "latency", "memory", "stripe", "frames"] {
+        let of_part = || figures.iter().filter(|figure| figure["part"] == part);
+        assert!(of_part().count() > 0, "{part}");
+        assert!(
+            of_part().all(|figure| figure["value"].as_f64() > Some(0.0)),
+            "{part}"
+        );
+    }
+    let compared = figures
+        .iter()
+        .filter(|figure| figure["yardstick"].is_object());
+    for figure in compared {
+        assert!(figure["ratio"]["median"].as_f64() > Some(0.0), "{figure}");
+    }
+    for name in ["throughput.svg", "latency.svg"] {
+        let drawn = std::fs::read_to_string(plots.join(name)).unwrap();
+        assert!(drawn.contains("</svg>"), "{name}");
+    }
+    let kept: Value =
+        serde_json::from_slice(&std::fs::read(plots.join("bench.json")).unwrap()).unwrap();
+    assert_eq!(kept["figures"], document["figures"]);
+    // Files that were made for it are gone.
+    assert!(devices.iter().all(|device| !device.exists()));
+}
+
+#[test]
+fn bench_of_one_device_says_that_striping_takes_two() {
+    let directory = directory();
+    let device = directory.path().join("one");
+    let document = bench(&[&device], &["--only", "stripe"]);
+    assert_eq!(document["figures"].as_array().unwrap().len(), 0);
+    let notes = document["notes"].to_string();
+    assert!(notes.contains("two devices"), "{notes}");
+}
