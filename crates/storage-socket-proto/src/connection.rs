@@ -5,6 +5,7 @@
 //! Frame bytes stay with the driver: it seals and opens them, the machine says when and where they go.
 
 mod control;
+mod look;
 mod recv;
 mod send;
 mod types;
@@ -714,49 +715,6 @@ impl Connection {
     fn limit(&mut self, now: Tick) {
         let at = now + self.config.timeouts.linger;
         self.deadline = Some(self.deadline.map_or(at, |due| due.min(at)));
-    }
-
-    /// Whether this side looks for news itself.
-    fn looks(&self) -> bool {
-        self.config.doorbell == Doorbell::Absent || self.polling == Polling::Hot
-    }
-
-    /// More may come soon: whoever isn't rung for it looks more often.
-    fn hasten(&mut self, now: Tick) {
-        if self.looks() {
-            self.poll.hasten(now);
-        }
-    }
-
-    /// What it was rung for was found: whoever is rung rests.
-    fn relax(&mut self, now: Tick) {
-        if !self.looks() {
-            self.poll.relax(now, self.poll_max());
-        }
-    }
-
-    /// More may be there already: whoever isn't rung for it looks.
-    fn probe(&mut self) {
-        if self.looks() {
-            self.recv.probe();
-        }
-    }
-
-    fn poll_max(&self) -> Duration {
-        let heartbeat = self.config.timeouts.heartbeat;
-        if self.polling == Polling::Hot {
-            // What is waited for is the next frame, which tells of itself, or room for one.
-            return if self.send.is_full() {
-                Duration::ZERO
-            } else {
-                POLL_MIN
-            };
-        }
-        match self.config.doorbell {
-            // What a lost ring costs.
-            Doorbell::Present => heartbeat,
-            Doorbell::Absent => POLL_MAX.min(heartbeat),
-        }
     }
 
     /// When a block that the peer hasn't heard is written again.
