@@ -65,6 +65,8 @@ pub(crate) struct Endpoint {
     before: ConnectionStats,
     /// Set when the machine is drained.
     pub(crate) ended: Option<Ended>,
+    /// It was told that its peer is gone: it writes no more, whatever it has under way.
+    pub(crate) is_gone: bool,
     /// When it wants to be called.
     pub(crate) due: Option<Tick>,
     /// I/Os under way.
@@ -156,6 +158,7 @@ impl Endpoint {
             failed: BTreeSet::new(),
             before: ConnectionStats::default(),
             ended: None,
+            is_gone: false,
             due: None,
             under_way: 0,
             progress: now,
@@ -297,6 +300,12 @@ impl Endpoint {
         let due = self.connection.poll_timeout();
         self.due = due.into_iter().chain(release).min();
         Ok(())
+    }
+
+    /// The peer has let go of the connection.
+    pub(crate) fn handle_peer_gone(&mut self, now: Tick, reason: Option<ResetReason>) {
+        self.is_gone |= reason.is_some();
+        self.connection.handle_peer_gone(now, reason);
     }
 
     /// Does what is due: in the machine, and in a reader that takes its time.

@@ -186,13 +186,6 @@ const MUTANTS: &[Mutant] = &[
             "let unheard = !self.control.is_heard() && now < Tick::default();",
         )],
     ),
-    mutant(
-        "a predecessor's first pages taken for a clone's",
-        &[(
-            "self.areas.is_cloned(at, stamp, copy) || self.areas.is_succeeded_by(stamp)",
-            "self.areas.is_cloned(at, stamp, copy) || self.areas.is_overtaken_by(stamp)",
-        )],
-    ),
     // Two coordinators have to grant one request, and a frame of the first to lie where the second's is due.
     Mutant {
         name: "generation of a frame not checked",

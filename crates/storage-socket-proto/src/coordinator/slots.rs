@@ -199,7 +199,8 @@ impl Slot {
                     matches!(answer, Some(Answer::Refused { .. } | Answer::Closed { .. }));
                 let is_asked =
                     matches!(entry, MemberEntry::Request(_) | MemberEntry::Closed { .. });
-                is_said || is_asked
+                let is_dropped = answer.is_none() && matches!(entry, MemberEntry::Open { .. });
+                is_said || is_asked || is_dropped
             })
     }
 
@@ -225,8 +226,9 @@ impl Slot {
         }
         let is_unheard = |(answer, entry): (&AnswerEntry, &MemberEntry)| {
             let Some(answer) = answer else {
-                // A closed entry is free only once answers newer than it are silent of it.
-                return matches!(entry, MemberEntry::Closed { .. });
+                // A closed entry is free only once answers newer than it are silent of it; one that is open learns from
+                // them that it was let go of.
+                return matches!(entry, MemberEntry::Closed { .. } | MemberEntry::Open { .. });
             };
             match entry {
                 MemberEntry::Request(request) => request.connection == answer.connection(),

@@ -429,11 +429,17 @@ impl Member {
                     reason: RefusalReason::ShuttingDown,
                 }
             }
-            (MemberEntry::Open { .. }, Some(Answer::Closed { reason, .. })) => {
+            (MemberEntry::Open { .. }, None | Some(Answer::Closed { .. })) => {
+                // Of what was granted here the answers speak until it is closed. If they don't, the coordinator has let go
+                // of it, for it read another incarnation's page in this slot.
+                let reason = match answer {
+                    Some(Answer::Closed { reason, .. }) => *reason,
+                    _ if entry.is_foreign(epoch) => return false,
+                    _ => Some(ResetReason::PeerClosed),
+                };
                 let Some(connection) = entry.take_untold() else {
                     return false;
                 };
-                let reason = *reason;
                 self.events
                     .push_back(MemberEvent::Closed { connection, reason });
                 return false;

@@ -76,7 +76,8 @@ impl World {
             if host.paused.is_some() || host.fence == Fence::Closed || host.is_stopping {
                 continue;
             }
-            for endpoint in host.connections.values() {
+            let used = host.connections.values();
+            for endpoint in used.filter(|endpoint| !endpoint.is_gone) {
                 let other = endpoint.connection.grant();
                 let is_same = other.connection == grant.connection && other.epoch == grant.epoch;
                 let shares = !other.group.devices.and(grant.group.devices).is_empty();
@@ -131,6 +132,22 @@ impl World {
             }
             None => Ok(()),
         }
+    }
+
+    /// Who was told that its peer is gone writes no more: its units may be another's by now.
+    pub(super) fn check_gone(&self, index: HostIndex, owner: Owner) -> Result<(), Broken> {
+        let Owner::Connection(id) = owner else {
+            return Ok(());
+        };
+        let endpoint = self
+            .hosts
+            .get(&index)
+            .and_then(|host| host.connections.get(&id));
+        if endpoint.is_some_and(|endpoint| endpoint.is_gone) {
+            let what = format!("host {index} writes for {id}, which it was told is gone");
+            return Err(Promise::Grants.broken(what));
+        }
+        Ok(())
     }
 
     /// No more I/O is under way than the design allows.

@@ -106,7 +106,7 @@ impl World {
             MemberEvent::Closed { connection, reason } => {
                 hit.transition(Transition::MemberTold);
                 if let Some(endpoint) = host.touch(connection) {
-                    endpoint.connection.handle_peer_gone(now, reason);
+                    endpoint.handle_peer_gone(now, reason);
                 } else if let Machine::Member(member) = &mut host.machine {
                     member.close(now, connection, Some(ResetReason::PeerClosed));
                 }
@@ -251,7 +251,7 @@ impl World {
             CoordinatorEvent::Closed { connection, reason } => {
                 hit.transition(Transition::CoordinatorTold);
                 if let Some(endpoint) = host.touch(connection) {
-                    endpoint.connection.handle_peer_gone(now, reason);
+                    endpoint.handle_peer_gone(now, reason);
                 }
             }
             CoordinatorEvent::Fenced => {

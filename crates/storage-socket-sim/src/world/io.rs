@@ -131,7 +131,10 @@ impl World {
         };
         self.check_depth(index, owner, count)?;
         let answered = match bytes {
-            Some(bytes) => self.send_write(&answer, deadline, &bytes),
+            Some(bytes) => {
+                self.check_gone(index, owner)?;
+                self.send_write(&answer, deadline, &bytes)
+            }
             None => self.send_read(&mut answer),
         };
         let (after, result) = answered

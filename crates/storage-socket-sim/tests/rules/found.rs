@@ -1,11 +1,11 @@
 //! What the simulator found: each is the smallest case of a seed that failed.
 
-use crate::bench::{Bench, Fate, Machine, PORT, SLOT, always, millis};
+use crate::bench::{Bench, Fate, Machine, PORT, SLOT, always, millis, options};
 use std::time::Duration;
 use storage_socket_proto::{
     Challenge, Cipher, Claim, ConnectOptions, ConnectionId, CoordinatorEvent, Counter, DeviceIndex,
-    DeviceMask, Epoch, Incarnation, IoOp, IoRequest, MemberEvent, Stamp, StopReason, TagKey,
-    Timeouts, UnitCount,
+    DeviceMask, Epoch, Incarnation, IoOp, IoRequest, MemberEvent, ResetReason, Stamp, StopReason,
+    TagKey, Timeouts, UnitCount,
     block::{AnswerPage, Place},
 };
 
@@ -166,4 +166,34 @@ fn a_member_that_is_not_heard_is_told_so_until_it_knows() {
     let is_stop =
         |event: &MemberEvent| matches!(event, MemberEvent::Stopped(StopReason::ClonedHost { .. }));
     assert!(said.iter().any(is_stop), "{said:?}");
+}
+
+/// Seed 1007605: a coordinator that had read another incarnation's page in a slot let go of what the first had open, and
+/// said nothing of it when the first was back: its stream hung in silence.
+#[test]
+fn a_stream_that_its_coordinator_let_go_of_for_another_incarnation_is_closed() {
+    let mut bench = Bench::new(1);
+    let mut coordinator = bench.coordinator(1, Claim::SameHost);
+    let mut member = bench.member(10);
+    let lba = bench.geometry.member_page(SLOT).0;
+    let mut machines: [&mut dyn Machine; 2] = [&mut coordinator, &mut member];
+    bench.run(3 * SECOND, &mut machines, &mut always);
+    member.connect(bench.now, options(9)).unwrap();
+    let mut machines: [&mut dyn Machine; 2] = [&mut coordinator, &mut member];
+    bench.run(SECOND, &mut machines, &mut always);
+    // Another process wrote into the slot, which was as blank when it began; the coordinator alone reads that.
+    let mut elsewhere = Bench::new(1);
+    let mut other = elsewhere.member(20);
+    elsewhere.run(40 * SECOND, &mut [&mut other], &mut always);
+    let own = bench.devices[0].bytes(lba, 2);
+    bench.devices[0].put(lba, &elsewhere.devices[0].bytes(lba, 2));
+    bench.run(millis(300), &mut [&mut coordinator], &mut always);
+    bench.devices[0].put(lba, &own);
+    let mut machines: [&mut dyn Machine; 2] = [&mut coordinator, &mut member];
+    bench.run(5 * SECOND, &mut machines, &mut always);
+    let said: Vec<MemberEvent> = std::iter::from_fn(|| member.poll_event()).collect();
+    let connection = options(9).connection;
+    let reason = Some(ResetReason::PeerClosed);
+    let closed = MemberEvent::Closed { connection, reason };
+    assert!(said.contains(&closed), "{said:?}");
 }
