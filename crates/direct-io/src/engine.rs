@@ -46,6 +46,19 @@ pub struct EngineOptions {
     pub depth: u32,
     /// Threads for each device, where threads serve.
     pub threads_per_device: usize,
+    /// Which threads use the engine.
+    pub users: EngineUsers,
+}
+
+/// Which threads use an engine. It takes one at a time in either case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EngineUsers {
+    /// One for ever: the kernel may leave what has come until that thread asks for it.
+    #[default]
+    One,
+    /// One after another: what has come is there for the next, whatever the one that began it does meanwhile. A thread
+    /// that ends waits in the kernel for what it began.
+    Several,
 }
 
 impl Default for EngineOptions {
@@ -54,6 +67,7 @@ impl Default for EngineOptions {
             choice: EngineChoice::Auto,
             depth: 256,
             threads_per_device: 4,
+            users: EngineUsers::One,
         }
     }
 }
@@ -84,7 +98,7 @@ pub struct Completion {
     pub result: Result<(), Error>,
 }
 
-/// Keeps transfers to a list of devices in flight. Belongs to one thread; [`Waker`]s reach it from others.
+/// Keeps transfers to a list of devices in flight. Used by one thread at a time; [`Waker`]s reach it from others.
 pub struct Engine {
     body: Body,
     refusal: Option<std::io::Error>,
@@ -110,7 +124,7 @@ impl Engine {
         let (body, refusal) = match options.choice {
             EngineChoice::ThreadPool => (None, None),
             EngineChoice::IoUring | EngineChoice::Auto => {
-                match Ring::new(devices.clone(), options.depth, waker.clone()) {
+                match Ring::new(devices.clone(), &options, waker.clone()) {
                     Ok(ring) => (Some(Body::Ring(Box::new(ring))), None),
                     Err(source) if options.choice == EngineChoice::IoUring => {
                         return Err(Error::RingRefused { source });

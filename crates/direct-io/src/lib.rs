@@ -21,7 +21,9 @@ mod waker;
 pub use buffer::{AlignedBuf, BufferPool};
 pub use clock::boottime;
 pub use device::{Access, Device, DeviceOptions};
-pub use engine::{Completion, Engine, EngineChoice, EngineKind, EngineOptions, Request};
+pub use engine::{
+    Completion, Engine, EngineChoice, EngineKind, EngineOptions, EngineUsers, Request,
+};
 pub use error::{Error, Loss, Operation};
 pub use waker::Waker;
 

@@ -12,7 +12,7 @@
 use crate::{
     Completion, Device, Operation, Request, Waker,
     buffer::Region,
-    engine::{DROP_WAIT, check},
+    engine::{DROP_WAIT, EngineOptions, EngineUsers, check},
     error::Error,
 };
 use io_uring::{
@@ -79,9 +79,14 @@ struct Entry {
 }
 
 impl Ring {
-    pub(crate) fn new(devices: Vec<Arc<Device>>, depth: u32, waker: Waker) -> io::Result<Self> {
+    pub(crate) fn new(
+        devices: Vec<Arc<Device>>,
+        options: &EngineOptions,
+        waker: Waker,
+    ) -> io::Result<Self> {
         let least = u32::try_from(devices.len()).map_or(DEPTH_MAX, |count| count.max(DEPTH_MIN));
-        let (ring, depth) = set_up(depth.clamp(least, DEPTH_MAX.max(least)), least)?;
+        let depth = options.depth.clamp(least, DEPTH_MAX.max(least));
+        let (ring, depth) = set_up(depth, least, options.users)?;
         if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
             return Err(io::Error::new(
                 io::ErrorKind::Unsupported,
@@ -432,11 +437,14 @@ impl Registered {
 
 /// Sets a ring up. Its own memory counts against the memory-lock limit as well, so that a low limit makes it shallow
 /// before it makes it impossible.
-fn set_up(mut depth: u32, least: u32) -> io::Result<(IoUring, u32)> {
+fn set_up(mut depth: u32, least: u32, users: EngineUsers) -> io::Result<(IoUring, u32)> {
+    let mut builder = IoUring::builder();
+    builder.setup_submit_all();
+    if users == EngineUsers::One {
+        builder.setup_coop_taskrun();
+    }
     loop {
-        let ring = IoUring::builder()
-            .setup_coop_taskrun()
-            .setup_submit_all()
+        let ring = builder
             .build(depth)
             .or_else(|_older_kernel| IoUring::new(depth));
         match ring {

@@ -11,11 +11,12 @@ mod returns;
 #[cfg(test)]
 pub(crate) mod tests;
 mod watch;
+pub(crate) mod wheel;
 
 use crate::{
     Error, StreamOptions,
     error::StopReason,
-    flow::{End, OwnedFlow},
+    flow::{End, Flow, OwnedFlow},
     inbox::Inbox,
     listener::Backlog,
     pool::{HearSuspicion, Identity, RingDoorbell, Role},
@@ -37,6 +38,7 @@ use storage_socket_proto::{
     Polling, Port, ResetReason, SlotIndex, TagKey, Tick, Timeouts, UnitCount,
 };
 use watch::Watches;
+use wheel::Turn;
 
 /// How soon a partly filled frame is looked at again whose writer was busy.
 const TAIL_RETRY: Duration = Duration::from_micros(200);
@@ -79,6 +81,8 @@ pub(crate) struct Driver {
     watches: Watches,
     returns: Returns,
     polling: Polling,
+    /// A user drives, and the thread stands by.
+    is_lent: bool,
     ring: Option<RingDoorbell>,
     suspicion: Option<HearSuspicion>,
     doorbells: HashMap<SlotIndex, Doorbell>,
@@ -165,6 +169,7 @@ impl Driver {
             watches: Watches::default(),
             returns: Returns::new(timeouts),
             polling: parts.polling,
+            is_lent: false,
             ring: parts.doorbell,
             suspicion: parts.suspicion,
             doorbells: HashMap::new(),
@@ -176,32 +181,83 @@ impl Driver {
     }
 
     /// The thread's life.
-    pub(crate) fn run(mut self) {
-        self.why = loop {
-            let (commands, touched) = self.inbox.take();
-            let now = tick();
-            self.hot.extend(touched);
-            for command in commands {
-                self.command(now, command);
+    pub(crate) fn run(self) {
+        let mut driver = Box::new(self);
+        let inbox = driver.inbox.clone();
+        while driver.turn(None) == Turn::Goes {
+            let Some(reader) = driver.sole_reader() else {
+                continue;
+            };
+            match inbox
+                .wheel
+                .lend(driver, || reader.tell_reader(), || inbox.wake_up())
+            {
+                Some(back) => driver = back,
+                None => return,
             }
-            self.run_timers(now);
-            self.pump(now);
-            if let Some(why) = self.over(now) {
-                break Some(why);
+        }
+    }
+
+    /// One turn: takes what users left, lets timers run, pumps what has news, waits for as long as nothing has to be
+    /// done, but no longer than `most`, and takes what has come.
+    fn turn(&mut self, most: Option<Duration>) -> Turn {
+        if self.why.is_none() {
+            self.why = self
+                .try_turn(most)
+                .unwrap_or_else(|error| Some(StopReason::Driver(error.to_string())));
+        }
+        match self.why {
+            None => Turn::Goes,
+            Some(_) => Turn::Over,
+        }
+    }
+
+    /// Returns why the driver has ended, if it has.
+    fn try_turn(&mut self, most: Option<Duration>) -> Result<Option<StopReason>, direct_io::Error> {
+        let (commands, touched) = self.inbox.take();
+        let now = tick();
+        self.hot.extend(touched);
+        for command in commands {
+            self.command(now, command);
+        }
+        self.run_timers(now);
+        self.pump(now);
+        if let Some(why) = self.over(now) {
+            return Ok(Some(why));
+        }
+        let mut timeout = self.timeout(now).into_iter().chain(most).min();
+        if self.is_lent
+            && self.io.in_flight() > 0
+            && let Some(wait) = timeout.take_if(|wait| *wait > Duration::ZERO)
+        {
+            self.inbox.wheel.wake_at(now + wait);
+        }
+        let finished = self.io.wait(timeout)?;
+        let now = tick();
+        self.read_on(now, &finished)?;
+        for transfer in finished {
+            self.complete(now, transfer);
+        }
+        Ok(None)
+    }
+
+    /// Tells users what has come, and begins nothing.
+    fn tell(&mut self) {
+        let now = tick();
+        for id in &self.hot {
+            if let Some(conn) = self.conns.get_mut(id) {
+                conn.tell(now, &self.io);
             }
-            match self.io.wait(self.timeout(now)) {
-                Ok(finished) => {
-                    let now = tick();
-                    if let Err(error) = self.read_on(now, &finished) {
-                        break Some(StopReason::Driver(error.to_string()));
-                    }
-                    for transfer in finished {
-                        self.complete(now, transfer);
-                    }
-                }
-                Err(error) => break Some(StopReason::Driver(error.to_string())),
-            }
-        };
+        }
+    }
+
+    /// The stream whose reader is the only user that waits: he may as well drive.
+    fn sole_reader(&self) -> Option<Arc<Flow>> {
+        if self.polling != Polling::Hot || self.stop.is_some() || self.inbox.waiting() != 1 {
+            return None;
+        }
+        let mut readers = self.conns.values().filter(|conn| conn.flow.is_read());
+        readers.next().map(|conn| conn.flow.clone())
     }
 
     /// Frames have come: the next reads start before these are opened, which takes as long as a read.

@@ -5,7 +5,7 @@
 //! Sequences are given out here: one frame after another, below the limit that the
 //! driver sets from the room in the ring.
 
-use crate::{Error, error::StopReason, inbox::Inbox, promise::locked};
+use crate::{Error, driver::wheel::AtWheel, error::StopReason, inbox::Inbox, promise::locked};
 use direct_io::{AlignedBuf, BufferPool};
 use std::{
     collections::VecDeque,
@@ -54,8 +54,10 @@ pub(crate) struct Flow {
     pub(crate) polling: Polling,
     /// The driver polls without a pause at present.
     is_hot: AtomicBool,
-    /// Threads that wait, to read or to write.
-    waiting: AtomicUsize,
+    /// Threads that wait to read.
+    reading: AtomicUsize,
+    /// Threads that wait for room.
+    writing: AtomicUsize,
 }
 
 /// Where a stream's frames are.
@@ -138,6 +140,8 @@ pub(crate) struct Receive {
     discard: bool,
     pub(crate) end: Option<End>,
     pub(crate) waker: Option<Waker>,
+    /// Threads that sleep until something changes.
+    pub(crate) sleepers: usize,
     pub(crate) machine: ConnectionStats,
 }
 
@@ -191,7 +195,8 @@ impl Flow {
             is_touched: AtomicBool::new(false),
             polling,
             is_hot: AtomicBool::new(false),
-            waiting: AtomicUsize::new(0),
+            reading: AtomicUsize::new(0),
+            writing: AtomicUsize::new(0),
         }
     }
 
@@ -225,11 +230,34 @@ impl Flow {
         self.is_touched.store(false, Ordering::SeqCst);
     }
 
-    /// A thread is about to wait: it does for as long as it keeps what this returns.
-    pub(crate) fn wait(&self) -> Waits<'_> {
-        self.waiting.fetch_add(1, Ordering::SeqCst);
-        self.urge();
-        Waits(self)
+    /// A thread is about to wait to read: it does for as long as it keeps what this returns.
+    pub(crate) fn waits_to_read(&self) -> Waits<'_> {
+        Waits::begin(self, &self.reading)
+    }
+
+    /// A thread is about to wait for room.
+    pub(crate) fn waits_to_write(&self) -> Waits<'_> {
+        Waits::begin(self, &self.writing)
+    }
+
+    /// The driver, if it is lent to whoever waits and nobody has it.
+    pub(crate) fn wheel(&self) -> Option<AtWheel<'_>> {
+        let at_wheel = self.inbox.wheel.take();
+        if let Some(at_wheel) = &at_wheel {
+            at_wheel.hush();
+        }
+        at_wheel
+    }
+
+    /// For the driver: whether a thread waits to read.
+    pub(crate) fn is_read(&self) -> bool {
+        self.reading.load(Ordering::SeqCst) > 0
+    }
+
+    /// For the driver: the thread that waits to read is to look around.
+    pub(crate) fn tell_reader(&self) {
+        drop(locked(&self.receive));
+        self.receive_changed.notify_all();
     }
 
     /// Somebody waits: a driver that polls without a pause while that is so has to know.
@@ -241,7 +269,8 @@ impl Flow {
 
     /// For the driver: whether anybody waits.
     pub(crate) fn is_awaited(&self) -> bool {
-        self.waiting.load(Ordering::SeqCst) > 0
+        self.is_read()
+            || self.writing.load(Ordering::SeqCst) > 0
             || locked(&self.receive).waker.is_some()
             || locked(&self.send).waker.is_some()
     }
@@ -499,7 +528,9 @@ impl Flow {
     /// The reader is done with a frame, whose buffer is back in its pool: one more may be read.
     pub(crate) fn give_back(&self, sequence: Sequence) {
         locked(&self.receive).released.push(sequence);
-        self.touch();
+        if !self.is_touched.swap(true, Ordering::SeqCst) {
+            self.inbox.touch_some_time(self.addr.connection);
+        }
     }
 
     fn next_frame(&self) -> Result<Next, Error> {
@@ -549,7 +580,10 @@ impl Flow {
             send.changes += 1;
             send.waker.take()
         };
-        self.send_changed.notify_all();
+        // Whoever begins to wait says so before he looks.
+        if self.writing.load(Ordering::SeqCst) > 0 {
+            self.send_changed.notify_all();
+        }
         if let Some(waker) = waker {
             waker.wake();
         }
@@ -566,7 +600,9 @@ impl Flow {
     fn edit_receive(&self, change: impl FnOnce(&mut Receive)) -> Option<Waker> {
         let mut receive = locked(&self.receive);
         change(&mut receive);
-        self.receive_changed.notify_all();
+        if receive.sleepers > 0 {
+            self.receive_changed.notify_all();
+        }
         receive.waker.take()
     }
 
@@ -626,11 +662,25 @@ impl Drop for OwnedFlow {
 }
 
 /// A thread that waits.
-pub(crate) struct Waits<'a>(&'a Flow);
+pub(crate) struct Waits<'a> {
+    inbox: &'a Inbox,
+    count: &'a AtomicUsize,
+}
+
+impl<'a> Waits<'a> {
+    fn begin(flow: &'a Flow, count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        flow.inbox.begin_wait();
+        flow.urge();
+        let inbox = &flow.inbox;
+        Self { inbox, count }
+    }
+}
 
 impl Drop for Waits<'_> {
     fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::SeqCst);
+        self.count.fetch_sub(1, Ordering::SeqCst);
+        self.inbox.end_wait();
     }
 }
 

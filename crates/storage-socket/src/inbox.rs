@@ -4,6 +4,7 @@
 
 use crate::{
     Error,
+    driver::wheel::Wheel,
     error::StopReason,
     flow::OwnedFlow,
     listener::{Backlog, Bound},
@@ -15,7 +16,7 @@ use std::{
     collections::{BTreeSet, VecDeque},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -159,6 +160,9 @@ pub(crate) struct Inbox {
     content: Mutex<Content>,
     is_woken: AtomicBool,
     waker: Waker,
+    pub(crate) wheel: Wheel,
+    /// Threads of users that wait for something.
+    waiting: AtomicUsize,
 }
 
 impl std::fmt::Debug for Inbox {
@@ -183,6 +187,8 @@ impl Inbox {
             content: Mutex::default(),
             is_woken: AtomicBool::new(false),
             waker,
+            wheel: Wheel::default(),
+            waiting: AtomicUsize::new(0),
         }
     }
 
@@ -209,6 +215,39 @@ impl Inbox {
             std::mem::take(&mut content.commands),
             std::mem::take(&mut content.touched),
         )
+    }
+
+    /// A thread begins to wait for something.
+    pub(crate) fn begin_wait(&self) {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        self.wheel.recall();
+    }
+
+    /// It waits no more.
+    pub(crate) fn end_wait(&self) {
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::SeqCst)
+    }
+
+    /// Ends the wait of whoever drives.
+    pub(crate) fn wake_up(&self) {
+        self.waker.wake();
+    }
+
+    /// Whoever drives looks soon without being woken.
+    pub(crate) fn hush(&self) {
+        self.is_woken.store(true, Ordering::SeqCst);
+    }
+
+    /// Tells the driver to look at a stream: now, or after the short time for which it may stand still.
+    pub(crate) fn touch_some_time(&self, connection: ConnectionId) {
+        locked(&self.content).touched.push(connection);
+        if !self.wheel.is_free() {
+            self.wake();
+        }
     }
 
     /// Takes nothing more, and drops what is there.
@@ -238,5 +277,6 @@ impl Inbox {
         if !self.is_woken.swap(true, Ordering::SeqCst) {
             self.waker.wake();
         }
+        self.wheel.recall();
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     lock::{Lock, Purpose, lock_path, try_lock},
     promise::{Promise, locked, promise},
 };
-use direct_io::{Access, Engine, EngineChoice, EngineKind, EngineOptions};
+use direct_io::{Access, Engine, EngineChoice, EngineKind, EngineOptions, EngineUsers};
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
@@ -63,7 +63,8 @@ pub struct PoolOptions {
     pub lock_dir: PathBuf,
     /// Which engine does the I/O.
     pub engine: EngineChoice,
-    /// How streams look for news.
+    /// How streams look for news. Under [`Polling::Hot`] a thread that waits to read drives the pool meanwhile, where it
+    /// is the only one that waits; should a device hang then, that thread may take until the device answers to end.
     pub polling: Polling,
     /// Rings peers, if there is a way. Used for a slot once [`Pool::set_doorbell`] says so, or its peer has rung.
     pub doorbell: Option<RingDoorbell>,
@@ -136,6 +137,11 @@ impl Pool {
             opened.devices.clone(),
             EngineOptions {
                 choice: options.engine,
+                users: match options.polling {
+                    Polling::Adaptive => EngineUsers::One,
+                    // Whoever waits drives.
+                    Polling::Hot => EngineUsers::Several,
+                },
                 depth: engine_depth(opened.devices.len()),
                 ..Default::default()
             },

@@ -15,6 +15,7 @@ pub(crate) use options::send_buffers;
 
 use crate::{
     Error, Pool,
+    driver::wheel::{AtWheel, Turn},
     flow::{Flow, OwnedFlow, StreamAddr},
     inbox::Command,
     pool::PoolHandle,
@@ -158,6 +159,7 @@ impl Stream {
     pub fn wait_finished(&self, patience: Duration) -> io::Result<()> {
         let flow = &self.handle.flow;
         let deadline = Instant::now() + patience;
+        let _waits = flow.waits_to_write();
         let mut send = locked(&flow.send);
         loop {
             if send.finish_acknowledged {
@@ -223,14 +225,27 @@ impl Stream {
         let timeout = locked(&self.handle.timeouts).read;
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
         loop {
+            let mut wheel = flow.wheel();
             if let Some(found) = attempt(flow)? {
                 return Ok(found);
             }
             flow.counters.reads_blocked.fetch_add(1, Ordering::Relaxed);
-            let _waits = flow.wait();
-            let receive = locked(&flow.receive);
+            let _waits = flow.waits_to_read();
+            if let Some(wheel) = &mut wheel {
+                drive(flow, wheel, deadline)?;
+                continue;
+            }
+            let mut receive = locked(&flow.receive);
             if receive.is_idle() {
-                let _woken = sleep(&flow.receive_changed, receive, deadline, "reading")?;
+                receive.sleepers += 1;
+                let woken = sleep(&flow.receive_changed, receive, deadline, "reading");
+                match woken {
+                    Ok(mut receive) => receive.sleepers -= 1,
+                    Err(error) => {
+                        locked(&flow.receive).sleepers -= 1;
+                        return Err(error);
+                    }
+                }
             }
         }
     }
@@ -241,17 +256,36 @@ impl Stream {
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
         loop {
             // Taken before the attempt: room that is made after it changes the count, and the wait is skipped.
+            let mut wheel = flow.wheel();
             let before = locked(&flow.send).changes;
             let count = flow.try_write(data)?;
+            if let Some(wheel) = &mut wheel {
+                wheel.turn(Some(Duration::ZERO));
+            }
+            drop(wheel);
             if count > 0 || data.is_empty() {
                 return Ok(count);
             }
             flow.counters.writes_blocked.fetch_add(1, Ordering::Relaxed);
-            let _waits = flow.wait();
+            let _waits = flow.waits_to_write();
             let send = locked(&flow.send);
             if send.changes == before {
                 let _woken = sleep(&flow.send_changed, send, deadline, "writing")?;
             }
+        }
+    }
+}
+
+/// Makes the driver's turns until there is something to read.
+fn drive(flow: &Flow, wheel: &mut AtWheel<'_>, deadline: Option<Instant>) -> Result<(), Error> {
+    loop {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        if left.is_some_and(|left| left.is_zero()) {
+            return Err(Error::TimedOut { what: "reading" });
+        }
+        let turn = wheel.turn(left);
+        if turn == Turn::Over || !locked(&flow.receive).is_idle() {
+            return Ok(());
         }
     }
 }

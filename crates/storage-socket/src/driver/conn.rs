@@ -97,20 +97,7 @@ impl Conn {
                 self.start(now, io, request);
                 is_quiet = false;
             }
-            // Before the news: whoever they wake finds them counted.
-            locked(&self.flow.receive).machine = self.machine.stats();
-            while let Some(event) = self.machine.poll_event() {
-                if let ConnectionEvent::Reset {
-                    device: Some(device),
-                    ..
-                } = &event
-                    && let Some(device) = io.device(*device)
-                {
-                    self.lost.get_or_insert_with(|| device.path().to_owned());
-                }
-                self.apply(now, event);
-                is_quiet = false;
-            }
+            is_quiet &= self.tell(now, io);
             if is_quiet {
                 break;
             }
@@ -122,6 +109,26 @@ impl Conn {
             counter.fetch_add(1, Ordering::Relaxed);
         }
         rings
+    }
+
+    /// Tells users the news. Returns whether there were none.
+    pub(crate) fn tell(&mut self, now: Tick, io: &Io) -> bool {
+        // Before the news: whoever they wake finds them counted.
+        locked(&self.flow.receive).machine = self.machine.stats();
+        let mut is_quiet = true;
+        while let Some(event) = self.machine.poll_event() {
+            if let ConnectionEvent::Reset {
+                device: Some(device),
+                ..
+            } = &event
+                && let Some(device) = io.device(*device)
+            {
+                self.lost.get_or_insert_with(|| device.path().to_owned());
+            }
+            self.apply(now, event);
+            is_quiet = false;
+        }
+        is_quiet
     }
 
     /// Polls without a pause while a user waits, if that is wanted.

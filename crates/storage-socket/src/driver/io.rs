@@ -224,6 +224,11 @@ impl Io {
         self.deadlines.front().map(|(due, _, _)| *due)
     }
 
+    /// Transfers that will come back.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.engine.in_flight()
+    }
+
     /// Starts what was submitted, before work that takes its time.
     pub(crate) fn start_submitted(&mut self) -> Result<(), direct_io::Error> {
         self.engine.start()

@@ -148,6 +148,7 @@ fn device_that_hangs_takes_only_its_share_of_the_engine() {
             choice,
             depth: 16,
             threads_per_device: 2,
+            ..EngineOptions::default()
         };
         let mut engine = Engine::new(devices.clone(), how).unwrap();
         let write = |device, token| Request {

@@ -7,6 +7,7 @@ mod bounds;
 mod devices;
 mod ends;
 mod faults;
+mod hot;
 mod liveness;
 mod media;
 mod pools;
