@@ -351,6 +351,7 @@ impl Connection {
                     self.stats.frames_resent += 1;
                     self.control.mark_changed();
                 }
+                SendProgress::ServedInVain => self.stats.frames_resent += 1,
                 SendProgress::Nothing => {}
                 SendProgress::Lost(failure) => self.device_lost(now, failure, device),
             }

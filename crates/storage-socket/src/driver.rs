@@ -3,6 +3,7 @@
 //! The thread alone owns the machines and the engine. It never waits for a user and never for a single transfer: what
 //! hangs is answered at its deadline. Each turn takes what users left, lets timers run, pumps what has news, and waits.
 
+mod agenda;
 mod commands;
 mod conn;
 mod io;
@@ -22,10 +23,11 @@ use crate::{
     pool::{HearSuspicion, Identity, RingDoorbell, Role},
     promise::Fulfil,
 };
+use agenda::Agenda;
 use conn::Conn;
 use direct_io::{Device, Engine};
 use io::{Expired, Finished, Io, Kind, Owner, Task, tick};
-use machine::{Machine, MachineEvent};
+use machine::{Attended, Machine, MachineEvent};
 use returns::Returns;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -39,9 +41,6 @@ use storage_socket_proto::{
 };
 use watch::Watches;
 use wheel::Turn;
-
-/// How soon a partly filled frame is looked at again whose writer was busy.
-const TAIL_RETRY: Duration = Duration::from_micros(200);
 
 /// Opening this much takes longer than starting a read.
 const WORTH_STARTING_BYTES: usize = 256 << 10;
@@ -68,10 +67,9 @@ pub(crate) struct Driver {
     geometry: Arc<Geometry>,
     inbox: Arc<Inbox>,
     io: Io,
-    machine: Machine,
+    machine: Attended,
     conns: HashMap<ConnectionId, Conn>,
-    /// Connections with news.
-    hot: BTreeSet<ConnectionId>,
+    agenda: Agenda,
     /// Requests that wait for their grant.
     connecting: HashMap<ConnectionId, Connecting>,
     /// Grants that no listener has taken, with their port.
@@ -159,9 +157,9 @@ impl Driver {
             geometry,
             io: Io::new(engine, parts.devices, deadline, inbox.io.clone()),
             inbox,
-            machine,
+            machine: Attended::new(machine),
             conns: HashMap::new(),
-            hot: BTreeSet::new(),
+            agenda: Agenda::default(),
             connecting: HashMap::new(),
             unaccepted: HashMap::new(),
             listeners: HashMap::new(),
@@ -216,7 +214,7 @@ impl Driver {
     fn try_turn(&mut self, most: Option<Duration>) -> Result<Option<StopReason>, direct_io::Error> {
         let (commands, touched) = self.inbox.take();
         let now = tick();
-        self.hot.extend(touched);
+        touched.into_iter().for_each(|id| self.agenda.add(id));
         for command in commands {
             self.command(now, command);
         }
@@ -244,7 +242,7 @@ impl Driver {
     /// Tells users what has come, and begins nothing.
     fn tell(&mut self) {
         let now = tick();
-        for id in &self.hot {
+        for id in self.agenda.news() {
             if let Some(conn) = self.conns.get_mut(id) {
                 conn.tell(now, &self.io);
             }
@@ -271,7 +269,7 @@ impl Driver {
             };
             if let Some(conn) = self.conns.get_mut(&id) {
                 conn.machine.handle_frame_landed(task.id);
-                self.hot.insert(id);
+                self.agenda.add(id);
                 bytes += task.bytes;
             }
         }
@@ -290,42 +288,46 @@ impl Driver {
             }
             self.fail(now, &task, IoFailure::TimedOut);
         }
-        if self.machine.poll_timeout().is_some_and(|due| due <= now) {
+        if self.machine.due().is_some_and(|due| due <= now) {
             self.machine.handle_timeout(now);
         }
         self.look_for_lost(now);
-        for conn in self.conns.values_mut() {
-            if conn.machine.poll_timeout().is_some_and(|due| due <= now) {
+        while let Some(id) = self.agenda.pop_due(now) {
+            self.agenda.add(id);
+            if let Some(conn) = self.conns.get_mut(&id)
+                && conn.machine.poll_timeout().is_some_and(|due| due <= now)
+            {
                 conn.machine.handle_timeout(now);
-                self.hot.insert(conn.id);
-            }
-            if conn.tail_waits {
-                self.hot.insert(conn.id);
             }
         }
     }
 
     /// Lets the machine and every connection with news do what they can, until nothing more comes of it.
     fn pump(&mut self, now: Tick) {
-        let machine = &self.machine;
+        let machine = &*self.machine;
         for (slot, challenges) in self.watches.take_unset(|slot| machine.has_peer(now, slot)) {
             self.machine.set_challenges(now, slot, challenges);
         }
         let mut rings = BTreeSet::new();
         loop {
-            self.pump_machine(now, &mut rings);
-            if self.hot.is_empty() {
+            if self.machine.is_touched() {
+                self.pump_machine(now, &mut rings);
+            }
+            let news = self.agenda.take_news();
+            if news.is_empty() {
                 break;
             }
-            for id in std::mem::take(&mut self.hot) {
+            for id in news {
                 let Some(conn) = self.conns.get_mut(&id) else {
                     continue;
                 };
                 if conn.pump(now, &mut self.io) {
                     rings.insert(conn.slot);
                 }
+                self.agenda.set_due(id, conn.due(now));
                 if let Some(reason) = conn.closed {
                     self.conns.remove(&id);
+                    self.agenda.set_due(id, None);
                     self.machine.close(now, id, reason);
                 }
             }
@@ -336,7 +338,7 @@ impl Driver {
                 ring(slot);
             }
         }
-        let machine = &self.machine;
+        let machine = &*self.machine;
         let devices = self.geometry.devices().len();
         self.watches
             .settle(now, |slot| commands::look(machine, now, slot, devices));
@@ -357,12 +359,15 @@ impl Driver {
                 break;
             }
         }
-        // Each slot once a pump: the machine may name one again and again.
+        // Each slot once: the machine may name one again and again, and is asked once more in the next turn.
+        let mut named = BTreeSet::new();
         while let Some(slot) = self.machine.poll_doorbell() {
-            if !rings.insert(slot) {
-                break;
+            rings.insert(slot);
+            if !named.insert(slot) {
+                return;
             }
         }
+        self.machine.settle();
     }
 
     /// Starts a transfer of the machine.
@@ -402,7 +407,7 @@ impl Driver {
             Owner::Connection(id) => {
                 if let Some(conn) = self.conns.get_mut(&id) {
                     conn.fail(now, task, failure);
-                    self.hot.insert(id);
+                    self.agenda.add(id);
                 }
             }
         }
@@ -415,7 +420,7 @@ impl Driver {
         };
         if let Some(conn) = self.conns.get_mut(&id) {
             conn.complete(now, finished);
-            self.hot.insert(id);
+            self.agenda.add(id);
         }
     }
 
@@ -458,7 +463,7 @@ impl Driver {
                 self.fence = fence;
                 for conn in self.conns.values_mut() {
                     conn.machine.set_fenced(now, fence);
-                    self.hot.insert(conn.id);
+                    self.agenda.add(conn.id);
                 }
             }
             MachineEvent::PeerSuspect(slot) => {
@@ -476,7 +481,7 @@ impl Driver {
                 for conn in self.conns.values_mut() {
                     conn.flow.end(&End::Stopped(why.clone()));
                     conn.machine.abort(now, ResetReason::CoordinatorGone);
-                    self.hot.insert(conn.id);
+                    self.agenda.add(conn.id);
                 }
                 self.end_waiting(&why);
                 self.ended = Some(why);
@@ -506,7 +511,7 @@ impl Driver {
     fn peer_gone(&mut self, now: Tick, id: ConnectionId, reason: Option<ResetReason>) {
         if let Some(conn) = self.conns.get_mut(&id) {
             conn.machine.handle_peer_gone(now, reason);
-            self.hot.insert(id);
+            self.agenda.add(id);
         } else if let Some(port) = self.unaccepted.remove(&id) {
             if let Some(backlog) = self.listeners.get(&port) {
                 backlog.forget(id);
@@ -526,22 +531,19 @@ impl Driver {
         self.returns.lost(now, device);
         for conn in self.conns.values_mut() {
             conn.lose_device(now, device, path.clone());
-            self.hot.insert(conn.id);
+            self.agenda.add(conn.id);
         }
     }
 
     /// How long nothing has to be done.
     fn timeout(&self, now: Tick) -> Option<Duration> {
-        let conns = self.conns.values();
-        let is_tail_waiting = self.conns.values().any(|conn| conn.tail_waits);
-        conns
-            .filter_map(|conn| conn.machine.poll_timeout())
-            .chain(self.machine.poll_timeout())
+        let agenda = self.agenda.next_due().into_iter();
+        agenda
+            .chain(self.machine.due())
             .chain(self.io.next_deadline())
             .chain(self.watches.next_timeout())
             .chain(self.returns.next_timeout())
             .chain(self.stop.as_ref().map(|stop| stop.until))
-            .chain(is_tail_waiting.then(|| now + TAIL_RETRY))
             .min()
             .map(|due| due.since(now))
     }

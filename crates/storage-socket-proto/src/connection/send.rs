@@ -61,6 +61,8 @@ pub(crate) enum SendProgress {
     Written(BlockCount),
     /// A resend was written.
     Served,
+    /// A resend was written, and the peer has acknowledged the frame before that was told.
+    ServedInVain,
     /// The write was of a frame that is no longer needed, or will be tried again.
     Nothing,
     /// The device is lost.
@@ -206,7 +208,11 @@ impl SendHalf {
             return SendProgress::Nothing;
         };
         let Some(frame) = self.frame(sequence) else {
-            return SendProgress::Nothing;
+            return if attempt > 0 && outcome.is_ok() {
+                SendProgress::ServedInVain
+            } else {
+                SendProgress::Nothing
+            };
         };
         if let Err(failure) = outcome {
             frame.failures += 1;

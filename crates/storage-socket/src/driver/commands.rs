@@ -41,7 +41,7 @@ impl Driver {
             } => reply.fulfil(self.accept(now, &grant, &options)),
             Command::Refuse(id) => self.refuse(now, id),
             Command::Allow(slots) => {
-                if let Machine::Coordinator(coordinator) = &mut self.machine {
+                if let Machine::Coordinator(coordinator) = &mut *self.machine {
                     coordinator.set_slots(now, public_keys(slots));
                 }
             }
@@ -63,7 +63,7 @@ impl Driver {
             Command::IsPeerAlive { slot, reply } => {
                 reply.fulfil(self.is_peer_alive(now, slot));
             }
-            Command::Members(reply) => reply.fulfil(match &self.machine {
+            Command::Members(reply) => reply.fulfil(match &*self.machine {
                 Machine::Coordinator(coordinator) => coordinator.members(now),
                 Machine::Member(_) => Vec::new(),
             }),
@@ -123,7 +123,7 @@ impl Driver {
         patience: Duration,
     ) -> Result<ConnectionId, Error> {
         let devices = self.geometry.all_devices();
-        let Machine::Member(member) = &mut self.machine else {
+        let Machine::Member(member) = &mut *self.machine else {
             return Err(Error::WrongRole {
                 role: "coordinator",
                 what: "connect",
@@ -162,7 +162,7 @@ impl Driver {
             self.connect_failed(id, |_| error);
             return;
         }
-        if let Machine::Coordinator(_) = &self.machine {
+        if let Machine::Coordinator(_) = &*self.machine {
             match self.listeners.get(&grant.port) {
                 Some(backlog) => {
                     self.unaccepted.insert(id, grant.port);
@@ -190,7 +190,7 @@ impl Driver {
         if let Some(error) = self.over_error() {
             return Err(error);
         }
-        let Machine::Coordinator(coordinator) = &mut self.machine else {
+        let Machine::Coordinator(coordinator) = &mut *self.machine else {
             return Err(Error::WrongRole {
                 role: "member",
                 what: "listen",
@@ -207,7 +207,7 @@ impl Driver {
     }
 
     fn unbind(&mut self, now: Tick, port: Port) {
-        if let Machine::Coordinator(coordinator) = &mut self.machine {
+        if let Machine::Coordinator(coordinator) = &mut *self.machine {
             coordinator.unbind(now, port);
         }
         let Some(backlog) = self.listeners.remove(&port) else {
@@ -236,7 +236,7 @@ impl Driver {
                 device: None,
             });
         }
-        if let Machine::Coordinator(coordinator) = &mut self.machine {
+        if let Machine::Coordinator(coordinator) = &mut *self.machine {
             coordinator.accepted(now, id);
         }
         if options.protection.cipher() != grant.group.cipher {
@@ -250,7 +250,7 @@ impl Driver {
 
     fn refuse(&mut self, now: Tick, id: ConnectionId) {
         if self.unaccepted.remove(&id).is_some() {
-            if let Machine::Coordinator(coordinator) = &mut self.machine {
+            if let Machine::Coordinator(coordinator) = &mut *self.machine {
                 coordinator.accepted(now, id);
             }
             self.machine.close(now, id, Some(ResetReason::Aborted));
@@ -279,7 +279,7 @@ impl Driver {
         options: &StreamOptions,
     ) -> Result<OwnedFlow, Error> {
         let pool = self.geometry.pool();
-        let sends = match &self.machine {
+        let sends = match &*self.machine {
             Machine::Member(_) => Direction::ToCoordinator,
             Machine::Coordinator(_) => Direction::ToMember,
         };
@@ -333,7 +333,7 @@ impl Driver {
             receives,
         );
         self.conns.insert(grant.connection, conn);
-        self.hot.insert(grant.connection);
+        self.agenda.add(grant.connection);
         Ok(OwnedFlow::new(flow))
     }
 
@@ -350,9 +350,9 @@ impl Driver {
         let doorbell = self.doorbell(slot);
         for conn in self.conns.values_mut().filter(|conn| conn.slot == slot) {
             conn.machine.set_doorbell(now, doorbell);
-            self.hot.insert(conn.id);
+            self.agenda.add(conn.id);
         }
-        match &mut self.machine {
+        match &mut *self.machine {
             Machine::Member(member) => member.set_doorbell(now, doorbell),
             Machine::Coordinator(coordinator) => coordinator.set_doorbell(now, slot, doorbell),
         }
@@ -367,12 +367,12 @@ impl Driver {
             conn.machine.handle_doorbell(now);
             let heard = &conn.flow.counters.doorbells_heard;
             heard.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            self.hot.insert(conn.id);
+            self.agenda.add(conn.id);
         }
     }
 
     fn is_peer_alive(&self, now: Tick, slot: SlotIndex) -> bool {
-        match &self.machine {
+        match &*self.machine {
             Machine::Member(_) => self.ready.is_ready && self.ended.is_none(),
             Machine::Coordinator(_) => self.machine.peer_writer(now, slot).is_some(),
         }
@@ -388,7 +388,7 @@ impl Driver {
         });
         for conn in self.conns.values_mut() {
             conn.flow.close();
-            self.hot.insert(conn.id);
+            self.agenda.add(conn.id);
         }
         for (id, _) in self.unaccepted.drain() {
             self.machine.close(now, id, Some(ResetReason::Aborted));

@@ -45,6 +45,9 @@ pub(crate) struct Conn {
     awaited: Tick,
 }
 
+/// How soon a partly filled frame is looked at again whose writer was busy.
+const TAIL_RETRY: Duration = Duration::from_micros(200);
+
 /// Whoever has got something may soon wait for more: a device that is polled without a pause is polled so for as long
 /// after the last wait.
 const HOT_LINGER: Duration = Duration::from_millis(1);
@@ -155,6 +158,12 @@ impl Conn {
             Polling::Adaptive
         };
         self.machine.set_polling(now, polling);
+    }
+
+    /// When there is something to do, if nothing comes before.
+    pub(crate) fn due(&self, now: Tick) -> Option<Tick> {
+        let tail = self.tail_waits.then(|| now + TAIL_RETRY);
+        self.machine.poll_timeout().into_iter().chain(tail).min()
     }
 
     /// A device is lost: a group over it can't go on.

@@ -1,6 +1,7 @@
 //! The member or coordinator machine of a pool, behind one face.
 
 use crate::error::StopReason;
+use std::ops::{Deref, DerefMut};
 use storage_socket_proto::{
     Challenge, ConnectionId, Coordinator, CoordinatorEvent, DeviceIndex, EndReason, Epoch, Fence,
     Grant, Incarnation, IoFailure, IoId, IoOutcome, IoRequest, Member, MemberEvent, RefusalReason,
@@ -28,6 +29,57 @@ pub(crate) enum MachineEvent {
     Ended(StopReason),
     /// For the log alone.
     Note(String),
+}
+
+/// A machine, and whether anything was done to it since it came to rest: only then it is asked what it wants.
+pub(crate) struct Attended {
+    machine: Machine,
+    is_touched: bool,
+    due: Option<Tick>,
+}
+
+impl Attended {
+    pub(crate) fn new(machine: Machine) -> Self {
+        Self {
+            machine,
+            is_touched: true,
+            due: None,
+        }
+    }
+
+    pub(crate) fn is_touched(&self) -> bool {
+        self.is_touched
+    }
+
+    /// It wants nothing more at present.
+    pub(crate) fn settle(&mut self) {
+        self.is_touched = false;
+        self.due = self.machine.poll_timeout();
+    }
+
+    /// When it has something to do, if nothing comes before.
+    pub(crate) fn due(&self) -> Option<Tick> {
+        if self.is_touched {
+            self.machine.poll_timeout()
+        } else {
+            self.due
+        }
+    }
+}
+
+impl Deref for Attended {
+    type Target = Machine;
+
+    fn deref(&self) -> &Machine {
+        &self.machine
+    }
+}
+
+impl DerefMut for Attended {
+    fn deref_mut(&mut self) -> &mut Machine {
+        self.is_touched = true;
+        &mut self.machine
+    }
 }
 
 macro_rules! either {
