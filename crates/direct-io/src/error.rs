@@ -104,11 +104,11 @@ impl Error {
     pub fn is_device_lost(&self) -> bool {
         matches!(self, Error::DeviceLost { .. })
     }
-}
 
-impl From<Error> for io::Error {
-    fn from(error: Error) -> Self {
-        let kind = match &error {
+    /// The kind that a user of files expects.
+    #[must_use]
+    pub fn kind(&self) -> io::ErrorKind {
+        match self {
             Error::Os { source, .. }
             | Error::Engine { source, .. }
             | Error::RingRefused { source } => source.kind(),
@@ -122,8 +122,13 @@ impl From<Error> for io::Error {
                 Loss::Os(source) => source.kind(),
             },
             Error::Memory { .. } => io::ErrorKind::OutOfMemory,
-        };
-        io::Error::new(kind, error)
+        }
+    }
+}
+
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        io::Error::new(error.kind(), error)
     }
 }
 

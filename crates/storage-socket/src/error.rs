@@ -302,28 +302,60 @@ pub enum StopReason {
     Driver(String),
 }
 
-impl From<Error> for io::Error {
-    fn from(error: Error) -> Self {
-        let kind = match &error {
-            Error::Refused { .. } => io::ErrorKind::ConnectionRefused,
-            Error::Reset {
+impl Error {
+    /// The kind that a user of files and TCP streams expects; the README has the table.
+    #[must_use]
+    pub fn kind(&self) -> io::ErrorKind {
+        match self {
+            Self::Device(error) => error.kind(),
+            Self::Os { source, .. } => source.kind(),
+            Self::InUse { .. } | Self::CoordinatorRunning { .. } | Self::SlotsTaken { .. } => {
+                io::ErrorKind::ResourceBusy
+            }
+            Self::Signature { .. } | Self::NotBlank { .. } => io::ErrorKind::AlreadyExists,
+            Self::NotAPool { .. }
+            | Self::Truncated { .. }
+            | Self::DamagedSuperblock { .. }
+            | Self::SuperblocksDiffer { .. }
+            | Self::DamagedBlock { .. } => io::ErrorKind::InvalidData,
+            Self::NewerFormat { .. } | Self::OtherBlocks { .. } | Self::WrongRole { .. } => {
+                io::ErrorKind::Unsupported
+            }
+            Self::Missing { .. } => io::ErrorKind::NotFound,
+            Self::SameDevice { .. }
+            | Self::MixedBlocks { .. }
+            | Self::SizeMissing { .. }
+            | Self::OtherSize { .. }
+            | Self::Foreign { .. }
+            | Self::OtherDevice { .. }
+            | Self::Copied { .. }
+            | Self::Unfit { .. }
+            | Self::Geometry(_)
+            | Self::NoSuchSlot { .. } => io::ErrorKind::InvalidInput,
+            Self::Stopped { .. } => io::ErrorKind::NotConnected,
+            Self::Refused { .. } => io::ErrorKind::ConnectionRefused,
+            Self::Reset {
                 reason: ResetReason::Aborted | ResetReason::Linger,
                 ..
             } => io::ErrorKind::ConnectionAborted,
-            Error::Reset { .. } => io::ErrorKind::ConnectionReset,
-            Error::TimedOut { .. } => io::ErrorKind::TimedOut,
-            Error::ShutDown => io::ErrorKind::BrokenPipe,
-            Error::Stopped { .. } => io::ErrorKind::NotConnected,
-            Error::Usage(UsageError::PortTaken(_)) => io::ErrorKind::AddrInUse,
-            Error::Usage(UsageError::NoPort) => io::ErrorKind::AddrNotAvailable,
-            Error::InUse { .. } | Error::CoordinatorRunning { .. } | Error::SlotsTaken { .. } => {
-                io::ErrorKind::ResourceBusy
-            }
-            Error::Os { source, .. } => source.kind(),
-            Error::WrongRole { .. } => io::ErrorKind::Unsupported,
-            _ => io::ErrorKind::Other,
-        };
-        io::Error::new(kind, error)
+            Self::Reset { .. } => io::ErrorKind::ConnectionReset,
+            Self::TimedOut { .. } => io::ErrorKind::TimedOut,
+            Self::ShutDown => io::ErrorKind::BrokenPipe,
+            Self::Usage(error) => match error {
+                UsageError::PortTaken(_) => io::ErrorKind::AddrInUse,
+                UsageError::NoPort => io::ErrorKind::AddrNotAvailable,
+                UsageError::TooManyConnections => io::ErrorKind::QuotaExceeded,
+                UsageError::Stopped => io::ErrorKind::NotConnected,
+                UsageError::Finished => io::ErrorKind::BrokenPipe,
+                _ => io::ErrorKind::InvalidInput,
+            },
+        }
+    }
+}
+
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        Self::new(error.kind(), error)
     }
 }
 
@@ -334,4 +366,104 @@ fn named(device: Option<&PathBuf>) -> String {
 fn list(slots: &[SlotIndex]) -> String {
     let names: Vec<String> = slots.iter().map(ToString::to_string).collect();
     names.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_fail_as_a_user_of_tcp_streams_expects() {
+        let reset = |reason| Error::Reset {
+            reason,
+            device: None,
+        };
+        let stopped = Error::Stopped {
+            pool: PoolId::default(),
+            why: StopReason::Closed,
+        };
+        let refused = Error::Refused {
+            port: Port(7),
+            reason: RefusalReason::NoListener,
+        };
+        let kinds = [
+            (refused, io::ErrorKind::ConnectionRefused),
+            (Error::TimedOut { what: "reading" }, io::ErrorKind::TimedOut),
+            (Error::ShutDown, io::ErrorKind::BrokenPipe),
+            (reset(ResetReason::PeerDead), io::ErrorKind::ConnectionReset),
+            (
+                reset(ResetReason::DeviceLost),
+                io::ErrorKind::ConnectionReset,
+            ),
+            (reset(ResetReason::Medium), io::ErrorKind::ConnectionReset),
+            (
+                reset(ResetReason::Aborted),
+                io::ErrorKind::ConnectionAborted,
+            ),
+            (stopped, io::ErrorKind::NotConnected),
+            (
+                UsageError::PortTaken(Port(7)).into(),
+                io::ErrorKind::AddrInUse,
+            ),
+            (UsageError::NoPort.into(), io::ErrorKind::AddrNotAvailable),
+            (
+                UsageError::TooManyConnections.into(),
+                io::ErrorKind::QuotaExceeded,
+            ),
+            (
+                UsageError::OutOfRange { what: "frames" }.into(),
+                io::ErrorKind::InvalidInput,
+            ),
+        ];
+        for (error, kind) in kinds {
+            let said = error.to_string();
+            let error = io::Error::from(error);
+            assert_eq!(error.kind(), kind, "{said}");
+            // The facts are there still.
+            let inner = error
+                .get_ref()
+                .and_then(|inner| inner.downcast_ref::<Error>());
+            assert_eq!(inner.map(ToString::to_string), Some(said));
+        }
+    }
+
+    #[test]
+    fn pools_fail_as_a_user_of_files_expects() {
+        let path = || PathBuf::from("device");
+        let kinds = [
+            (
+                Error::SlotsTaken {
+                    pool: PoolId::default(),
+                    slots: vec![SlotIndex(1)],
+                },
+                io::ErrorKind::ResourceBusy,
+            ),
+            (
+                Error::NotBlank {
+                    path: path(),
+                    offset: 0,
+                    byte: 1,
+                },
+                io::ErrorKind::AlreadyExists,
+            ),
+            (
+                Error::SizeMissing { path: path() },
+                io::ErrorKind::InvalidInput,
+            ),
+            (
+                Error::SuperblocksDiffer { path: path() },
+                io::ErrorKind::InvalidData,
+            ),
+            (
+                Error::WrongRole {
+                    role: "member",
+                    what: "listen",
+                },
+                io::ErrorKind::Unsupported,
+            ),
+        ];
+        for (error, kind) in kinds {
+            assert_eq!(error.kind(), kind, "{error}");
+        }
+    }
 }

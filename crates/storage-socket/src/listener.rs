@@ -10,14 +10,16 @@ use crate::{
 };
 use std::{
     collections::VecDeque,
+    fmt,
     future::poll_fn,
-    io,
+    io, iter,
     sync::{Arc, Condvar, Mutex, PoisonError},
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 use storage_socket_proto::{
-    Cipher, ConnectionId, Grant, Incarnation, ListenOptions, ListenProtection, Port, SlotIndex,
+    Cipher, ConnectionId, Grant, Incarnation, ListenOptions, ListenProtection, PoolId, Port,
+    SlotIndex,
 };
 
 /// Connections that may wait to be accepted.
@@ -32,6 +34,21 @@ pub struct Listener {
     bound: Bound,
     backlog: Arc<Backlog>,
     pool: Arc<PoolHandle>,
+}
+
+/// Where a listener takes connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListenAddr {
+    /// The pool.
+    pub pool: PoolId,
+    /// The storage port.
+    pub port: Port,
+}
+
+impl fmt::Display for ListenAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.pool, self.port)
+    }
 }
 
 /// A connection that was asked for and waits to be accepted or refused; dropping it refuses.
@@ -102,6 +119,28 @@ impl Listener {
     #[must_use]
     pub fn port(&self) -> Port {
         self.bound.port
+    }
+
+    /// The pool and the port.
+    #[must_use]
+    pub fn local_addr(&self) -> ListenAddr {
+        ListenAddr {
+            pool: self.pool.inbox.pool,
+            port: self.port(),
+        }
+    }
+
+    /// The connections, one after another, each waited for. It ends with the error that says why no more can come.
+    pub fn incoming(&self) -> impl Iterator<Item = io::Result<Incoming>> {
+        let mut is_over = false;
+        iter::from_fn(move || {
+            if is_over {
+                return None;
+            }
+            let next = self.accept();
+            is_over = next.is_err();
+            Some(next)
+        })
     }
 
     /// Waits for the next connection.

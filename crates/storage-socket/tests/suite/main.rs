@@ -10,6 +10,7 @@ mod faults;
 mod hot;
 mod liveness;
 mod media;
+mod memory;
 mod pools;
 mod processes;
 mod returns;
