@@ -1,21 +1,19 @@
 //! Every figure of docs/performance.md about storage sockets, in one run: on a file, a loop device, a loop device in
 //! memory, and a pair of devices of which one is slow.
 //!
-//! Needs root. Whatever is made for it (files, loop devices, a tmpfs, a FUSE export, huge pages) is taken away again.
+//! Needs root. Whatever is made for it (files, loop devices, a tmpfs, a control group, huge pages) is taken away again.
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitCode, Stdio},
-    thread,
-    time::{Duration, Instant},
+    process::{Command, ExitCode, Stdio},
 };
 
 #[derive(Args)]
 pub(crate) struct BenchArgs {
-    /// Where documents and plots go, in a directory for each device.
+    /// Where tables, documents and plots go, in a directory for each device.
     #[arg(long, default_value = "target/bench")]
     out: PathBuf,
     /// Where files are made that stand in for devices; it must be on a file system that takes direct I/O.
@@ -35,9 +33,8 @@ pub(crate) struct BenchArgs {
 const HUGE_PAGES: &str = "/proc/sys/vm/nr_hugepages";
 const HUGE_PAGES_WANTED: u64 = 128;
 const DEVICE_BYTES: u64 = 1 << 30;
-/// Bits a second of the slow device, in each direction.
-const SLOW_RATE: &str = "2400M";
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Bytes a second that the slow device reads, and writes.
+const SLOW_RATE: u64 = 300 << 20;
 
 /// Runs the bench on each kind of device.
 ///
@@ -67,7 +64,9 @@ pub(crate) fn run(root: &Path, args: &BenchArgs) -> Result<ExitCode> {
             "ram" => vec![made.ram(&work)?],
             _ => {
                 let fast = made.loop_over(&image(&work, "fast.img")?)?;
-                vec![fast, made.slow(&work)?]
+                let slow = made.loop_over(&image(&work, "slow.img")?)?;
+                made.throttle(&slow)?;
+                vec![fast, slow]
             }
         };
         let mut command = Command::new(&bin);
@@ -76,7 +75,15 @@ pub(crate) fn run(root: &Path, args: &BenchArgs) -> Result<ExitCode> {
         if kind == "stripe" {
             command.args(["--only", "stripe"]);
         }
-        must(command.args(&args.rest))?;
+        let output = command.args(&args.rest).stderr(Stdio::inherit()).output();
+        let output = output.with_context(|| format!("cannot start {}", bin.display()))?;
+        ensure!(
+            output.status.success(),
+            "the bench on {kind}: {}",
+            output.status
+        );
+        print!("{}", String::from_utf8_lossy(&output.stdout));
+        fs::write(args.out.join(kind).join("bench.txt"), &output.stdout)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -113,7 +120,8 @@ fn must(command: &mut Command) -> Result<()> {
 #[derive(Default)]
 struct Undo {
     commands: Vec<Command>,
-    children: Vec<Child>,
+    /// Control groups, and where their processes go.
+    groups: Vec<(PathBuf, PathBuf)>,
 }
 
 impl Undo {
@@ -157,37 +165,36 @@ impl Undo {
         self.loop_over(&image(&mount, "ram.img")?)
     }
 
-    /// A device of a bounded rate: a file, served by nbdkit with its rate filter, as a file of FUSE, as a loop device.
-    fn slow(&mut self, work: &Path) -> Result<PathBuf> {
-        let behind = image(work, "slow.img")?;
-        let (socket, export) = (work.join("nbd.sock"), work.join("slow"));
-        fs::write(&export, [])?;
-        let mut nbdkit = Command::new("nbdkit");
-        nbdkit.args(["--foreground", "--unix"]).arg(&socket);
-        nbdkit.args(["--filter=rate", "file"]).arg(&behind);
-        self.start(nbdkit.arg(format!("rate={SLOW_RATE}")))?;
-        wait_for("nbdkit's socket", || socket.exists())?;
-        let mut storage = Command::new("qemu-storage-daemon");
-        storage.arg("--blockdev").arg(format!(
-            "driver=nbd,node-name=slow,server.type=unix,server.path={}",
-            socket.display()
-        ));
-        self.start(storage.arg("--export").arg(format!(
-            "type=fuse,id=slow,node-name=slow,mountpoint={},writable=on",
-            export.display()
-        )))?;
-        let is_there = || fs::metadata(&export).is_ok_and(|export| export.len() == DEVICE_BYTES);
-        wait_for("the FUSE export", is_there)?;
-        self.loop_over(&export)
-    }
-
-    fn start(&mut self, command: &mut Command) -> Result<()> {
-        command.stdin(Stdio::null()).stdout(Stdio::null());
-        let child = command
-            .spawn()
-            .with_context(|| format!("cannot start {command:?}"))?;
-        self.children.push(child);
-        Ok(())
+    /// Bounds what this process and its children read from and write to a device, by a control group of either version.
+    fn throttle(&mut self, device: &Path) -> Result<()> {
+        let name = device.file_name().context("a device has a name")?;
+        let number = Path::new("/sys/block").join(name).join("dev");
+        let number = fs::read_to_string(&number).context("cannot read the device's number")?;
+        let number = number.trim();
+        let name = format!("backlane-bench-{}", std::process::id());
+        let of_version_1 = Path::new("/sys/fs/cgroup/blkio");
+        let (root, limits) = if of_version_1.exists() {
+            let limit = format!("{number} {SLOW_RATE}");
+            let files = ["read", "write"].map(|what| format!("blkio.throttle.{what}_bps_device"));
+            (
+                of_version_1,
+                files.map(|file| (file, limit.clone())).to_vec(),
+            )
+        } else {
+            let root = Path::new("/sys/fs/cgroup");
+            fs::write(root.join("cgroup.subtree_control"), "+io")
+                .context("cannot have control groups bound I/O")?;
+            let limit = format!("{number} rbps={SLOW_RATE} wbps={SLOW_RATE}");
+            (root, vec![("io.max".to_owned(), limit)])
+        };
+        let group = root.join(name);
+        fs::create_dir(&group).with_context(|| format!("cannot make {}", group.display()))?;
+        self.groups.push((group.clone(), root.join("cgroup.procs")));
+        for (file, limit) in limits {
+            fs::write(group.join(file), limit).context("cannot bound the slow device")?;
+        }
+        let process = std::process::id().to_string();
+        fs::write(group.join("cgroup.procs"), process).context("cannot join a control group")
     }
 }
 
@@ -198,24 +205,13 @@ impl Drop for Undo {
                 eprintln!("left behind: {error:#}");
             }
         }
-        for mut child in self.children.drain(..).rev() {
-            // Asked, not killed: the export has to be unmounted.
-            let mut command = Command::new("kill");
-            if let Err(error) = must(command.arg(child.id().to_string())) {
-                eprintln!("left behind: {error:#}");
+        for (group, processes) in self.groups.drain(..) {
+            let left = fs::write(processes, std::process::id().to_string());
+            if let Err(error) = left.and_then(|()| fs::remove_dir(&group)) {
+                eprintln!("left behind: {}: {error}", group.display());
             }
-            let _ended = child.wait();
         }
     }
-}
-
-fn wait_for(what: &str, is_there: impl Fn() -> bool) -> Result<()> {
-    let start = Instant::now();
-    while !is_there() {
-        ensure!(start.elapsed() < PATIENCE, "{what} does not appear");
-        thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
 }
 
 /// Huge pages for fio's buffers, as many as there were before when it is dropped.

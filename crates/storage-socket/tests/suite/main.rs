@@ -1,8 +1,6 @@
 //! Pools and streams on real files and loop devices, between threads and between processes.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-#[cfg(feature = "bench")]
-mod benches;
 mod bounds;
 mod devices;
 mod ends;
