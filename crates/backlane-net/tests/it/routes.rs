@@ -8,7 +8,7 @@ use crate::{
 };
 use backlane_net::{ClientConfig, DataPorts, Error, Session};
 use backlane_proto::{ObjectKind, PackContents, Reason, Route, RoutePolicy};
-use std::{fs, sync::atomic::Ordering, time::Duration};
+use std::{fs, path::PathBuf, sync::atomic::Ordering, time::Duration};
 use storage_socket::Timeouts;
 
 /// A pool whose only device can be pulled, and comes back soon.
@@ -20,6 +20,32 @@ fn files() -> Files {
     let dir = tempfile::tempdir().unwrap();
     let devices = vec![dir.path().join("device")];
     Files::at(dir, devices, 256 << 20, timeouts)
+}
+
+/// The pool's device, while it is away: its path leads nowhere, and whoever has it open finds nothing there.
+struct Away {
+    path: PathBuf,
+    content: PathBuf,
+    _pulled: Pulled,
+}
+
+impl Away {
+    fn pull(files: &Files) -> Self {
+        let path = files.devices[0].clone();
+        let content = files.dir.path().join("away");
+        fs::copy(&path, &content).unwrap();
+        let pulled = Pulled::new(&path);
+        fs::remove_file(&path).unwrap();
+        Self {
+            path,
+            content,
+            _pulled: pulled,
+        }
+    }
+
+    fn returns(&self) {
+        fs::rename(&self.content, &self.path).unwrap();
+    }
 }
 
 /// A put that is stuck at the server with part of its body.
@@ -71,18 +97,14 @@ async fn bodies_leave_a_storage_that_is_lost_and_return_to_it() {
     let session = Session::connect(config).await.unwrap();
     assert_eq!(session.routes().storage, Ok(()));
     let stuck = Stuck::begin(&world, &session, 1).await;
-    let device = &files.devices[0];
-    let away = files.dir.path().join("away");
-    fs::copy(device, &away).unwrap();
-    let pulled = Pulled::new(device);
-    fs::remove_file(device).unwrap();
+    let device = Away::pull(&files);
     until("storage to be left", || session.routes().storage.is_err()).await;
     stuck.go_on(&world, &session).await;
     let report = session.report();
     assert_eq!(report.sent.network.bytes, 60_000_000, "{report:?}");
     assert!(report.repeated.objects >= 1, "{report:?}");
     // It comes back, and both sides take it.
-    fs::rename(&away, device).unwrap();
+    device.returns();
     until("storage to be taken back", || {
         session.routes().storage.is_ok()
     })
@@ -102,7 +124,6 @@ async fn bodies_leave_a_storage_that_is_lost_and_return_to_it() {
         [(Route::Storage, false), (Route::Storage, true)],
         "{report:?}"
     );
-    drop(pulled);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -134,11 +155,7 @@ async fn a_body_that_must_take_storage_waits_for_it_and_not_for_ever() {
         let mut config = config(&world, &files, RoutePolicy::RequireStorage);
         config.route_wait = patience;
         let session = Session::connect(config).await.unwrap();
-        let device = &files.devices[0];
-        let away = files.dir.path().join("away");
-        fs::copy(device, &away).unwrap();
-        let pulled = Pulled::new(device);
-        fs::remove_file(device).unwrap();
+        let device = Away::pull(&files);
         until("storage to be left", || session.routes().storage.is_err()).await;
         let body = body(3_000_000, 3);
         let name = name_of(ObjectKind::Pack, &body);
@@ -150,7 +167,7 @@ async fn a_body_that_must_take_storage_waits_for_it_and_not_for_ever() {
             let refused = in_time("the refusal", stored).await.unwrap().unwrap_err();
             assert!(matches!(refused, Error::NoRoute { .. }), "{refused:?}");
         } else {
-            fs::rename(&away, device).unwrap();
+            device.returns();
             in_time("the put", stored).await.unwrap().unwrap();
             assert_eq!(session.get(name, None).await.unwrap(), body);
             let report = in_time("the close", session.close()).await.unwrap();
@@ -158,6 +175,5 @@ async fn a_body_that_must_take_storage_waits_for_it_and_not_for_ever() {
         }
         let sinks = &world.service.store("db1").open_sinks;
         until("no sink", || sinks.load(Ordering::SeqCst) == 0).await;
-        drop(pulled);
     }
 }
