@@ -13,16 +13,22 @@
 
 mod counters;
 mod doorbell;
+mod fleet;
 mod flow;
+mod idle;
 mod latency;
 mod pair;
 mod raw;
+mod share;
 
 pub use counters::{Sample, Spent, cpu_seconds};
+pub use fleet::fleet_child;
 pub use flow::{FlowReport, Way};
+pub use idle::{IdleOptions, IdleReport, idle};
 pub use latency::MESSAGE_BYTES;
 pub use pair::{News, Pair, child};
 pub use raw::{RawOptions, fill, raw};
+pub use share::{ShareReport, share};
 
 use crate::{FormatOptions, StreamOptions};
 use direct_io::EngineChoice;

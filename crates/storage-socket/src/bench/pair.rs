@@ -52,7 +52,7 @@ pub struct Pair {
 }
 
 /// The child process, and the pipes to and from it.
-struct Peer {
+pub(super) struct Peer {
     child: Child,
     /// Closed to let the child leave.
     tasks: Option<ChildStdin>,
@@ -72,7 +72,7 @@ struct Errand {
 
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "EngineChoice")]
-enum Engines {
+pub(super) enum Engines {
     Auto,
     IoUring,
     ThreadPool,
@@ -223,7 +223,7 @@ fn accept(listener: &Listener, shape: &Shape) -> io::Result<Stream> {
 }
 
 impl Peer {
-    fn start(child: &mut Command) -> io::Result<Self> {
+    pub(super) fn start(child: &mut Command) -> io::Result<Self> {
         let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let (tasks, answers) = (child.stdin.take(), child.stdout.take());
         Ok(Self {
@@ -238,17 +238,21 @@ impl Peer {
         self.answer()
     }
 
-    fn tell(&mut self, task: &impl Serialize) -> io::Result<()> {
+    pub(super) fn tell(&mut self, task: &impl Serialize) -> io::Result<()> {
         let tasks = self.tasks.as_mut();
         write_line(tasks.ok_or(io::ErrorKind::NotConnected)?, task)
     }
 
     fn answer(&mut self) -> io::Result<Answer> {
-        match read_line(&mut self.answers)? {
-            Some(Answer::Failed(why)) => Err(io::Error::other(why)),
-            Some(answer) => Ok(answer),
-            None => Err(io::Error::other("the other process is gone")),
+        match self.hear()? {
+            Answer::Failed(why) => Err(io::Error::other(why)),
+            answer => Ok(answer),
         }
+    }
+
+    pub(super) fn hear<T: DeserializeOwned>(&mut self) -> io::Result<T> {
+        let heard = read_line(&mut self.answers)?;
+        heard.ok_or_else(|| io::Error::other("the other process is gone"))
     }
 }
 
@@ -260,14 +264,14 @@ impl Drop for Peer {
     }
 }
 
-fn write_line(out: &mut impl Write, what: &impl Serialize) -> io::Result<()> {
+pub(super) fn write_line(out: &mut impl Write, what: &impl Serialize) -> io::Result<()> {
     let mut line = serde_json::to_vec(what)?;
     line.push(b'\n');
     out.write_all(&line)?;
     out.flush()
 }
 
-fn read_line<T: DeserializeOwned>(from: &mut impl BufRead) -> io::Result<Option<T>> {
+pub(super) fn read_line<T: DeserializeOwned>(from: &mut impl BufRead) -> io::Result<Option<T>> {
     let mut line = String::new();
     if from.read_line(&mut line)? == 0 {
         return Ok(None);

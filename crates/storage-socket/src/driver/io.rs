@@ -90,8 +90,9 @@ struct Pending {
     is_parked: bool,
 }
 
-/// Reads of up to this many bytes take a buffer of `large`; the few larger ones get one of their own.
-const LARGE_BYTES: usize = 256 << 10;
+/// Reads of up to this many bytes, which is what a scan of members' pages takes, share the buffers of `large`: fresh memory
+/// for each would cost more than the read. The few larger ones get some of their own.
+const LARGE_BYTES: usize = 512 << 10;
 
 impl Io {
     pub(crate) fn new(
@@ -111,7 +112,7 @@ impl Io {
             serial: 0,
             done: Vec::new(),
             small: BufferPool::new(BLOCK_BYTES, 1024),
-            large: BufferPool::new(LARGE_BYTES, 64),
+            large: BufferPool::new(LARGE_BYTES, 32),
             counters,
         }
     }
