@@ -435,6 +435,9 @@ pub(crate) enum BenchCommand {
     /// The other process of a bench of storage sockets.
     #[command(hide = true)]
     SocketChild,
+    /// A process of many members, for a bench of storage sockets.
+    #[command(hide = true)]
+    FleetChild,
     /// The other process of a bench of TLS.
     #[command(hide = true)]
     TlsChild,
@@ -479,6 +482,10 @@ pub(crate) enum BenchPart {
     Cpu,
     /// How long a small message takes, beside a raw write and read.
     Latency,
+    /// What a listener costs whose members are silent and have no network, and how soon it hears one.
+    Idle,
+    /// Equal shares of clients that send at once.
+    Share,
     /// Memory for frames beside its bound.
     Memory,
     /// Shares of two or more devices, and what the slowest of them costs.

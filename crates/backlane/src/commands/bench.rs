@@ -5,6 +5,7 @@
 //! neighbours. Raw is taken by fio with huge-page buffers where fio can run like that; otherwise by our own engine, and
 //! the result says which it was.
 
+mod crowd;
 mod figure;
 mod fio;
 mod machine;
@@ -47,6 +48,7 @@ pub(crate) fn run(command: &BenchCommand, context: &Context) -> Result<Outcome> 
     match command {
         BenchCommand::Socket(args) => socket(args, context)?,
         BenchCommand::SocketChild => bench::child().context("the other process of the bench")?,
+        BenchCommand::FleetChild => bench::fleet_child().context("members of the bench")?,
         BenchCommand::TlsChild => tls::child().context("the other process of the bench")?,
     }
     Ok(Outcome::Done)
@@ -132,6 +134,8 @@ fn measure<'a>(
             BenchPart::Throughput => parts::throughput(&mut bench),
             BenchPart::Cpu => parts::cpu(&mut bench),
             BenchPart::Latency => parts::latency(&mut bench),
+            BenchPart::Idle => crowd::idle(&mut bench),
+            BenchPart::Share => crowd::share(&mut bench),
             BenchPart::Memory => parts::memory(&mut bench),
             BenchPart::Stripe if bench.facts.len() < 2 => {
                 bench.note("striping was not measured: it takes two devices or more");
@@ -276,7 +280,7 @@ impl<'a> Bench<'a> {
             engine: match self.engine {
                 Some(EngineKind::IoUring) => "io_uring",
                 Some(EngineKind::ThreadPool) => "threads",
-                None => "none",
+                None => "unknown",
             },
             raw_by: if self.has_fio() { "fio" } else { "engine" },
             rounds: self.rounds,

@@ -1,7 +1,6 @@
 //! Pools and streams on real files and loop devices, between threads and between processes.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod bounds;
 mod devices;
 mod ends;
 mod faults;
@@ -12,6 +11,7 @@ mod memory;
 mod pools;
 mod processes;
 mod returns;
+mod stripes;
 #[cfg(feature = "tokio")]
 mod tasks;
 mod traffic;

@@ -156,7 +156,8 @@ pub(super) fn text(figures: &[Figure]) -> String {
             heading = Some((figure.part, yardstick));
             let part = figure.part.to_possible_value();
             let part = part.as_ref().map_or("", |part| part.get_name());
-            let cells = [part, "measured", yardstick, "ratio", "target"];
+            let ratio = if yardstick.is_empty() { "" } else { "ratio" };
+            let cells = [part, "measured", yardstick, ratio, "target"];
             rows.push(cells.map(str::to_owned).to_vec());
         }
         rows.push(figure.row());

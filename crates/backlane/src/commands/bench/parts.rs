@@ -23,7 +23,7 @@ const WAYS: [(Way, &str); 3] = [
 /// How raw is taken for a stream: as many jobs that read and that write as the stream has directions, with its
 /// transfers under way and its ring. Each direction writes and reads every byte once, so half of the sum of all jobs
 /// is what both directions together could do.
-fn raw_shape(shape: &Shape, way: Way) -> RawShape {
+pub(super) fn raw_shape(shape: &Shape, way: Way) -> RawShape {
     RawShape {
         frame_bytes: shape.frame_bytes,
         depth: shape.depth,

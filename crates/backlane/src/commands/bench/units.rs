@@ -10,6 +10,9 @@ pub(super) enum Unit {
     BytesPerSecond,
     CpuSecondsPerGib,
     Microseconds,
+    Milliseconds,
+    PercentOfCore,
+    PerSecond,
     Bytes,
     /// A part of one, or a count of bytes for each byte.
     Part,
@@ -21,6 +24,9 @@ impl Unit {
             Self::BytesPerSecond => format!("{:.0} MiB/s", value / f64::from(1 << 20)),
             Self::CpuSecondsPerGib => format!("{value:.3} s/GiB"),
             Self::Microseconds => format!("{value:.0} µs"),
+            Self::Milliseconds => format!("{value:.0} ms"),
+            Self::PercentOfCore => format!("{value:.2} %"),
+            Self::PerSecond => format!("{value:.1}/s"),
             #[expect(
                 clippy::cast_possible_truncation,
                 clippy::cast_sign_loss,
