@@ -44,6 +44,7 @@ pub(super) enum Target {
     RatioAtMost(f64),
     /// Above the yardstick, in the figure's unit.
     ExcessAtMost(f64),
+    ValueAtMost(f64),
 }
 
 /// A measurement and what its yardstick did beside it.
@@ -104,6 +105,7 @@ impl Figure {
             Target::RatioAtLeast(least) => ratio.map(|ratio| ratio >= least),
             Target::RatioAtMost(most) => ratio.map(|ratio| ratio <= most),
             Target::ExcessAtMost(most) => excess.map(|excess| excess <= most),
+            Target::ValueAtMost(most) => Some(self.value <= most),
         };
         self.target = Some(target);
         self
@@ -123,6 +125,7 @@ impl Figure {
             Target::RatioAtLeast(least) => format!("at least {least:.2}"),
             Target::RatioAtMost(most) => format!("at most {most:.2}"),
             Target::ExcessAtMost(most) => format!("at most + {}", self.unit.text(most)),
+            Target::ValueAtMost(most) => format!("at most {}", self.unit.text(most)),
         });
         let met = self
             .is_met
@@ -215,6 +218,8 @@ mod tests {
             (Target::RatioAtMost(1.4), false),
             (Target::ExcessAtMost(5.0), true),
             (Target::ExcessAtMost(4.0), false),
+            (Target::ValueAtMost(15.0), true),
+            (Target::ValueAtMost(14.0), false),
         ] {
             let figure = figure(&[(15.0, 10.0)]).aiming(target);
             assert_eq!(figure.is_met, Some(is_met), "{target:?}");
