@@ -615,6 +615,10 @@ impl Connection {
                 self.events.push_back(ConnectionEvent::Writable);
             }
         }
+        // The last frame may be acknowledged before its write was told: then it is this that FIN waited for.
+        if self.send.fin() != self.control.own.fin {
+            self.control.mark_changed();
+        }
         Some(())
     }
 

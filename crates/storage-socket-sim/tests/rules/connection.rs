@@ -128,6 +128,42 @@ fn a_slot_is_not_written_while_a_write_of_its_old_frame_is_under_way() {
     check(&b, 2);
 }
 
+/// Seed 4033453730004412: the last frame was read and acknowledged before its write was told, FIN went along with an
+/// acknowledgement that was lost, and was never said again.
+#[test]
+fn an_end_whose_last_frame_is_acknowledged_before_its_write_was_told_is_said_until_it_is_heard() {
+    let (mut bench, mut a, mut b) = ends(1, 2, Doorbell::Absent);
+    send(&mut a, bench.now, 0..1);
+    a.connection.finish(bench.now);
+    let mut held = None;
+    let mut say = |who: usize, request: &storage_socket_proto::IoRequest, _: &[_]| {
+        if who == 0 && writes_frame(request, 0) {
+            held = Some(request.clone());
+            return Fate::Hold;
+        }
+        Fate::Do
+    };
+    bench.settle(&mut [&mut a], &mut say);
+    let request = held.unwrap();
+    let frame = a.kept[&Sequence(0)].clone();
+    bench.devices[0].put(request.lba.0, &frame);
+    let mut lose = |who: usize, request: &storage_socket_proto::IoRequest, _: &[_]| {
+        if who == 0 && writes_block(request) {
+            Fate::Lose
+        } else {
+            Fate::Do
+        }
+    };
+    bench.run(millis(500), &mut [&mut a, &mut b], &mut lose);
+    check(&b, 1);
+    let written = storage_socket_proto::IoOutcome::Written;
+    a.connection.handle_io(bench.now, request.id, written);
+    bench.run(millis(500), &mut [&mut a, &mut b], &mut lose);
+    bench.run(Duration::from_secs(3), &mut [&mut a, &mut b], &mut always);
+    assert!(b.has(&ConnectionEvent::PeerFinished));
+    assert!(a.has(&ConnectionEvent::FinishAcknowledged));
+}
+
 #[test]
 fn only_the_contiguous_prefix_of_written_frames_is_announced() {
     let (mut bench, mut a, _) = ends(1, 9, Doorbell::Absent);
