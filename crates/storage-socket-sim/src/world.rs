@@ -82,8 +82,10 @@ pub struct World {
     agenda: Agenda<Happening>,
     happened: u64,
     wishes: BTreeMap<HostIndex, Vec<Wish>>,
-    /// The epoch that each server's local lock remembers.
-    notes: BTreeMap<HostIndex, Epoch>,
+    /// The epochs that each server has had. Its local lock remembers the last.
+    epochs: BTreeMap<HostIndex, Vec<Epoch>>,
+    /// The newest epoch that stood on the devices when each server started last.
+    found: BTreeMap<HostIndex, Option<Epoch>>,
     revoked: BTreeSet<SlotIndex>,
     /// Slots in which there is, or was just now, a clone.
     contested: BTreeSet<SlotIndex>,
@@ -150,7 +152,8 @@ impl World {
             agenda: Agenda::new(),
             happened: 0,
             wishes: members.map(|host| (host, Vec::new())).collect(),
-            notes: BTreeMap::new(),
+            epochs: BTreeMap::new(),
+            found: BTreeMap::new(),
             revoked: BTreeSet::new(),
             contested: BTreeSet::new(),
             is_rivalled: false,

@@ -8,8 +8,8 @@ use crate::{
 };
 use std::time::Duration;
 use storage_socket_proto::{
-    ConnectionId, CoordinatorEvent, Direction, EndReason, Fence, Grant, MemberEvent, RefusalReason,
-    ResetReason, StopReason,
+    ConnectionId, CoordinatorEvent, Direction, EndReason, Epoch, Fence, Grant, MemberEvent,
+    RefusalReason, ResetReason, StopReason,
 };
 
 impl World {
@@ -304,11 +304,10 @@ impl World {
             _ => Transition::CoordinatorCloned,
         };
         self.hit.transition(passed);
-        if matches!(
-            passed,
-            Transition::ServingForeign | Transition::ClaimForeign
-        ) && !self.is_rivalled
+        if let EndReason::ForeignEpoch { epoch, .. } = *reason
+            && !self.is_rivalled
             && !self.may_misread()
+            && !self.is_late_claim(index, epoch)
         {
             let what = format!("host {index} ended: {reason}");
             return Err(Promise::OneCoordinator.broken(what));
@@ -335,6 +334,14 @@ impl World {
             .span(Duration::from_millis(low), Duration::from_millis(high));
         self.crash(index, Some(rest));
         Ok(())
+    }
+
+    /// Whether a claim was written by a predecessor of the same host, which is gone, and landed after its successor had looked
+    /// for one: that ends the successor, and costs a start.
+    fn is_late_claim(&self, index: HostIndex, epoch: Epoch) -> bool {
+        let is_own = |epochs: &Vec<Epoch>| epochs.contains(&epoch);
+        let was_found = self.found.get(&index).copied().flatten() == Some(epoch);
+        self.epochs.get(&index).is_some_and(is_own) && !was_found
     }
 
     /// Whether the first pages of a predecessor on several devices may land after its successor read the slot, one after

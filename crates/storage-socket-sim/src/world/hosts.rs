@@ -182,7 +182,14 @@ impl World {
 
     fn new_coordinator(&mut self, index: HostIndex, now: Tick) -> Coordinator {
         let before = self.newest_epoch();
-        let claim = if before.is_some() && before == self.notes.get(&index).copied() {
+        let claim = if before.is_some()
+            && before
+                == self
+                    .epochs
+                    .get(&index)
+                    .and_then(|epochs| epochs.last())
+                    .copied()
+        {
             Claim::SameHost
         } else {
             Claim::Wait
@@ -194,7 +201,8 @@ impl World {
             users.remove(at);
             epoch = *shared;
         }
-        self.notes.insert(index, Epoch(epoch));
+        self.epochs.entry(index).or_default().push(Epoch(epoch));
+        self.found.insert(index, before);
         let config = CoordinatorConfig {
             geometry: std::sync::Arc::clone(&self.geometry),
             epoch: Epoch(epoch),
