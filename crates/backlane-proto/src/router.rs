@@ -333,6 +333,15 @@ impl Reason {
             .unwrap_or(&Self::TABLE[0])
     }
 
+    /// What is known of a route whose pair ended, where nothing more is.
+    #[must_use]
+    pub const fn of_ended(route: Route) -> Self {
+        match route {
+            Route::Network => Self::NetworkDown,
+            Route::Storage => Self::StreamReset,
+        }
+    }
+
     /// The number that travels between hosts.
     #[must_use]
     pub fn code(self) -> u32 {

@@ -1,4 +1,4 @@
-//! What a client's session has done, over all connections that it had: bodies by route, and how the routes changed.
+//! What a client's session has done: bodies by route, and how the routes changed.
 //!
 //! Invariant: a route that was lost and taken back under way is in the report, whatever became of its calls.
 

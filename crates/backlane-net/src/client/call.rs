@@ -16,7 +16,7 @@ use crate::{
 };
 use backlane_proto::{
     Answer, ByteRange, Call, CallId, CallKind, ChunkFlag, ChunkHeader, Decision, ObjectInfo,
-    ObjectKind, ObjectName, PackContents, Request, Route, RoutePolicy, calls::Expected,
+    ObjectKind, ObjectName, PackContents, Reason, Request, Route, RoutePolicy, calls::Expected,
     codec::BODY_BYTES_MAX,
 };
 use bytes::{Bytes, BytesMut};
@@ -131,7 +131,7 @@ async fn attempt(shared: &Arc<Shared>, wanted: &Wanted) -> Result<Outcome, Error
             };
             let mut task = Task::begin(shared, permit, request, None)?;
             task.name = Some(*name);
-            task.chunks = Some(chunks);
+            task.way = Some((decision.route(), chunks));
             let body = body.clone();
             run(task, Work::Put { body, decision }).await
         }
@@ -166,7 +166,8 @@ struct Task {
     id: CallId,
     news: mpsc::UnboundedReceiver<News>,
     name: Option<ObjectName>,
-    chunks: Option<mpsc::Sender<Chunk>>,
+    /// The way of a body to the server.
+    way: Option<(Route, mpsc::Sender<Chunk>)>,
     /// The server waits for a body.
     ready: bool,
     /// That body was ended, or given up.
@@ -219,7 +220,7 @@ impl Task {
             id,
             news,
             name: None,
-            chunks: None,
+            way: None,
             ready: false,
             body_ended: false,
             answered: false,
@@ -299,7 +300,7 @@ impl Task {
             Answer::Done => return Ok(()),
             other => return Err(self.unexpected(&other)),
         }
-        self.send_body(body, decision.route()).await?;
+        self.send_body(body).await?;
         match self.answer().await? {
             Answer::Done => {
                 self.shared.account.sent(decision, bytes);
@@ -309,10 +310,8 @@ impl Task {
         }
     }
 
-    async fn send_body(&mut self, mut body: Bytes, route: Route) -> Result<(), Error> {
-        let Some(chunks) = self.chunks.clone() else {
-            return Err(self.route_failed(route));
-        };
+    async fn send_body(&mut self, mut body: Bytes) -> Result<(), Error> {
+        let (route, chunks) = self.way.clone().expect("a put begins with its way");
         while !self.body_ended {
             let payload = body.split_to(body.len().min(chunk_bytes(route)));
             let last = body.is_empty();
@@ -383,10 +382,19 @@ impl Task {
         match answer {
             Answer::Failed(failure) => match failure.reason {
                 Some(reason) if failure.code == backlane_proto::ErrorCode::Route => {
-                    Err(Error::NoRoute {
-                        policy: self.shared.policy,
-                        reason,
-                        detail: format!("server {server}: {}", failure.text),
+                    Err(match self.body_route() {
+                        // The server noticed first.
+                        Some(route) => Error::RouteFailed {
+                            server: server.clone(),
+                            route,
+                            reason,
+                            detail: failure.text,
+                        },
+                        None => Error::NoRoute {
+                            policy: self.shared.policy,
+                            reason,
+                            detail: format!("server {server}: {}", failure.text),
+                        },
                     })
                 }
                 _ => Err(Error::from_failure(server, self.name, failure)),
@@ -408,7 +416,7 @@ impl Task {
         loop {
             if self.ready && !self.body_ended {
                 self.body_ended = true;
-                if let Some(chunks) = &self.chunks {
+                if let Some((_, chunks)) = &self.way {
                     // A pair that is gone has told the server already.
                     let _ = chunks.send(Chunk::abort(self.id)).await;
                 }
@@ -425,17 +433,29 @@ impl Task {
         }
     }
 
-    fn route_failed(&self, route: Route) -> Error {
-        let known = self.failed.as_ref().filter(|(failed, _)| *failed == route);
-        let down = known.map(|(_, down)| down.clone());
-        match down.or_else(|| self.shared.down(route)) {
-            Some(down) => Error::RouteFailed {
-                server: self.shared.server.clone(),
-                route,
-                reason: down.reason,
-                detail: down.detail,
-            },
-            None => self.shared.end_error(),
+    /// The route of the body, once it is on its way.
+    fn body_route(&self) -> Option<Route> {
+        let incoming = self.header.map(|(_, decision)| decision.route());
+        let outgoing = self.way.as_ref().filter(|_| self.ready);
+        incoming.or(outgoing.map(|(route, _)| *route))
+    }
+
+    fn route_failed(&mut self, route: Route) -> Error {
+        if let Some(error) = self.shared.failure() {
+            return error;
+        }
+        let known = self.failed.take().filter(|(failed, _)| *failed == route);
+        let down = known.map(|(_, down)| down);
+        // A pair lets go of its chunks a moment before it says why.
+        let down = down
+            .or_else(|| self.shared.down(route))
+            .unwrap_or_else(|| RouteDown::new(Reason::of_ended(route), ""));
+        self.failed = Some((route, down.clone()));
+        Error::RouteFailed {
+            server: self.shared.server.clone(),
+            route,
+            reason: down.reason,
+            detail: down.detail,
         }
     }
 

@@ -2,7 +2,6 @@
 
 use super::{
     ClientConfig, RouteDown,
-    account::Account,
     link::{read_control, run_events, run_pair, write_control},
     shared::{Shared, Terms},
     storage::Starter,
@@ -64,8 +63,7 @@ pub(super) async fn connect(mut config: ClientConfig) -> Result<Arc<Shared>, Err
         calls_max: calls_max.clamp(1, backlane_proto::calls::CALLS_MAX as usize),
         route_wait: config.route_wait,
     };
-    let account = Arc::new(Account::new());
-    let shared = Arc::new(Shared::new(terms, account, requests, &starter));
+    let shared = Arc::new(Shared::new(terms, requests, &starter));
     let (storage_tried, storage_first) = oneshot::channel();
     run_links(&shared, control, to_send);
     let again = attach(Purpose::Events);

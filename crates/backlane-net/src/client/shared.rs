@@ -45,7 +45,7 @@ pub(super) struct Shared {
     /// The pool, while the session has it.
     pub(super) pool: Arc<Hand>,
     /// What was carried, and how the routes changed.
-    pub(super) account: Arc<Account>,
+    pub(super) account: Account,
     /// How long a call waits for a route that it may take.
     pub(super) route_wait: Duration,
     /// Sent to when a route comes or goes.
@@ -119,7 +119,6 @@ pub(super) enum Target {
 impl Shared {
     pub(super) fn new(
         terms: Terms,
-        account: Arc<Account>,
         control: mpsc::UnboundedSender<FromClient>,
         starter: &Starter,
     ) -> Self {
@@ -134,7 +133,7 @@ impl Shared {
             host: terms.host,
             policy: terms.policy,
             control,
-            account,
+            account: Account::new(),
             route_wait: terms.route_wait,
             changes: watch::Sender::new(()),
             permits: Arc::new(Semaphore::new(terms.calls_max)),
@@ -429,7 +428,9 @@ const RESERVE_BYTES_MAX: usize = 64 * 1024 * 1024;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use backlane_proto::{ObjectId, ObjectKind, ObjectName, PackContents};
+    use crate::client::call::{Wanted, make};
+    use backlane_proto::{ErrorCode, Failure, ObjectId, ObjectKind, ObjectName, PackContents};
+    use bytes::Bytes;
 
     fn shared() -> (Shared, mpsc::UnboundedReceiver<FromClient>) {
         let (control, requests) = mpsc::unbounded_channel();
@@ -439,11 +440,64 @@ mod tests {
             host: "db1".into(),
             policy: RoutePolicy::PreferStorage,
             calls_max: 8,
-            route_wait: Duration::ZERO,
+            route_wait: Duration::from_secs(600),
         };
-        let account = Arc::new(Account::new());
-        let shared = Shared::new(terms, account, control, &starter);
+        let shared = Shared::new(terms, control, &starter);
         (shared, requests)
+    }
+
+    /// A put of four bytes under way.
+    fn putting(shared: &Arc<Shared>) -> tokio::task::JoinHandle<Result<(), Error>> {
+        let name = ObjectName {
+            kind: ObjectKind::Pack,
+            id: ObjectId::NONE,
+        };
+        let wanted = Wanted::Put(name, PackContents::Data, Bytes::from_static(b"body"));
+        let shared = Arc::clone(shared);
+        tokio::spawn(async move { make(&shared, &wanted).await.map(drop) })
+    }
+
+    #[tokio::test]
+    async fn a_call_whose_pair_lets_go_before_it_says_why_is_made_again() {
+        let (shared, mut requests) = shared();
+        let shared = Arc::new(shared);
+        let (chunks, gone) = mpsc::channel(1);
+        drop(gone);
+        shared.route_up(Route::Storage, chunks);
+        let making = putting(&shared);
+        let mut next_put = async || loop {
+            let message = requests.recv().await.unwrap();
+            if matches!(message.request, Request::Put { .. }) {
+                return message.call;
+            }
+        };
+        let first = next_put().await;
+        shared.answered(first, Answer::Ready).unwrap();
+        let second = next_put().await;
+        shared.answered(second, Answer::Done).unwrap();
+        making.await.unwrap().unwrap();
+        assert_eq!(shared.account.report().repeated.bytes, 4);
+    }
+
+    #[tokio::test]
+    async fn a_body_whose_route_the_server_has_lost_first_counts_as_repeated() {
+        let (shared, mut requests) = shared();
+        let shared = Arc::new(shared);
+        let (chunks, _kept) = mpsc::channel(1);
+        shared.route_up(Route::Storage, chunks);
+        let making = putting(&shared);
+        let first = requests.recv().await.unwrap().call;
+        shared.answered(first, Answer::Ready).unwrap();
+        let ended = Answer::Failed(Failure {
+            code: ErrorCode::Route,
+            text: String::new(),
+            reason: Some(Reason::StreamReset),
+        });
+        shared.answered(first, ended).unwrap();
+        let second = requests.recv().await.unwrap().call;
+        shared.answered(second, Answer::Done).unwrap();
+        making.await.unwrap().unwrap();
+        assert_eq!(shared.account.report().repeated.objects, 1);
     }
 
     #[tokio::test]

@@ -308,11 +308,7 @@ impl From<Failed> for Failure {
             Failed::Storage(down) => (ErrorCode::Route, down.detail, Some(down.reason)),
             Failed::RouteEnded(route) => {
                 let text = format!("the {route} route ended under the body");
-                let reason = match route {
-                    Route::Network => Reason::NetworkDown,
-                    Route::Storage => Reason::StreamReset,
-                };
-                (ErrorCode::Route, text, Some(reason))
+                (ErrorCode::Route, text, Some(Reason::of_ended(route)))
             }
             Failed::Cancelled => (
                 ErrorCode::Cancelled,
