@@ -100,13 +100,9 @@ impl NetworkReason {
             bytes,
             ..
         } = self;
-        let objects = if *objects == 1 {
-            "1 object".to_owned()
-        } else {
-            format!("{objects} objects")
-        };
         format!(
-            "  by network: {objects}, {} ({what})\n",
+            "  by network: {}, {} ({what})\n",
+            counted(*objects),
             crate::output::bytes(*bytes)
         )
     }
@@ -171,8 +167,8 @@ impl Routes {
         }
         if self.objects_repeated > 0 {
             text.push_str(&format!(
-                "  begun once more: {} objects, {}\n",
-                self.objects_repeated,
+                "  begun once more: {}, {}\n",
+                counted(self.objects_repeated),
                 bytes(self.bytes_repeated)
             ));
         }
@@ -180,6 +176,13 @@ impl Routes {
             text.push_str(&format!("  storage was not usable: {why}\n"));
         }
         text
+    }
+}
+
+fn counted(objects: u64) -> String {
+    match objects {
+        1 => "1 object".to_owned(),
+        _ => format!("{objects} objects"),
     }
 }
 
@@ -207,7 +210,7 @@ mod tests {
         for line in [
             "  storage was lost after 12.0 s: a device of the pool failed (/dev/lun7)\n",
             "  storage was taken back after 31.0 s\n",
-            "  begun once more: 1 objects, 5.0 MiB\n",
+            "  begun once more: 1 object, 5.0 MiB\n",
         ] {
             assert!(text.contains(line), "{text}");
         }
