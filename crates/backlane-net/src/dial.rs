@@ -1,7 +1,8 @@
-//! How a client opens its connections: TCP, TLS, and the first exchange of messages.
+//! How a client opens its connections: TCP or a stream through the pool, TLS, and the first exchange of messages.
 
 use crate::{
     Error,
+    carrier::Carrier,
     framed::{ReadError, read_message, write_message},
     socket, tls,
 };
@@ -12,7 +13,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 /// A TLS connection to a server, and what to call it in errors.
 pub(crate) struct Dialed {
-    pub(crate) stream: TlsStream<TcpStream>,
+    pub(crate) stream: TlsStream<Carrier>,
     pub(crate) peer: String,
 }
 
@@ -35,18 +36,23 @@ impl Dialer {
             server: server.to_owned(),
             why: error.to_string(),
         })?;
+        self.shake(server, Box::new(tcp)).await
+    }
+
+    /// Shakes hands over a connection.
+    pub(crate) async fn shake(&self, peer: &str, carrier: Carrier) -> Result<Dialed, Error> {
         let connector = TlsConnector::from(Arc::clone(&self.config));
         let name = tls::server_name()?;
         let stream = self
-            .in_time(server, "negotiating TLS", connector.connect(name, tcp))
+            .in_time(peer, "negotiating TLS", connector.connect(name, carrier))
             .await?
-            .map_err(|error| Error::tls(server, &error))?;
+            .map_err(|error| Error::tls(peer, &error))?;
         if stream.get_ref().1.alpn_protocol().is_none() {
-            return Err(Error::protocol(server, "it negotiated no protocol in TLS"));
+            return Err(Error::protocol(peer, "it negotiated no protocol in TLS"));
         }
         Ok(Dialed {
             stream,
-            peer: server.to_owned(),
+            peer: peer.to_owned(),
         })
     }
 

@@ -62,6 +62,15 @@ pub enum Error {
         /// What happened.
         why: String,
     },
+    /// Objects were removed from the repository while the session had no connection: what it knew may be wrong.
+    #[error(
+        "objects were removed from this host's repository at server {server} while the connection to it was lost: start \
+         again"
+    )]
+    Removed {
+        /// The server's address as configured.
+        server: String,
+    },
     /// A call was made after the session was closed.
     #[error("the session was closed")]
     Closed,

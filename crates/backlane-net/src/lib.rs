@@ -3,6 +3,7 @@
 //! [`Session`] is the client's side, [`Server`] the other; both keep the rules of `backlane-proto`, whose router decides
 //! which bodies take which route. What is said in which order stands in `docs/design/session.md`.
 
+mod carrier;
 pub mod client;
 mod dial;
 pub mod enroll;

@@ -23,6 +23,9 @@ pub trait Service: Send + Sync + 'static {
 
     /// Slots of the pool that `host` may use; the coordinator refuses any other.
     fn slots<'a>(&'a self, host: &'a str) -> BoxFuture<'a, Result<Vec<u32>, ServiceError>>;
+
+    /// Slots of the pool that any host may use, or may enrol with.
+    fn all_slots(&self) -> BoxFuture<'_, Result<Vec<u32>, ServiceError>>;
 }
 
 /// The objects of one host's repository, within one session. Dropping it ends the session's hold on the repository.
@@ -42,6 +45,8 @@ pub trait ObjectService: Send + Sync + 'static {
         contents: PackContents,
         bytes: u64,
     ) -> BoxFuture<'_, Result<Box<dyn BodySink>, ServiceError>>;
+    /// How many times objects were removed from the repository, ever. None is while this is held.
+    fn removals(&self) -> BoxFuture<'_, Result<u64, ServiceError>>;
     /// Removes an object; refused for clients.
     fn remove(&self, name: ObjectName) -> BoxFuture<'_, Result<(), ServiceError>>;
 }

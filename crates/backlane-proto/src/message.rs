@@ -13,8 +13,8 @@ use crate::{
     wire,
 };
 use codes::{
-    cut, fixed, health_from, kind_code, kind_from, name_code, name_from, policy_code, policy_from,
-    pool_code, pool_from, port, route_code, route_from,
+    continues_code, continues_from, cut, fixed, health_from, kind_code, kind_from, name_code,
+    name_from, policy_code, policy_from, pool_code, pool_from, port, route_code, route_from,
 };
 use prost::Message as _;
 use uuid::Uuid;
@@ -50,6 +50,17 @@ pub struct Hello {
     pub policy: RoutePolicy,
     /// Name and version of the program, for logs.
     pub software: String,
+    /// The session that the new one takes the place of; the server ends it.
+    pub continues: Option<Continues>,
+}
+
+/// A session whose control connection was lost.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Continues {
+    /// The session.
+    pub session: SessionId,
+    /// Its secret.
+    pub secret: SessionSecret,
 }
 
 /// Binds a further connection to a session.
@@ -125,6 +136,9 @@ pub struct Welcome {
     pub software: String,
     /// The client's name as its certificate has it.
     pub host: String,
+    /// How many times objects were removed from the host's repository. While a session lasts nothing is removed; one
+    /// that continues another may only rely on what that knew if the count is the same.
+    pub removals: u64,
 }
 
 /// What enrolment gives.
@@ -349,6 +363,7 @@ impl Opening {
                 features: hello.features.0,
                 policy: policy_code(hello.policy),
                 software: cut(&hello.software),
+                continues: hello.continues.map(continues_code),
             }),
             Self::Attach(attach) => Kind::Attach(wire::Attach {
                 session: attach.session.0.to_vec(),
@@ -384,6 +399,7 @@ impl Opening {
                 features: Features(hello.features),
                 policy: policy_from(hello.policy)?,
                 software: cut(&hello.software),
+                continues: hello.continues.map(continues_from).transpose()?,
             }),
             Kind::Attach(attach) => Self::Attach(Attach {
                 session: SessionId(fixed(attach.session, "session")?),
@@ -418,6 +434,7 @@ impl Opened {
                 pool: pool_code(welcome.pool),
                 software: cut(&welcome.software),
                 host: welcome.host.clone(),
+                removals: welcome.removals,
             }),
             Self::Attached => Kind::Attached(wire::Empty {}),
             Self::Enrolled(enrolled) => Kind::Enrolled(wire::Enrolled {
@@ -451,6 +468,7 @@ impl Opened {
                     pool: pool_from(welcome.pool)?,
                     software: cut(&welcome.software),
                     host: welcome.host,
+                    removals: welcome.removals,
                 }),
                 Kind::Attached(wire::Empty {}) => Self::Attached,
                 Kind::Enrolled(enrolled) => Self::Enrolled(Enrolled {

@@ -32,22 +32,35 @@ pub struct RouteReport {
     pub reasons: BTreeMap<Reason, Traffic>,
     /// Bodies that were begun once more, because their route failed under them.
     pub repeated: Traffic,
-    /// The routes that were lost and taken back, the oldest first; after [`CHANGES_KEPT_MAX`] of them the newest are
+    /// The routes that were lost and taken back, and where requests went, the oldest first; after [`CHANGES_KEPT_MAX`] of them the newest are
     /// only counted.
     pub changes: Vec<RouteChange>,
     /// How many changes were not kept.
     pub changes_left_out: u64,
+    /// What carries requests and answers, while anything does.
+    pub control: Option<Route>,
 }
 
-/// A route that was lost or taken back in the middle of a job.
+/// Something that moved in the middle of a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouteChange {
     /// How long the session had lasted.
     pub after: Duration,
-    /// The route.
-    pub route: Route,
-    /// Whether it is up now, or why it isn't: the reason, and the facts, which may be empty.
-    pub state: Result<(), (Reason, String)>,
+    /// What moved.
+    pub change: Change,
+}
+
+/// What can move. A loss has its reason, and the facts, which may be empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A route takes bodies no more.
+    Lost(Route, Reason, String),
+    /// It does again.
+    TakenBack(Route),
+    /// The connection for requests and answers, which took this route, was lost.
+    ControlLost(Route, Reason, String),
+    /// There is another, by this route.
+    Control(Route),
 }
 
 /// Changes of routes that a report keeps.

@@ -21,6 +21,28 @@ pub enum RoutePolicy {
     RequireStorage,
     /// The network alone.
     Network,
+    /// Storage for everything, requests and answers included: no network socket is opened.
+    StorageOnly,
+}
+
+impl RoutePolicy {
+    /// Whether a route may carry bodies.
+    #[must_use]
+    pub const fn allows(self, route: Route) -> bool {
+        match route {
+            Route::Network => matches!(self, Self::PreferStorage | Self::Network),
+            Route::Storage => !matches!(self, Self::Network),
+        }
+    }
+
+    /// Whether a route may carry requests and answers.
+    #[must_use]
+    pub const fn allows_control(self, route: Route) -> bool {
+        match route {
+            Route::Network => !matches!(self, Self::StorageOnly),
+            Route::Storage => !matches!(self, Self::Network),
+        }
+    }
 }
 
 impl fmt::Display for Route {
@@ -38,6 +60,7 @@ impl fmt::Display for RoutePolicy {
             Self::PreferStorage => "prefer-storage",
             Self::RequireStorage => "require-storage",
             Self::Network => "network",
+            Self::StorageOnly => "storage-only",
         })
     }
 }

@@ -140,6 +140,8 @@ pub enum Reason {
     Unsupported,
     /// The network data connection is not open.
     NetworkDown,
+    /// The connection that carries requests and answers was lost.
+    ControlLost,
 }
 
 /// Decides which route a call takes, or that none may be used.
@@ -166,8 +168,10 @@ pub fn decide(
     };
     match (policy, health.storage) {
         (RoutePolicy::Network, _) => by_network(Reason::Policy),
-        (RoutePolicy::RequireStorage, Ok(())) => Ok(Decision::Storage),
-        (RoutePolicy::RequireStorage, Err(reason)) => Err(Refusal { policy, reason }),
+        (RoutePolicy::RequireStorage | RoutePolicy::StorageOnly, Ok(())) => Ok(Decision::Storage),
+        (RoutePolicy::RequireStorage | RoutePolicy::StorageOnly, Err(reason)) => {
+            Err(Refusal { policy, reason })
+        }
         (RoutePolicy::PreferStorage, Err(reason)) => by_network(reason),
         (RoutePolicy::PreferStorage, Ok(())) => {
             let fits =
@@ -203,7 +207,7 @@ impl Decision {
 
 impl Reason {
     /// Every reason, with its number, its name in JSON and its sentence.
-    const TABLE: [(Self, u32, &'static str, &'static str); 20] = [
+    const TABLE: [(Self, u32, &'static str, &'static str); 21] = [
         (
             Self::Unknown,
             0,
@@ -319,6 +323,12 @@ impl Reason {
             "network_down",
             "the network data connection is not open",
         ),
+        (
+            Self::ControlLost,
+            20,
+            "control_lost",
+            "the connection that carries requests and answers was lost",
+        ),
     ];
 
     /// Every reason, in the order of the numbers.
@@ -398,6 +408,7 @@ mod tests {
             RoutePolicy::PreferStorage,
             RoutePolicy::RequireStorage,
             RoutePolicy::Network,
+            RoutePolicy::StorageOnly,
         ])
     }
 
@@ -405,10 +416,11 @@ mod tests {
         #[test]
         fn require_storage_never_names_the_network_for_a_body(
             kind in any_body(), bytes in any::<u64>(), health in any_health(),
-            network in any::<u64>(), storage in any::<u64>(),
+            network in any::<u64>(), storage in any::<u64>(), only in any::<bool>(),
         ) {
             let carried = Carried { network, storage };
-            match decide(Call { kind, bytes }, RoutePolicy::RequireStorage, health, carried) {
+            let policy = if only { RoutePolicy::StorageOnly } else { RoutePolicy::RequireStorage };
+            match decide(Call { kind, bytes }, policy, health, carried) {
                 Ok(decision) => prop_assert_eq!(decision, Decision::Storage),
                 Err(refusal) => prop_assert_eq!(Err(refusal.reason), health.storage),
             }

@@ -35,6 +35,16 @@ pub(crate) struct Hello {
     pub(crate) policy: u32,
     #[prost(string, tag = "5")]
     pub(crate) software: String,
+    #[prost(message, optional, tag = "6")]
+    pub(crate) continues: Option<Continues>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Continues {
+    #[prost(bytes = "vec", tag = "1")]
+    pub(crate) session: Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    pub(crate) secret: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -100,6 +110,8 @@ pub(crate) struct Welcome {
     pub(crate) software: String,
     #[prost(string, tag = "9")]
     pub(crate) host: String,
+    #[prost(uint64, tag = "10")]
+    pub(crate) removals: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -103,9 +103,16 @@ impl Repository {
         self.database.pack_contents(self.host, name).await
     }
 
-    /// Removes an object and what is remembered of it.
+    /// How many objects were removed, ever.
+    pub(crate) async fn removals(&self) -> Result<u64, ServerError> {
+        self.database.removals(self.host).await
+    }
+
+    /// Removes an object and what is remembered of it. It is counted first: whoever finds the count unchanged knows that
+    /// nothing has gone.
     async fn remove(self: &Arc<Self>, name: ObjectName) -> Result<(), ServerError> {
         let name = canonical(name);
+        self.database.count_removal(self.host).await?;
         let this = Arc::clone(self);
         blocking(move || this.store.remove(name)).await?;
         self.database.forget_object(self.host, name).await

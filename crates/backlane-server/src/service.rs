@@ -34,6 +34,10 @@ impl Service for ServerState {
     fn slots<'a>(&'a self, host: &'a str) -> BoxFuture<'a, Result<Vec<u32>, ServiceError>> {
         Box::pin(async move { Ok(self.slots_of(&host.parse::<HostName>()?).await?) })
     }
+
+    fn all_slots(&self) -> BoxFuture<'_, Result<Vec<u32>, ServiceError>> {
+        Box::pin(async move { Ok(ServerState::all_slots(self).await?) })
+    }
 }
 
 /// One session's hold on its host's repository.
@@ -82,6 +86,11 @@ impl ObjectService for Session {
                 name,
             }) as Box<dyn BodySink>)
         })
+    }
+
+    fn removals(&self) -> BoxFuture<'_, Result<u64, ServiceError>> {
+        let repository = Arc::clone(&self.repository);
+        Box::pin(async move { Ok(repository.removals().await?) })
     }
 
     fn remove(&self, _: ObjectName) -> BoxFuture<'_, Result<(), ServiceError>> {

@@ -203,6 +203,13 @@ impl ServerState {
         }
     }
 
+    pub(crate) async fn all_slots(&self) -> Result<Vec<u32>, ServerError> {
+        match self.pool() {
+            Some(pool) => self.database.all_slots(pool.uuid).await,
+            None => Ok(Vec::new()),
+        }
+    }
+
     pub(crate) async fn redeem(&self, request: &EnrollRequest) -> Result<EnrollGrant, ServerError> {
         // The request first: a host that sent a bad one may try again with the same token.
         let pem = request.csr_pem.clone();

@@ -253,6 +253,8 @@ pub(crate) enum RouteChoice {
     RequireStorage,
     /// The network alone.
     Network,
+    /// Storage for everything, requests and answers included: no network socket is opened.
+    StorageOnly,
 }
 
 impl From<RouteChoice> for RoutePolicy {
@@ -261,6 +263,7 @@ impl From<RouteChoice> for RoutePolicy {
             RouteChoice::PreferStorage => Self::PreferStorage,
             RouteChoice::RequireStorage => Self::RequireStorage,
             RouteChoice::Network => Self::Network,
+            RouteChoice::StorageOnly => Self::StorageOnly,
         }
     }
 }

@@ -58,6 +58,7 @@ pub(crate) enum Route {
     PreferStorage,
     RequireStorage,
     Network,
+    StorageOnly,
 }
 
 impl From<Route> for RoutePolicy {
@@ -66,6 +67,7 @@ impl From<Route> for RoutePolicy {
             Route::PreferStorage => Self::PreferStorage,
             Route::RequireStorage => Self::RequireStorage,
             Route::Network => Self::Network,
+            Route::StorageOnly => Self::StorageOnly,
         }
     }
 }

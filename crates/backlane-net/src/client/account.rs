@@ -5,7 +5,7 @@
 use super::RouteDown;
 use backlane_proto::{
     Decision, Route, RouteReport,
-    report::{ByRoute, RouteChange},
+    report::{ByRoute, Change, RouteChange},
     router::Carried,
 };
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -70,23 +70,31 @@ impl Account {
 
     /// A route came up.
     pub(super) fn gained(&self, route: Route) {
-        self.changed(route, Ok(()));
+        self.changed(Change::TakenBack(route));
     }
 
     /// A route that was up is not any more.
     pub(super) fn lost(&self, route: Route, down: &RouteDown) {
-        self.changed(route, Err((down.reason, down.detail.clone())));
+        self.changed(Change::Lost(route, down.reason, down.detail.clone()));
     }
 
-    fn changed(&self, route: Route, state: Result<(), (backlane_proto::Reason, String)>) {
+    /// Requests take this route.
+    pub(super) fn control(&self, route: Route) {
+        self.books().report.control = Some(route);
+        self.changed(Change::Control(route));
+    }
+
+    /// Requests have no way to the server.
+    pub(super) fn control_lost(&self, route: Route, down: &RouteDown) {
+        self.books().report.control = None;
+        self.changed(Change::ControlLost(route, down.reason, down.detail.clone()));
+    }
+
+    fn changed(&self, change: Change) {
         let after = self.began.elapsed();
         let mut books = self.books();
         if books.started {
-            books.report.changed(RouteChange {
-                after,
-                route,
-                state,
-            });
+            books.report.changed(RouteChange { after, change });
         }
     }
 }

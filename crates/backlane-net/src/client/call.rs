@@ -78,6 +78,15 @@ pub(super) async fn make(shared: &Arc<Shared>, wanted: &Wanted) -> Result<Outcom
         changes.mark_unchanged();
         let failed = match attempt(shared, wanted).await {
             Err(error @ (Error::RouteFailed { .. } | Error::NoRoute { .. })) => error,
+            Err(error @ Error::Lost { .. }) if shared.failure().is_none() => {
+                // How long that may last is the line's business.
+                shared.has_line().await?;
+                tracing::info!(server = %shared.server, %error, "the call is made again");
+                if wanted.name().is_some() {
+                    shared.account.repeated(bytes);
+                }
+                continue;
+            }
             done => return done,
         };
         let deadline = *deadline.get_or_insert_with(|| Instant::now() + shared.route_wait);
@@ -204,7 +213,7 @@ async fn run(mut task: Task, work: Work) -> Result<Outcome, Error> {
         task.settle().await;
         task.shared.end_call(task.id);
     });
-    outcome.await.unwrap_or_else(|_| Err(shared.end_error()))
+    outcome.await.unwrap_or_else(|_| Err(shared.call_error()))
 }
 
 impl Task {
@@ -333,7 +342,7 @@ impl Task {
                 }
                 news = self.news.recv() => {
                     // Nothing but bad news can come before the body has ended.
-                    let news = news.ok_or_else(|| self.shared.end_error())?;
+                    let news = news.ok_or_else(|| self.shared.call_error())?;
                     if let Some(answer) = self.observe(news)? {
                         return Err(self.unexpected(&answer));
                     }
@@ -354,7 +363,7 @@ impl Task {
 
     async fn next(&mut self) -> Result<Option<Answer>, Error> {
         let news = self.news.recv().await;
-        self.observe(news.ok_or_else(|| self.shared.end_error())?)
+        self.observe(news.ok_or_else(|| self.shared.call_error())?)
     }
 
     /// Notes what came; failures become errors.
@@ -390,11 +399,18 @@ impl Task {
                             reason,
                             detail: failure.text,
                         },
-                        None => Error::NoRoute {
-                            policy: self.shared.policy,
-                            reason,
-                            detail: format!("server {server}: {}", failure.text),
-                        },
+                        None => {
+                            let detail = format!("server {server}: {}", failure.text);
+                            if let Some((route, way)) = &self.way {
+                                let down = RouteDown::new(reason, &detail);
+                                self.shared.left_there(*route, way, down);
+                            }
+                            Error::NoRoute {
+                                policy: self.shared.policy,
+                                reason,
+                                detail,
+                            }
+                        }
                     })
                 }
                 _ => Err(Error::from_failure(server, self.name, failure)),

@@ -1,8 +1,9 @@
-//! The connections of a client's session at work: one task reads each, another writes it.
+//! The connections of a client's session at work.
 
 use super::{
     RouteDown,
     shared::{Shared, Target},
+    storage::Hand,
 };
 use crate::{
     Error,
@@ -14,74 +15,105 @@ use crate::{
     pool::pair_ended,
 };
 use backlane_proto::{
-    Answer, CallId, Event, FromClient, FromServer, Reason, Request, Route, Violation,
+    Answer, CallId, ErrorCode, Event, FromClient, FromServer, Reason, Request, Route, Violation,
 };
 use bytes::BytesMut;
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    io::{AsyncRead, AsyncWrite},
     sync::{mpsc, oneshot},
-    time::timeout,
+    time::{sleep, timeout},
 };
 
-/// Reads answers until the connection ends, which ends the session.
-pub(super) async fn read_control<R: AsyncRead + Unpin>(shared: Arc<Shared>, mut from: R) {
-    let error = loop {
+/// How long an answer is waited for before the server is asked whether it lives.
+const ASK_AFTER: Duration = Duration::from_secs(1);
+/// How long a server that owes an answer may say nothing at all before the line is left, if there may be another.
+const LEAVE_AFTER: Duration = Duration::from_secs(4);
+/// How often that is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// Reads answers until the line ends.
+pub(super) async fn read_control<R: AsyncRead + Unpin>(shared: &Shared, mut from: R) -> Error {
+    let server = shared.server.as_str();
+    loop {
         let raw = match read_message_while(&mut from, || shared.pool.is_server_alive()).await {
             Ok(raw) => raw,
-            Err(error) => break lost(&shared.server, error),
+            Err(error) => return lost(server, error),
         };
         let message = match FromServer::decode(&raw) {
             Ok(message) => message,
-            Err(error) => break Error::protocol(shared.server.as_str(), error),
+            Err(error) => return Error::protocol(server, error),
         };
-        shared.pool.heard(false);
+        shared.heard();
         match (message.call, message.answer) {
             (_, Answer::Ping) => {}
             (CallId::SESSION, Answer::Failed(failure)) => {
-                break Error::Lost {
-                    server: shared.server.clone(),
-                    why: failure.text,
+                return match failure.code {
+                    ErrorCode::ShuttingDown => Error::Lost {
+                        server: server.to_owned(),
+                        why: failure.text,
+                    },
+                    _ => Error::protocol("this client", failure.text),
                 };
             }
             // The confirmation of a close.
-            (CallId::SESSION, Answer::Done) => break Error::Closed,
+            (CallId::SESSION, Answer::Done) => return Error::Closed,
             (call, answer) => {
                 if let Err(violation) = shared.answered(call, answer) {
-                    break Error::protocol(shared.server.as_str(), violation);
+                    return Error::protocol(server, violation);
                 }
             }
         }
-    };
-    shared.fail(error);
+    }
+}
+
+/// Looks whether the server says anything while it owes an answer. One that is silent is asked; the line is left when
+/// there may be another way: that it is silent here says little of the server.
+pub(super) async fn watch_control(shared: &Shared, route: Route) -> Error {
+    loop {
+        sleep(LOOK_EVERY).await;
+        let Some(waited) = shared.waits().filter(|waited| *waited >= ASK_AFTER) else {
+            continue;
+        };
+        shared.pool.suspicion.notify_one();
+        let other = match route {
+            Route::Network => shared.pool.is_server_alive().await,
+            Route::Storage => shared.policy.allows_control(Route::Network),
+        };
+        if waited >= LEAVE_AFTER && other {
+            return Error::Silent {
+                peer: shared.server.clone(),
+                doing: "waiting for an answer",
+                waited: LEAVE_AFTER,
+            };
+        }
+    }
 }
 
 /// Writes requests, and a sign of life when there are none, or when the server shows none on storage: it answers.
 pub(super) async fn write_control<W: AsyncWrite + Unpin>(
-    shared: Arc<Shared>,
+    shared: &Shared,
     mut to: W,
     mut requests: mpsc::UnboundedReceiver<FromClient>,
-) {
+) -> Error {
     loop {
         let next = tokio::select! {
             next = timeout(PING_AFTER, requests.recv()) => next.ok(),
-            () = shared.suspicion.notified() => None,
+            () = shared.pool.suspicion.notified() => None,
         };
         let message = match next {
             Some(Some(message)) => message,
-            Some(None) => break,
+            // The session is over, which ends this.
+            Some(None) => std::future::pending().await,
             None => FromClient {
                 call: CallId::SESSION,
                 request: Request::Ping,
             },
         };
         if let Err(error) = write_message(&mut to, &message.encode()).await {
-            shared.fail(lost(&shared.server, ReadError::Io(error)));
-            return;
+            return lost(&shared.server, ReadError::Io(error));
         }
     }
-    // The other side learns the end from what was written before; a farewell that fails changes nothing.
-    let _ = to.shutdown().await;
 }
 
 /// Runs an events connection until it ends.
@@ -90,12 +122,27 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let (from, to) = tokio::io::split(stream);
-    shared.pool.set_attached(true);
+    let _attached = Attached::new(&shared.pool);
     tokio::select! {
         () = read_events(shared, from) => {}
         () = write_events(shared, to) => {}
     }
-    shared.pool.set_attached(false);
+}
+
+/// The events connection stands, until this is dropped.
+struct Attached<'a>(&'a Hand);
+
+impl<'a> Attached<'a> {
+    fn new(hand: &'a Hand) -> Self {
+        hand.set_attached(true);
+        Self(hand)
+    }
+}
+
+impl Drop for Attached<'_> {
+    fn drop(&mut self) {
+        self.0.set_attached(false);
+    }
 }
 
 /// Reads events: doorbells for the pool, the rest for whoever listens.
@@ -128,7 +175,7 @@ async fn read_events<R: AsyncRead + Unpin>(shared: &Shared, mut from: R) {
 async fn write_events<W: AsyncWrite + Unpin>(shared: &Shared, mut to: W) {
     loop {
         let event = tokio::select! {
-            rung = timeout(PING_AFTER, shared.doorbell.notified()) => match rung {
+            rung = timeout(PING_AFTER, shared.pool.doorbell.notified()) => match rung {
                 Ok(()) => Event::Doorbell,
                 Err(_) => Event::Ping,
             },
@@ -155,7 +202,7 @@ where
     W: AsyncWrite + Unpin,
 {
     let (sender, chunks) = mpsc::channel(CHUNKS_QUEUED_MAX);
-    shared.route_up(route, sender);
+    let left = shared.route_up(route, sender);
     // Whoever started the pair may have gone.
     let _ = ready.send(());
     let down = tokio::select! {
@@ -164,6 +211,7 @@ where
             Ok(()) => RouteDown::new(Reason::StreamReset, "the session is over"),
             Err(error) => pair_ended(route, &ReadError::Io(error)),
         },
+        Ok(down) = left => down,
     };
     shared.route_down(route, &down);
     down

@@ -2,12 +2,14 @@
 //!
 //! Invariants: a call returns what the server has confirmed or an error, never a part; under
 //! [`RoutePolicy::RequireStorage`] no byte of an object is given to the network; a call that is dropped is cancelled at
-//! the server; when the session is lost every call under way fails at once with the same cause.
+//! the server; when the line to the server is lost every call under
+//! way is made again on the next one; when the session is lost each fails at once with the same cause.
 
 mod account;
 mod blocking;
 mod call;
 mod connect;
+mod line;
 mod link;
 mod shared;
 mod storage;
@@ -50,7 +52,8 @@ pub struct ClientConfig {
     /// How long the start of the session waits for storage before it goes ahead on the network; under
     /// `require-storage`, before it fails.
     pub storage_wait: Duration,
-    /// How long a call waits, in the middle of a session, for a route that the policy allows.
+    /// How long, in the middle of a session, a call waits for a route that the policy allows, and the session for a
+    /// connection to the server.
     pub route_wait: Duration,
     /// Name and version of this program, for the server's log.
     pub software: String,

@@ -1,13 +1,10 @@
 //! What the parts of a client's session share: calls under way, routes, counters, and how it ended.
 //!
-//! Invariants: whoever waits for a call holds its channel, and losing the session or a route wakes every one of them;
+//! Invariants: whoever waits for a call holds its channel, and losing the session, its line or a route wakes every one of
+//! them; numbers of calls grow over all lines, so that nothing of one line is taken for something of the next;
 //! the first cause of the end is the one that everyone is told.
 
-use super::{
-    RouteDown, RouteStatus,
-    account::Account,
-    storage::{Hand, Starter},
-};
+use super::{RouteDown, RouteStatus, account::Account, storage::Hand};
 use crate::{Error, framed::Chunk};
 use backlane_proto::{
     Answer, CallId, Calls, Decision, Event, Fate, FromClient, Health, Reason, Request, Route,
@@ -22,7 +19,10 @@ use std::{
     },
     time::Duration,
 };
-use tokio::sync::{Notify, Semaphore, broadcast, mpsc, watch};
+use tokio::{
+    sync::{Notify, Semaphore, broadcast, mpsc, oneshot, watch},
+    time::Instant,
+};
 
 /// Events kept for readers that lag.
 pub(super) const EVENTS_KEPT_MAX: usize = 256;
@@ -32,14 +32,8 @@ pub(super) struct Shared {
     pub(super) server: String,
     pub(super) host: String,
     pub(super) policy: RoutePolicy,
-    /// To the control connection's writer. Bounded by the permits: a call sends two messages at most.
-    pub(super) control: mpsc::UnboundedSender<FromClient>,
     pub(super) permits: Arc<Semaphore>,
     pub(super) events: broadcast::Sender<Event>,
-    /// Rung when the pool has news for the server.
-    pub(super) doorbell: Arc<Notify>,
-    /// Rung when the server shows no sign of life on storage.
-    pub(super) suspicion: Arc<Notify>,
     /// Rung when the server asks for a sign of life.
     pub(super) asked: Notify,
     /// The pool, while the session has it.
@@ -48,7 +42,7 @@ pub(super) struct Shared {
     pub(super) account: Account,
     /// How long a call waits for a route that it may take.
     pub(super) route_wait: Duration,
-    /// Sent to when a route comes or goes.
+    /// Sent to when a route or a line comes or goes.
     pub(super) changes: watch::Sender<()>,
     /// Set once, when the session is over.
     pub(super) over: watch::Sender<bool>,
@@ -68,6 +62,10 @@ pub(super) struct Terms {
 
 struct State {
     last_call: u64,
+    /// To the writer of the line, while there is one. Bounded by the permits: a call sends two messages at most.
+    line: Option<mpsc::UnboundedSender<FromClient>>,
+    /// When the server was last heard on the line.
+    heard: Instant,
     calls: Calls,
     pending: HashMap<CallId, Pending>,
     network: RouteState,
@@ -77,8 +75,15 @@ struct State {
 
 /// A route, as the sender of bodies sees it.
 enum RouteState {
-    Up(mpsc::Sender<Chunk>),
+    Up(Way),
     Down(RouteDown),
+}
+
+/// The way of bodies to the server by one pair.
+struct Way {
+    chunks: mpsc::Sender<Chunk>,
+    /// Ends the pair.
+    leave: oneshot::Sender<RouteDown>,
 }
 
 struct Pending {
@@ -117,11 +122,7 @@ pub(super) enum Target {
 }
 
 impl Shared {
-    pub(super) fn new(
-        terms: Terms,
-        control: mpsc::UnboundedSender<FromClient>,
-        starter: &Starter,
-    ) -> Self {
+    pub(super) fn new(terms: Terms, hand: &Arc<Hand>) -> Self {
         let down = |reason| {
             RouteState::Down(RouteDown {
                 reason,
@@ -132,20 +133,19 @@ impl Shared {
             server: terms.server,
             host: terms.host,
             policy: terms.policy,
-            control,
             account: Account::new(),
             route_wait: terms.route_wait,
             changes: watch::Sender::new(()),
             permits: Arc::new(Semaphore::new(terms.calls_max)),
             events: broadcast::Sender::new(EVENTS_KEPT_MAX),
-            doorbell: starter.doorbell(),
-            suspicion: starter.suspicion(),
             asked: Notify::new(),
-            pool: starter.hand(),
+            pool: Arc::clone(hand),
             over: watch::Sender::new(false),
             closing: AtomicBool::new(false),
             state: Mutex::new(State {
                 last_call: 0,
+                line: None,
+                heard: Instant::now(),
                 calls: Calls::new(),
                 pending: HashMap::new(),
                 network: down(Reason::NetworkDown),
@@ -171,6 +171,9 @@ impl Shared {
         if let Some(error) = &state.end {
             return Err(error.clone());
         }
+        if state.line.is_none() {
+            return Err(self.gone_error());
+        }
         state.last_call += 1;
         let id = CallId(state.last_call);
         let begun = state.calls.begin(id);
@@ -191,13 +194,74 @@ impl Shared {
         };
         state.pending.insert(id, pending);
         // Under the lock, so that requests leave in the order of their numbers.
-        self.send(id, request);
+        state.send(id, request);
         Ok(Registered { id, news })
     }
 
-    /// Sends a message on the control connection; once the session is over there is nobody to send to.
+    /// Sends a message on the line; without one there is nobody to send to.
     pub(super) fn send(&self, call: CallId, request: Request) {
-        let _ = self.control.send(FromClient { call, request });
+        self.state().send(call, request);
+    }
+
+    /// There is a line.
+    pub(super) fn line_up(&self, route: Route, line: mpsc::UnboundedSender<FromClient>) {
+        let mut state = self.state();
+        state.line = Some(line);
+        state.heard = Instant::now();
+        self.account.control(route);
+        drop(state);
+        self.changes.send_replace(());
+    }
+
+    /// The line was lost, and with it everything that was under way and all that hung on it.
+    pub(super) fn line_lost(&self, route: Route, error: &Error) {
+        let mut state = self.state();
+        state.line = None;
+        let down = RouteDown::new(Reason::ControlLost, error);
+        self.account.control_lost(route, &down);
+        for route in [Route::Network, Route::Storage] {
+            self.set_down(&mut state, route, &down, true);
+        }
+        // Whoever waits for an answer learns it from the end of its channel.
+        state.pending.clear();
+    }
+
+    /// The server was heard on the line.
+    pub(super) fn heard(&self) {
+        self.state().heard = Instant::now();
+        self.pool.heard(false);
+    }
+
+    /// For how long the server has owed an answer and said nothing at all.
+    pub(super) fn waits(&self) -> Option<Duration> {
+        let state = self.state();
+        let waits = !state.pending.is_empty();
+        waits.then(|| state.heard.elapsed())
+    }
+
+    /// The session has no line at present.
+    fn gone_error(&self) -> Error {
+        Error::Lost {
+            server: self.server.clone(),
+            why: "its connection was lost".to_owned(),
+        }
+    }
+
+    /// Ready when there is a line, or the session is over.
+    pub(super) async fn has_line(&self) -> Result<(), Error> {
+        let mut changes = self.changes.subscribe();
+        loop {
+            {
+                let state = self.state();
+                match &state.end {
+                    Some(error) => return Err(error.clone()),
+                    None if state.line.is_some() => return Ok(()),
+                    None => {}
+                }
+            }
+            // The sender lives in the session.
+            let _ = changes.changed().await;
+        }
     }
 
     pub(super) fn end_call(&self, call: CallId) {
@@ -209,6 +273,11 @@ impl Shared {
     /// Why the session is over.
     pub(super) fn end_error(&self) -> Error {
         self.state().end.clone().unwrap_or(Error::Closed)
+    }
+
+    /// Why a call's channel ended: the session is over, or its line was lost.
+    pub(super) fn call_error(&self) -> Error {
+        self.failure().unwrap_or_else(|| self.gone_error())
     }
 
     pub(super) fn failure(&self) -> Option<Error> {
@@ -230,16 +299,22 @@ impl Shared {
             self.set_down(&mut state, route, &down, !matches!(error, Error::Closed));
         }
         state.end = Some(error);
+        state.line = None;
         state.pending.clear();
         drop(state);
         self.permits.close();
         self.over.send_replace(true);
     }
 
-    /// Asks the server to end the session.
+    /// Asks the server to end the session; without a line it ends at once.
     pub(super) fn close(&self) {
         self.closing.store(true, Ordering::SeqCst);
-        self.send(CallId::SESSION, Request::Close);
+        let has_line = self.state().line.is_some();
+        if has_line {
+            self.send(CallId::SESSION, Request::Close);
+        } else {
+            self.fail(self.gone_error());
+        }
     }
 
     /// Whether a route that ends now ends with the session: the server lets go of storage before it says that all is
@@ -260,22 +335,43 @@ impl Shared {
         let health = state.health();
         let decision = backlane_proto::decide(call, self.policy, health, self.account.carried())
             .map_err(|refusal| Error::no_route(refusal, state.detail(refusal.reason)))?;
-        let RouteState::Up(chunks) = state.route(decision.route()) else {
+        let RouteState::Up(way) = state.route(decision.route()) else {
             return Err(Error::protocol(
                 "this client",
                 "the router chose a route that is down",
             ));
         };
         self.account.decided(decision, call.bytes);
-        Ok((decision, chunks.clone()))
+        Ok((decision, way.chunks.clone()))
     }
 
-    /// A route came up.
-    pub(super) fn route_up(&self, route: Route, chunks: mpsc::Sender<Chunk>) {
+    /// A route came up; what is given back says when the server has let go of it.
+    pub(super) fn route_up(
+        &self,
+        route: Route,
+        chunks: mpsc::Sender<Chunk>,
+    ) -> oneshot::Receiver<RouteDown> {
+        let (leave, left) = oneshot::channel();
         let mut state = self.state();
         if state.end.is_none() {
-            *state.route_mut(route) = RouteState::Up(chunks);
+            *state.route_mut(route) = RouteState::Up(Way { chunks, leave });
             self.account.gained(route);
+            self.changes.send_replace(());
+        }
+        left
+    }
+
+    /// The server has said of a body on this way that its end of the pair is gone, which may take this side long to see.
+    pub(super) fn left_there(&self, route: Route, way: &mpsc::Sender<Chunk>, down: RouteDown) {
+        let mut state = self.state();
+        let known = state.route_mut(route);
+        if matches!(known, RouteState::Up(known) if known.chunks.same_channel(way)) {
+            let before = std::mem::replace(known, RouteState::Down(down.clone()));
+            if let RouteState::Up(Way { leave, .. }) = before {
+                self.account.lost(route, &down);
+                // A pair that has just ended says so itself.
+                let _ = leave.send(down);
+            }
             self.changes.send_replace(());
         }
     }
@@ -375,6 +471,13 @@ impl Shared {
 }
 
 impl State {
+    fn send(&self, call: CallId, request: Request) {
+        if let Some(line) = &self.line {
+            // A writer that has ended ends the line.
+            let _ = line.send(FromClient { call, request });
+        }
+    }
+
     fn route(&self, route: Route) -> &RouteState {
         match route {
             Route::Network => &self.network,
@@ -433,8 +536,7 @@ mod tests {
     use bytes::Bytes;
 
     fn shared() -> (Shared, mpsc::UnboundedReceiver<FromClient>) {
-        let (control, requests) = mpsc::unbounded_channel();
-        let starter = Starter::begin(None, "db1");
+        let (line, requests) = mpsc::unbounded_channel();
         let terms = Terms {
             server: "s:1".into(),
             host: "db1".into(),
@@ -442,7 +544,8 @@ mod tests {
             calls_max: 8,
             route_wait: Duration::from_secs(600),
         };
-        let shared = Shared::new(terms, control, &starter);
+        let shared = Shared::new(terms, &Hand::new(false));
+        shared.line_up(Route::Network, line);
         (shared, requests)
     }
 
@@ -498,6 +601,29 @@ mod tests {
         shared.answered(second, Answer::Done).unwrap();
         making.await.unwrap().unwrap();
         assert_eq!(shared.account.report().repeated.objects, 1);
+    }
+
+    #[tokio::test]
+    async fn a_pair_whose_other_end_is_gone_is_left_with_the_first_body_that_is_refused() {
+        let (shared, mut requests) = shared();
+        let shared = Arc::new(shared);
+        let (chunks, _kept) = mpsc::channel(1);
+        let left = shared.route_up(Route::Storage, chunks);
+        let making = putting(&shared);
+        let call = requests.recv().await.unwrap().call;
+        let refused = Answer::Failed(Failure {
+            code: ErrorCode::Route,
+            text: String::new(),
+            reason: Some(Reason::DeviceError),
+        });
+        shared.answered(call, refused).unwrap();
+        assert_eq!(left.await.unwrap().reason, Reason::DeviceError);
+        let storage = shared.routes().storage;
+        assert!(
+            matches!(&storage, Err(down) if down.reason == Reason::DeviceError),
+            "{storage:?}"
+        );
+        making.abort();
     }
 
     #[tokio::test]

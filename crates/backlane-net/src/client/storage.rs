@@ -1,11 +1,12 @@
 //! The storage route of a client's session: the pool, the proof that both sides see it, and the data pair through it.
 //!
-//! The pool is opened, and its designated port asked for, beside the network; what needs the session follows. An
-//! attempt that fails leaves its reason in the routes and is made again after a while, as long as the session lasts.
+//! The pool is opened, and its designated port asked for, beside the network, and kept over all lines to the server that
+//! a session has; what needs the line follows. An attempt that fails leaves its reason in the routes and is made again
+//! after a while, as long as the session lasts.
 
 use super::{
     PoolChoice, RouteDown, call,
-    connect::{Keys, tell_when},
+    line::{Keys, tell_when},
     link::run_pair,
     shared::Shared,
 };
@@ -30,8 +31,7 @@ use storage_socket::{
     Doorbell, EngineKind, Identity, Pool, PoolOptions, Port, Role, SlotIndex, Stream,
 };
 use tokio::{
-    sync::{Notify, oneshot},
-    task::JoinHandle,
+    sync::{Notify, oneshot, watch},
     time::{Instant, sleep},
 };
 use uuid::Uuid;
@@ -39,23 +39,32 @@ use uuid::Uuid;
 /// Pause before challenges that were not seen are looked for again.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(20);
 
+/// Pause before storage is tried again on a pool that isn't left.
+const BIND_AGAIN_AFTER: Duration = Duration::from_secs(5);
+
 /// How long a thread waits for a coordinator at a time.
 const READY_STEP_WAIT: Duration = Duration::from_millis(250);
 
-/// What brings the storage route up.
-pub(super) struct Starter {
-    choice: Option<PoolChoice>,
+/// Keeps the pool joined for as long as a session lasts, and says how that stands.
+pub(super) struct Keeper {
+    choice: PoolChoice,
     host: String,
-    doorbell: Arc<Notify>,
-    suspicion: Arc<Notify>,
     hand: Arc<Hand>,
-    first: Option<JoinHandle<Result<Joined, RouteDown>>>,
 }
 
 /// The pool while the session has it; whoever takes it out leaves it.
-#[derive(Default)]
 pub(super) struct Hand {
     held: Mutex<Held>,
+    /// How joining it stands.
+    membership: watch::Sender<Membership>,
+    /// A stream on the designated port that nothing is said on yet: requests go there when the network is lost.
+    standing: tokio::sync::Mutex<Option<Stream>>,
+    /// Somebody would like to have the pool now.
+    wanted: Notify,
+    /// Rung when the pool has news for the server.
+    pub(super) doorbell: Notify,
+    /// Rung when the server shows no sign of life on storage.
+    pub(super) suspicion: Notify,
 }
 
 #[derive(Default)]
@@ -71,138 +80,139 @@ struct Held {
     retired: bool,
 }
 
-/// A pool that was joined.
-struct Joined {
-    pool: Pool,
-    slot: SlotIndex,
-    incarnation: u64,
-    /// Asks for the stream on the designated port, which stays for as long as the route is tried or used. Nobody answers
-    /// a slot that the coordinator doesn't know, so the session doesn't wait for it before it has named the slot.
-    designated: JoinHandle<Result<Stream, RouteDown>>,
+/// Whether this host is a member of the pool.
+#[derive(Clone)]
+pub(super) enum Membership {
+    /// It will be, or nothing is known yet.
+    Pending,
+    /// It is not, and is tried again.
+    Absent(RouteDown),
+    /// It is.
+    Joined(Joined),
 }
 
-impl Starter {
-    /// Begins to open the pool, where there is one to open.
-    pub(super) fn begin(choice: Option<PoolChoice>, host: &str) -> Self {
-        let doorbell = Arc::new(Notify::new());
-        let hand = Arc::new(Hand::default());
-        let mut starter = Self {
+/// A pool that was joined.
+#[derive(Clone)]
+pub(super) struct Joined {
+    pub(super) pool: Pool,
+    slot: SlotIndex,
+    incarnation: u64,
+}
+
+impl Keeper {
+    pub(super) fn new(choice: PoolChoice, host: &str, hand: &Arc<Hand>) -> Self {
+        Self {
             choice,
             host: host.to_owned(),
-            doorbell,
-            suspicion: Arc::new(Notify::new()),
-            hand,
-            first: None,
-        };
-        starter.first = starter.joining();
-        starter
-    }
-
-    /// Rung when the pool has news for the server.
-    pub(super) fn doorbell(&self) -> Arc<Notify> {
-        Arc::clone(&self.doorbell)
-    }
-
-    /// Rung when the server shows no sign of life on storage.
-    pub(super) fn suspicion(&self) -> Arc<Notify> {
-        Arc::clone(&self.suspicion)
-    }
-
-    pub(super) fn hand(&self) -> Arc<Hand> {
-        Arc::clone(&self.hand)
-    }
-
-    fn joining(&self) -> Option<JoinHandle<Result<Joined, RouteDown>>> {
-        let choice = self.choice.clone()?;
-        let work = join(
-            choice,
-            self.host.clone(),
-            [Arc::clone(&self.doorbell), Arc::clone(&self.suspicion)],
-            Arc::clone(&self.hand),
-        );
-        Some(tokio::spawn(work))
-    }
-
-    /// Brings the route up and keeps it; tells `tried` when the first attempt has come to an end.
-    pub(super) async fn run(
-        mut self,
-        shared: Arc<Shared>,
-        session: SessionId,
-        server_pool: Option<Uuid>,
-        keys: Keys,
-        tried: oneshot::Sender<()>,
-    ) {
-        let mut tried = Some(tried);
-        let mut pauses = Pauses::new();
-        loop {
-            let Some(joining) = self.first.take().or_else(|| self.joining()) else {
-                shared.route_down(Route::Storage, &RouteDown::new(Reason::NoPool, ""));
-                return;
-            };
-            let Some(server_pool) = server_pool else {
-                let down = RouteDown::new(Reason::ServerHasNoPool, &shared.server);
-                shared.route_down(Route::Storage, &down);
-                joining.abort();
-                if let Some(pool) = self.hand.retire() {
-                    leave(pool);
-                }
-                return;
-            };
-            let attempt = async {
-                let joined = joining
-                    .await
-                    .map_err(|error| RouteDown::new(Reason::PoolNotFound, error))??;
-                self.bind(&shared, session, server_pool, &keys, joined, &mut tried)
-                    .await
-            };
-            let down = match attempt.await {
-                Ok(down) | Err(down) => down,
-            };
-            if shared.is_ending() {
-                // The end of the session, which is not the route's failure. Whoever closes it leaves the pool, and
-                // waits for that: a process that ended meanwhile would leave the server waiting for its streams.
-                return;
-            }
-            tracing::warn!(server = %shared.server, reason = down.reason.name(), %down, "storage is not used");
-            shared.route_down(Route::Storage, &down);
-            // Whoever waited may have gone on without storage.
-            if let Some(tried) = tried.take() {
-                let _ = tried.send(());
-            }
-            self.hand.leave();
-            pauses.pause().await;
+            hand: Arc::clone(hand),
         }
     }
 
+    /// Joins the pool, and again whenever it was left.
+    pub(super) async fn run(self) {
+        let mut pauses = Pauses::new();
+        let mut membership = self.hand.membership.subscribe();
+        while self.hand.is_there() {
+            let joined = join(self.choice.clone(), self.host.clone(), &self.hand).await;
+            match joined {
+                Ok(joined) => {
+                    let asking = (Arc::clone(&self.hand), joined.clone());
+                    tokio::spawn(async move { asking.0.stand(&asking.1).await });
+                    self.hand.is_joined(joined);
+                    // The sender lives in the hand.
+                    let left = |now: &Membership| !matches!(now, Membership::Joined(_));
+                    let _ = membership.wait_for(left).await;
+                }
+                Err(down) => {
+                    self.hand.leave(Membership::Absent(down));
+                }
+            }
+            tokio::select! {
+                () = pauses.pause() => {}
+                () = self.hand.wanted.notified() => {}
+            }
+        }
+    }
+}
+
+/// What a line to the server brings along for storage.
+pub(super) struct Terms {
+    pub(super) session: SessionId,
+    pub(super) server_pool: Option<Uuid>,
+    pub(super) keys: Keys,
+    /// Requests take the pool as well.
+    pub(super) carries_control: bool,
+}
+
+/// Brings the storage route up for one line to the server, and keeps it; tells `tried` when the first attempt has come
+/// to an end.
+pub(super) async fn keep(shared: Arc<Shared>, terms: Terms, tried: Option<oneshot::Sender<()>>) {
+    let mut tried = tried;
+    let hand = Arc::clone(&shared.pool);
+    if !hand.is_there() {
+        return shared.route_down(Route::Storage, &RouteDown::new(Reason::NoPool, ""));
+    }
+    if terms.server_pool.is_none() {
+        let down = RouteDown::new(Reason::ServerHasNoPool, &shared.server);
+        shared.route_down(Route::Storage, &down);
+        if let Some(pool) = hand.retire() {
+            leave(pool);
+        }
+        return;
+    }
+    loop {
+        let attempt = async {
+            let joined = hand.joined().await?;
+            terms.bind(&shared, &joined, &mut tried).await
+        };
+        let down = match attempt.await {
+            Ok(down) | Err(down) => down,
+        };
+        if shared.is_ending() {
+            // The end of the session, which is not the route's failure. Whoever closes it leaves the pool, and
+            // waits for that: a process that ended meanwhile would leave the server waiting for its streams.
+            return;
+        }
+        tracing::warn!(server = %shared.server, reason = down.reason.name(), %down, "storage is not used");
+        shared.route_down(Route::Storage, &down);
+        // Whoever waited may have gone on without storage.
+        if let Some(tried) = tried.take() {
+            let _ = tried.send(());
+        }
+        if terms.carries_control && hand.is_usable().await {
+            // What carries the requests is not let go of.
+            sleep(BIND_AGAIN_AFTER).await;
+        } else {
+            hand.leave(Membership::Pending);
+        }
+        hand.changed_from(&down).await;
+    }
+}
+
+impl Terms {
     /// Proves the pool, connects the data pair, and carries bodies until it ends.
     async fn bind(
         &self,
         shared: &Arc<Shared>,
-        session: SessionId,
-        server_pool: Uuid,
-        keys: &Keys,
-        joined: Joined,
+        joined: &Joined,
         tried: &mut Option<oneshot::Sender<()>>,
     ) -> Result<RouteDown, RouteDown> {
-        if joined.pool.uuid() != server_pool {
-            let text = format!("here {}, at the server {server_pool}", joined.pool.uuid());
+        let (here, there) = (joined.pool.uuid(), self.server_pool);
+        if let Some(there) = there.filter(|there| *there != here) {
+            let text = format!("here {here}, at the server {there}");
             return Err(RouteDown::new(Reason::OtherPool, text));
         }
-        let (member, port) = self.meet(shared, keys, &joined).await?;
-        let asked = joined.designated.await;
-        let asked = asked.map_err(|error| RouteDown::new(Reason::PoolNotFound, error))?;
-        let _designated = match asked {
-            // The server knew nothing of this slot before the session named its host.
-            Err(down) if down.reason == Reason::SlotRefused => designated(&joined.pool).await?,
-            asked => asked?,
-        };
-        let options = data_options(&keys.seal);
+        let (member, port) = self.meet(shared, joined).await?;
+        if !self.carries_control {
+            shared.pool.stand(joined).await?;
+        }
+        let options = data_options(&self.keys.seal);
         let stream = Stream::connect_async(&joined.pool, port, options, STORAGE_STEP_WAIT);
         let stream = stream.await.map_err(|error| stream_failed(&error))?;
         let (mut from, mut to) = stream.into_split();
-        let greeted = greet(Turn::First, session, &mut from, &mut to).await;
+        let greeted = greet(Turn::First, self.session, &mut from, &mut to).await;
         greeted.map_err(|error| stream_failed(&error))?;
-        self.hand.bind();
+        shared.pool.bind();
         tracing::info!(
             server = %shared.server, slot = member.slot, devices = joined.pool.device_count(), "storage is used"
         );
@@ -216,7 +226,6 @@ impl Starter {
     async fn meet(
         &self,
         shared: &Arc<Shared>,
-        keys: &Keys,
         joined: &Joined,
     ) -> Result<(Member, Port), RouteDown> {
         let (pool, slot) = (&joined.pool, joined.slot);
@@ -246,7 +255,7 @@ impl Starter {
             } else {
                 Vec::new()
             };
-            match self.exchange(shared, keys, member, &own, &theirs).await {
+            match self.exchange(shared, member, &own, &theirs).await {
                 Err(down)
                     if down.reason == Reason::ChallengeNotSeen && Instant::now() < deadline =>
                 {
@@ -260,12 +269,11 @@ impl Starter {
     async fn exchange(
         &self,
         shared: &Arc<Shared>,
-        keys: &Keys,
         member: Member,
         own: &Challenges,
         theirs: &Challenges,
     ) -> Result<Port, RouteDown> {
-        let proofs = prove(&keys.proof, Side::Client, member, own, theirs);
+        let proofs = prove(&self.keys.proof, Side::Client, member, own, theirs);
         if proofs.is_empty() {
             return Err(RouteDown::new(Reason::ChallengeNotSeen, "the server's"));
         }
@@ -274,7 +282,13 @@ impl Starter {
         else {
             return Err(RouteDown::new(Reason::Unsupported, &shared.server));
         };
-        let devices = proved(&keys.proof, Side::Server, member, (own, theirs), &proofs);
+        let devices = proved(
+            &self.keys.proof,
+            Side::Server,
+            member,
+            (own, theirs),
+            &proofs,
+        );
         if devices.is_empty() {
             return Err(RouteDown::new(Reason::ChallengeNotSeen, "by the server"));
         }
@@ -282,15 +296,91 @@ impl Starter {
     }
 }
 
-impl Drop for Starter {
-    fn drop(&mut self) {
-        if let Some(joining) = &self.first {
-            joining.abort();
+impl Hand {
+    /// A hand for a pool; without one, for none.
+    pub(super) fn new(is_there: bool) -> Arc<Self> {
+        Arc::new(Self {
+            held: Mutex::new(Held {
+                retired: !is_there,
+                ..Held::default()
+            }),
+            membership: watch::Sender::new(Membership::Pending),
+            standing: tokio::sync::Mutex::new(None),
+            wanted: Notify::new(),
+            doorbell: Notify::new(),
+            suspicion: Notify::new(),
+        })
+    }
+
+    /// Whether there is, or may be, a pool.
+    pub(super) fn is_there(&self) -> bool {
+        !self.lock().retired
+    }
+
+    fn is_joined(&self, joined: Joined) {
+        if self.lock().pool.is_some() {
+            self.membership.send_replace(Membership::Joined(joined));
         }
     }
-}
 
-impl Hand {
+    /// The pool, once it is joined, or why it can't be.
+    pub(super) async fn joined(&self) -> Result<Joined, RouteDown> {
+        let mut membership = self.membership.subscribe();
+        let told = membership.wait_for(|now| !matches!(now, Membership::Pending));
+        // The sender lives in this hand.
+        match told.await.as_deref() {
+            Ok(Membership::Joined(joined)) => Ok(joined.clone()),
+            Ok(Membership::Absent(down)) => Err(down.clone()),
+            Ok(Membership::Pending) | Err(_) => Err(RouteDown::new(Reason::Pending, "")),
+        }
+    }
+
+    /// Ready when the pool is another than the one that failed like this, or stands as it did.
+    async fn changed_from(&self, failed: &RouteDown) {
+        let mut membership = self.membership.subscribe();
+        let is_news = |now: &Membership| match now {
+            Membership::Pending => false,
+            Membership::Absent(down) => down != failed,
+            Membership::Joined(_) => true,
+        };
+        let _ = membership.wait_for(is_news).await;
+    }
+
+    /// The pool is wanted now: the pause before it is joined again is cut short.
+    pub(super) fn want(&self) {
+        if !matches!(*self.membership.borrow(), Membership::Joined(_)) {
+            self.wanted.notify_one();
+        }
+    }
+
+    /// Whether the driver of the pool runs.
+    async fn is_usable(&self) -> bool {
+        let held = self.lock().pool.clone();
+        match held {
+            Some((pool, slot)) => pool.is_peer_alive_async(slot).await.is_ok(),
+            None => false,
+        }
+    }
+
+    /// Sees to it that a stream on the designated port stands.
+    async fn stand(&self, joined: &Joined) -> Result<(), RouteDown> {
+        let mut standing = self.standing.lock().await;
+        if standing.is_none() {
+            *standing = Some(designated(&joined.pool).await?);
+        }
+        Ok(())
+    }
+
+    /// A stream on the designated port for requests: the one that stands, or another.
+    pub(super) async fn designated(&self, use_standing: bool) -> Result<Stream, RouteDown> {
+        let joined = self.joined().await?;
+        let standing = self.standing.lock().await.take();
+        match standing.filter(|_| use_standing) {
+            Some(standing) => Ok(standing),
+            None => designated(&joined.pool).await,
+        }
+    }
+
     fn hold(&self, pool: &Pool, slot: SlotIndex) {
         let mut held = self.lock();
         let unwanted = if held.retired {
@@ -321,22 +411,28 @@ impl Hand {
         held.tell();
     }
 
-    /// Leaves the pool in the background.
-    pub(super) fn leave(&self) {
-        if let Some(pool) = self.take() {
+    /// Leaves the pool in the background; it stands like this from now on.
+    fn leave(&self, now: Membership) {
+        let pool = self.lock().pool.take();
+        self.membership.send_replace(now);
+        // Whoever holds it is connecting, and fails with the pool.
+        if let Ok(mut standing) = self.standing.try_lock() {
+            *standing = None;
+        }
+        if let Some((pool, _)) = pool {
             leave(pool);
         }
     }
 
-    fn take(&self) -> Option<Pool> {
-        self.lock().pool.take().map(|(pool, _)| pool)
-    }
-
     /// Takes the pool out for good: one that is still being opened is left as soon as it is.
     pub(super) fn retire(&self) -> Option<Pool> {
-        let mut held = self.lock();
-        held.retired = true;
-        held.pool.take().map(|(pool, _)| pool)
+        let pool = {
+            let mut held = self.lock();
+            held.retired = true;
+            held.pool.take()
+        };
+        self.membership.send_replace(Membership::Pending);
+        pool.map(|(pool, _)| pool)
     }
 
     /// What does the pool's I/O.
@@ -389,23 +485,29 @@ impl Held {
 
 impl Drop for Hand {
     fn drop(&mut self) {
-        self.leave();
+        self.leave(Membership::Pending);
     }
 }
 
-/// Opens the pool and asks for its designated port.
-async fn join(
-    choice: PoolChoice,
-    host: String,
-    [doorbell, suspicion]: [Arc<Notify>; 2],
-    hand: Arc<Hand>,
-) -> Result<Joined, RouteDown> {
+/// Opens the pool and waits for its coordinator.
+async fn join(choice: PoolChoice, host: String, hand: &Arc<Hand>) -> Result<Joined, RouteDown> {
     let slots = choice.slots.iter().copied().map(SlotIndex).collect();
     let mut options = PoolOptions::new(Role::Member { slots }, &host, &choice.lock_dir);
     options.expected = choice.uuid;
     options.engine = choice.engine;
-    options.doorbell = Some(Arc::new(move |_| doorbell.notify_one()));
-    options.suspicion = Some(Arc::new(move |_| suspicion.notify_one()));
+    // The driver outlives no hand that holds it, and must not keep one alive.
+    let (to_ring, to_ask) = (Arc::downgrade(hand), Arc::downgrade(hand));
+    options.doorbell = Some(Arc::new(move |_| {
+        if let Some(hand) = to_ring.upgrade() {
+            hand.doorbell.notify_one();
+        }
+    }));
+    options.suspicion = Some(Arc::new(move |_| {
+        if let Some(hand) = to_ask.upgrade() {
+            hand.suspicion.notify_one();
+        }
+    }));
+    let hand = Arc::clone(hand);
     let opening = tokio::task::spawn_blocking(move || {
         let pool = Pool::open(&choice.devices, options)?;
         let Identity::Member(slot, incarnation) = pool.identity() else {
@@ -422,12 +524,10 @@ async fn join(
         .map_err(|error| RouteDown::new(Reason::PoolNotFound, error))?;
     let (pool, slot, incarnation) = opened.map_err(|error| pool_failed(&error))?;
     ready(&pool).await?;
-    let asking = pool.clone();
     Ok(Joined {
         pool,
         slot,
         incarnation,
-        designated: tokio::spawn(async move { designated(&asking).await }),
     })
 }
 

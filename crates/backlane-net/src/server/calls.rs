@@ -15,8 +15,8 @@ use crate::{
 };
 use backlane_proto::{
     Answer, ByteRange, Call, CallId, CallKind, ChunkFlag, ChunkHeader, ErrorCode, Failure, Health,
-    ObjectKind, ObjectName, PackContents, Reason, Refusal, Request, Route, RoutePolicy,
-    codec::BODY_BYTES_MAX, message::LISTING_PAGE_ENTRIES,
+    ObjectKind, ObjectName, PackContents, Reason, Refusal, Request, Route, codec::BODY_BYTES_MAX,
+    message::LISTING_PAGE_ENTRIES,
 };
 use bytes::Bytes;
 use std::{future::Future, sync::Arc};
@@ -221,7 +221,7 @@ impl Serving {
         route: Route,
     ) -> Result<(), Failed> {
         let policy = self.session.policy;
-        if policy == RoutePolicy::RequireStorage && route == Route::Network {
+        if !policy.allows(route) {
             let reason = Reason::Policy;
             return Err(Failed::Route(Refusal { policy, reason }));
         }

@@ -1,17 +1,18 @@
-//! One TCP connection from its first byte: TLS, the first message, and where it goes from there.
+//! One connection from its first byte, by TCP or through the pool: TLS, the first message, and where it goes from there.
 //!
 //! Until the first message is read a peer is a stranger: it gets little time and little memory. One that enrols stays
 //! a stranger until it is answered.
 
 use super::{Core, Port, link, session};
 use crate::{
+    carrier::Carrier,
     framed::{ReadError, read_message, write_message},
     service::{EnrollRequest, ServiceError},
     socket,
     tls::{self, ALPN_ENROLL, ALPN_SESSION},
 };
 use backlane_proto::{
-    ErrorCode, Failure, Opened, Opening,
+    ErrorCode, Failure, Opened, Opening, Route,
     message::{Attach, Enroll, Enrolled, Purpose},
 };
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
@@ -22,19 +23,39 @@ use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 const STRANGER_WAIT: Duration = Duration::from_secs(10);
 
 /// A TLS connection of a peer.
-pub(super) type Connection = TlsStream<TcpStream>;
+pub(super) type Connection = TlsStream<Carrier>;
 
-/// Serves a connection to its end.
-pub(super) async fn serve(
+/// Where a connection comes from, for the log.
+pub(super) type Peer = Arc<str>;
+
+/// Serves a TCP connection to its end.
+pub(super) async fn serve_tcp(
     core: Arc<Core>,
     tcp: TcpStream,
     peer: SocketAddr,
     port: Port,
     permit: OwnedSemaphorePermit,
 ) {
+    match socket::set_up(&tcp) {
+        Ok(()) => {
+            let peer = peer.to_string().into();
+            serve(core, (Box::new(tcp), Route::Network), peer, port, permit).await;
+        }
+        Err(error) => tracing::debug!(%peer, %error, "connection can't be used"),
+    }
+}
+
+/// Serves a connection to its end.
+pub(super) async fn serve(
+    core: Arc<Core>,
+    (carrier, route): (Carrier, Route),
+    peer: Peer,
+    port: Port,
+    permit: OwnedSemaphorePermit,
+) {
     let mut stopping = core.stopping.subscribe();
     let greeted = tokio::select! {
-        greeted = greet(&core, tcp) => greeted,
+        greeted = greet(&core, carrier) => greeted,
         _ = stopping.wait_for(|stopping| *stopping) => return,
     };
     let (mut stream, opening) = match greeted {
@@ -49,13 +70,13 @@ pub(super) async fn serve(
         Ok(Some(Opening::Enroll(request))) if enrolling => {
             let answer = enroll(&core, request).await;
             drop(permit);
-            return farewell(&mut stream, &answer, peer).await;
+            return farewell(&mut stream, &answer, &peer).await;
         }
         Ok(Some(Opening::Hello(hello))) if !enrolling && port == Port::Designated => {
             drop(permit);
-            return session::serve(core, stream, peer, hello).await;
+            return session::serve(core, stream, (peer, route), hello).await;
         }
-        Ok(Some(Opening::Attach(attach))) if !enrolling => {
+        Ok(Some(Opening::Attach(attach))) if !enrolling && route == Route::Network => {
             if port == Port::Designated || attach.purpose == Purpose::Data {
                 drop(permit);
                 return attached(core, stream, peer, attach).await;
@@ -68,16 +89,15 @@ pub(super) async fn serve(
     };
     drop(permit);
     tracing::info!(%peer, ?refusal, "connection refused");
-    farewell(&mut stream, &refusal, peer).await;
+    farewell(&mut stream, &refusal, &peer).await;
 }
 
 type FirstMessage = Result<Option<Opening>, ReadError>;
 
 /// TLS, and the first message or what came in its place.
-async fn greet(core: &Core, tcp: TcpStream) -> io::Result<(Connection, FirstMessage)> {
-    socket::set_up(&tcp)?;
+async fn greet(core: &Core, carrier: Carrier) -> io::Result<(Connection, FirstMessage)> {
     let handshake = async {
-        let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), tcp).await?;
+        let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), carrier).await?;
         let wants_enroll = start
             .client_hello()
             .alpn()
@@ -112,22 +132,25 @@ async fn enroll(core: &Core, request: Enroll) -> Opened {
     // The semaphore is never closed.
     let _turn = core.enrolments.acquire().await;
     match core.service.enroll(request).await {
-        Ok(grant) => Opened::Enrolled(Enrolled {
-            host: grant.host,
-            certificate_pem: grant.certificate_pem,
-            pool: grant.pool,
-            slots: grant.slots,
-        }),
+        Ok(grant) => {
+            if let Some(storage) = &core.storage {
+                storage.allow(&grant.slots);
+            }
+            Opened::Enrolled(Enrolled {
+                host: grant.host,
+                certificate_pem: grant.certificate_pem,
+                pool: grant.pool,
+                slots: grant.slots,
+            })
+        }
         Err(error) => Opened::Refused(failure(&error)),
     }
 }
 
 /// Adds a connection to its session.
-async fn attached(core: Arc<Core>, mut stream: Connection, peer: SocketAddr, attach: Attach) {
+async fn attached(core: Arc<Core>, mut stream: Connection, peer: Peer, attach: Attach) {
     let host = tls::peer_host(stream.get_ref().1);
-    let session = core.sessions().get(&attach.session).cloned();
-    let session = session
-        .filter(|session| session.knows(&attach.secret) && host.as_ref() == Some(&session.host));
+    let session = core.session_of(host.as_deref(), attach.session, &attach.secret);
     // The core is not held on to: a session may outlive the list that it is found in.
     drop(core);
     let Some(session) = session else {
@@ -136,7 +159,7 @@ async fn attached(core: Arc<Core>, mut stream: Connection, peer: SocketAddr, att
             text: "no such session of this host, or a wrong secret".to_owned(),
             reason: None,
         });
-        return farewell(&mut stream, &refusal, peer).await;
+        return farewell(&mut stream, &refusal, &peer).await;
     };
     match attach.purpose {
         Purpose::Events => link::events(session, stream, peer).await,
@@ -145,7 +168,7 @@ async fn attached(core: Arc<Core>, mut stream: Connection, peer: SocketAddr, att
 }
 
 /// Writes a last message and closes.
-pub(super) async fn farewell(stream: &mut Connection, message: &Opened, peer: SocketAddr) {
+pub(super) async fn farewell(stream: &mut Connection, message: &Opened, peer: &Peer) {
     let written = async {
         write_message(stream, &message.encode()).await?;
         stream.shutdown().await

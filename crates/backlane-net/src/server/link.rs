@@ -1,7 +1,7 @@
 //! The further connections of a session at the server: events and data pairs.
 
 use super::{
-    connection::{Connection, farewell},
+    connection::{Connection, Peer, farewell},
     session::{Piece, Session},
 };
 use crate::{
@@ -12,11 +12,9 @@ use crate::{
     },
     pool::pair_ended,
 };
-use backlane_proto::{
-    ChunkFlag, ErrorCode, Event, Failure, Opened, Reason, Route, RoutePolicy, Violation,
-};
+use backlane_proto::{ChunkFlag, ErrorCode, Event, Failure, Opened, Reason, Route, Violation};
 use bytes::BytesMut;
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::mpsc,
@@ -24,11 +22,11 @@ use tokio::{
 };
 
 /// Serves a session's events connection.
-pub(super) async fn events(session: Arc<Session>, mut stream: Connection, peer: SocketAddr) {
+pub(super) async fn events(session: Arc<Session>, mut stream: Connection, peer: Peer) {
     let events = session.events.lock().ok().and_then(|mut slot| slot.take());
     let Some(mut events) = events else {
         let refusal = refuse("the session has an events connection already", None);
-        return farewell(&mut stream, &refusal, peer).await;
+        return farewell(&mut stream, &refusal, &peer).await;
     };
     let ended = match write_message(&mut stream, &Opened::Attached.encode()).await {
         Err(error) => ReadError::Io(error),
@@ -83,16 +81,16 @@ async fn write_events<W: AsyncWrite + Unpin>(
 }
 
 /// Serves a session's network data connection.
-pub(super) async fn network_pair(session: Arc<Session>, mut stream: Connection, peer: SocketAddr) {
-    if session.policy == RoutePolicy::RequireStorage {
+pub(super) async fn network_pair(session: Arc<Session>, mut stream: Connection, peer: Peer) {
+    if !session.policy.allows(Route::Network) {
         let text = "this session's bodies take storage alone";
         let refusal = refuse(text, Some(Reason::Policy));
-        return farewell(&mut stream, &refusal, peer).await;
+        return farewell(&mut stream, &refusal, &peer).await;
     }
     let (sender, chunks) = mpsc::channel(CHUNKS_QUEUED_MAX);
     if !session.route_up(Route::Network, sender) {
         let refusal = refuse("the session has a data connection already", None);
-        return farewell(&mut stream, &refusal, peer).await;
+        return farewell(&mut stream, &refusal, &peer).await;
     }
     if let Err(error) = write_message(&mut stream, &Opened::Attached.encode()).await {
         tracing::debug!(%peer, %error, "data connection ended");

@@ -11,7 +11,7 @@ mod session;
 mod storage;
 
 use crate::{Authority, Error, Identity, service::Service, tls::ServerTls};
-use backlane_proto::message::SessionId;
+use backlane_proto::message::{SessionId, SessionSecret};
 use session::Session;
 use std::{
     collections::HashMap,
@@ -108,10 +108,12 @@ pub(crate) struct Core {
     stopping: watch::Sender<bool>,
 }
 
-/// Which of the two TCP ports a connection came to.
+/// Which port a connection came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Port {
+    /// The designated one, of TCP or of the pool.
     Designated,
+    /// That for network data alone.
     Data,
 }
 
@@ -159,7 +161,7 @@ impl Server {
             .and_then(|data| data.local_addr().ok())
             .map_or(local_addr.port(), |addr| addr.port());
         let storage = match options.pool {
-            Some(pool) => Some(Storage::open(pool).await?),
+            Some(pool) => Some(Storage::open(pool, &*options.service).await?),
             None => None,
         };
         let core = Arc::new(Core {
@@ -202,7 +204,8 @@ impl Server {
         let mut connections = JoinSet::new();
         let mut designated = JoinSet::new();
         if let Some(storage) = &self.core.storage {
-            designated.spawn(Arc::clone(storage).keep());
+            let core = Arc::downgrade(&self.core);
+            designated.spawn(Arc::clone(storage).keep(core, Arc::clone(&handshakes)));
         }
         tokio::pin!(shutdown);
         loop {
@@ -239,11 +242,22 @@ impl Server {
     ) {
         let (tcp, peer, permit) = accepted;
         let core = Arc::clone(&self.core);
-        connections.spawn(connection::serve(core, tcp, peer, port, permit));
+        connections.spawn(connection::serve_tcp(core, tcp, peer, port, permit));
     }
 }
 
 impl Core {
+    /// A session of a host, for whoever knows its secret.
+    fn session_of(
+        &self,
+        host: Option<&str>,
+        id: SessionId,
+        secret: &SessionSecret,
+    ) -> Option<Arc<Session>> {
+        let session = self.sessions().get(&id).cloned();
+        session.filter(|session| session.knows(secret) && host == Some(&session.host))
+    }
+
     fn sessions(&self) -> MutexGuard<'_, HashMap<SessionId, Arc<Session>>> {
         // A panic under this lock can only be a bug here; the map stays usable.
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)

@@ -1,11 +1,11 @@
 //! One session at the server: its control connection, its calls, and what its other connections share.
 //!
 //! The control connection is the session: when it ends, every call is stopped, every other connection is closed, and
-//! the repository is let go.
+//! the repository is let go. A client that lost it begins another session in the place of this one.
 
 use super::{
     Core, calls,
-    connection::{Connection, failure, farewell, protocol},
+    connection::{Connection, Peer, failure, farewell, protocol},
     storage::Met,
 };
 use crate::{
@@ -23,7 +23,6 @@ use backlane_proto::{
 use bytes::Bytes;
 use std::{
     collections::HashMap,
-    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -32,9 +31,11 @@ use tokio::{
     io::{AsyncWrite, AsyncWriteExt},
     sync::{Notify, mpsc, watch},
     task::{JoinHandle, JoinSet},
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 
+/// Pause between two looks whether a session that ends has let go.
+const LET_GO_LOOK: Duration = Duration::from_millis(5);
 /// Answers that wait for the control connection; calls wait beyond that.
 const ANSWERS_QUEUED_MAX: usize = 64;
 /// Events that wait for the events connection; more are dropped, as a slow reader must not slow the work.
@@ -59,6 +60,8 @@ pub(super) struct Session {
     pub(super) met: Mutex<Option<Met>>,
     /// The member that the client has proved to be, and how it is rung for.
     ringing: Mutex<Ringing>,
+    /// Rung when another session takes the place of this one.
+    replaced: Notify,
     over: watch::Sender<bool>,
     state: Mutex<State>,
 }
@@ -96,16 +99,21 @@ pub(super) enum Piece {
 }
 
 /// Runs a session from its hello to its end.
-pub(super) async fn serve(core: Arc<Core>, mut stream: Connection, peer: SocketAddr, hello: Hello) {
+pub(super) async fn serve(
+    core: Arc<Core>,
+    mut stream: Connection,
+    (peer, route): (Peer, Route),
+    hello: Hello,
+) {
     let (session, welcome, to_write) = match open(&core, &stream, hello).await {
         Ok(opened) => opened,
         Err(refusal) => {
             tracing::info!(%peer, ?refusal, "session refused");
-            return farewell(&mut stream, &refusal, peer).await;
+            return farewell(&mut stream, &refusal, &peer).await;
         }
     };
     let host = session.host.clone();
-    tracing::info!(%peer, %host, policy = %session.policy, "session begins");
+    tracing::info!(%peer, %host, policy = %session.policy, control = %route, "session begins");
     // Registered before the welcome, so that the other connections find it.
     let id = session.id;
     let registered = Registered { core: &core, id };
@@ -148,6 +156,8 @@ enum End {
     Closed,
     #[error("the server is shutting down")]
     ShuttingDown,
+    #[error("the client goes on in another session")]
+    Replaced,
     #[error(transparent)]
     Lost(ReadError),
     #[error("the client broke the protocol: {0}")]
@@ -166,7 +176,7 @@ async fn last_words(session: Arc<Session>, end: End, writer: JoinHandle<()>) {
         End::ShuttingDown => failed(ErrorCode::ShuttingDown),
         End::Breach(_) => failed(ErrorCode::Protocol),
         End::Lost(ReadError::Codec(_)) => failed(ErrorCode::Protocol),
-        End::Lost(_) => return writer.abort(),
+        End::Lost(_) | End::Replaced => return writer.abort(),
     };
     let abort = writer.abort_handle();
     let said = async {
@@ -191,11 +201,21 @@ async fn open(
         Opened::Refused(Failure { code, text, reason })
     };
     let host = tls::peer_host(tls).ok_or_else(|| protocol("the certificate names no host"))?;
+    if let Some(before) = hello.continues
+        && let Some(before) = core.session_of(Some(&host), before.session, &before.secret)
+    {
+        before.replaced.notify_one();
+        // What it held is free for this one.
+        let _ = timeout(LAST_WORDS_WAIT, before.let_go()).await;
+    }
     let version = VersionRange::SPOKEN
         .common(hello.versions)
         .map_err(|none| refuse(ErrorCode::Version, none.to_string()))?;
     let objects = core.service.open(&host).await;
     let objects = objects.map_err(|error| Opened::Refused(failure(&error)))?;
+    // Held from here on, the repository loses nothing.
+    let removals = objects.removals().await;
+    let removals = removals.map_err(|error| Opened::Refused(failure(&error)))?;
     if let Some(storage) = &core.storage {
         let slots = core.service.slots(&host).await;
         storage.allow(&slots.map_err(|error| Opened::Refused(failure(&error)))?);
@@ -219,6 +239,7 @@ async fn open(
         doorbell: Arc::new(Notify::new()),
         met: Mutex::new(None),
         ringing: Mutex::default(),
+        replaced: Notify::new(),
         over: watch::Sender::new(false),
         state: Mutex::new(State {
             calls: Calls::new(),
@@ -251,6 +272,7 @@ async fn open(
         pool,
         software: core.software.clone(),
         host,
+        removals,
     };
     Ok((session, welcome, to_write))
 }
@@ -278,6 +300,7 @@ where
         let raw = tokio::select! {
             raw = read_message_while(&mut from, || session.is_client_alive()) => raw,
             _ = stopping.wait_for(|stopping| *stopping) => return End::ShuttingDown,
+            () = session.replaced.notified() => return End::Replaced,
             _ = over.wait_for(|over| *over) => {
                 let breach = session.state().breach.take();
                 return End::Breach(breach.unwrap_or_else(|| "it ended the session".to_owned()));
@@ -348,6 +371,15 @@ impl Session {
         let mut over = self.over.subscribe();
         // The sender lives in the session itself.
         let _ = over.wait_for(|over| *over).await;
+    }
+
+    /// Ready when the session has let go of the repository.
+    async fn let_go(&self) {
+        let mut over = self.over.subscribe();
+        let _ = over.wait_for(|over| *over).await;
+        while self.state().objects.is_some() {
+            sleep(LET_GO_LOOK).await;
+        }
     }
 
     /// Ends the session because its client broke the rules.

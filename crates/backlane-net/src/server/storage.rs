@@ -5,14 +5,16 @@
 //! of its own for its data pair, sealed with a secret that only the two ends of the session's TLS know. A pool that is
 //! lost is claimed again, under another epoch, for as long as the server runs.
 
-use super::{Core, ServerPool, link::run_pair, session::Session};
+use super::{Core, ServerPool, connection, link::run_pair, session::Session};
 use crate::{
     Error, RouteDown,
+    carrier::Carrier,
     framed::CHUNKS_QUEUED_MAX,
     pool::{
         Challenges, STORAGE_STEP_WAIT, Turn, data_options, designated_options, designated_port,
         greet, leave, pool_failed, prove, proved, stream_failed,
     },
+    service::Service,
 };
 use backlane_proto::{
     Answer, Event, Reason, Route,
@@ -21,10 +23,12 @@ use backlane_proto::{
 };
 use std::{
     collections::{BTreeSet, HashMap},
+    io,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 use storage_socket::{
     Doorbell, EngineKind, Incoming, ListenProtection, Listener, Pool, PoolOptions, Port, Role,
@@ -32,7 +36,7 @@ use storage_socket::{
 };
 use tokio::{
     io::AsyncReadExt,
-    sync::{Notify, mpsc},
+    sync::{Notify, Semaphore, mpsc},
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -67,14 +71,24 @@ pub(super) struct Met {
     challenges: Challenges,
 }
 
+/// How often the slots of enrolled hosts are read.
+const ALLOW_EVERY: Duration = Duration::from_secs(5);
 /// Streams on the designated port that are kept at once; each is small.
 const DESIGNATED_STREAMS_MAX: usize = 1024;
 
 impl Storage {
     /// Opens and claims the pool.
-    pub(super) async fn open(mut choice: ServerPool) -> Result<Arc<Self>, Error> {
+    pub(super) async fn open(
+        mut choice: ServerPool,
+        service: &dyn Service,
+    ) -> Result<Arc<Self>, Error> {
         let bells = Arc::new(Bells::default());
-        let pool = claim(choice.clone(), BTreeSet::new(), &bells).await;
+        let slots = service.all_slots().await;
+        let slots = slots.map_err(|error| Error::Pool {
+            why: error.to_string(),
+        })?;
+        let allowed: BTreeSet<_> = slots.into_iter().map(SlotIndex).collect();
+        let pool = claim(choice.clone(), allowed.clone(), &bells).await;
         let pool = pool.map_err(|why| Error::Pool { why })?;
         let uuid = pool.uuid();
         choice.uuid = Some(uuid);
@@ -82,7 +96,7 @@ impl Storage {
             choice,
             uuid,
             pool: Mutex::new(Ok(pool)),
-            allowed: Mutex::default(),
+            allowed: Mutex::new(allowed),
             bells,
             pairs: AtomicU64::new(0),
         }))
@@ -102,10 +116,13 @@ impl Storage {
     }
 
     /// Serves the designated storage port for as long as the server runs, and claims the pool again when it is lost.
-    pub(super) async fn keep(self: Arc<Self>) {
+    pub(super) async fn keep(self: Arc<Self>, core: Weak<Core>, handshakes: Arc<Semaphore>) {
         while let Ok(pool) = self.pool() {
             let timeouts = pool.timeouts();
-            let down = serve_designated(&pool).await;
+            let down = tokio::select! {
+                down = serve_designated(&pool, &core, &handshakes) => down,
+                () = self.keep_allowing(&core) => return,
+            };
             tracing::error!(pool = %self.uuid, %down, "the pool is lost: it is claimed again as soon as it can be");
             *lock(&self.pool) = Err(down);
             // Its driver has ended, or does now: the lock of this host is free after that.
@@ -132,6 +149,20 @@ impl Storage {
         let allowed = lock(&self.allowed);
         pool.allow(allowed.clone());
         *lock(&self.pool) = Ok(pool);
+    }
+
+    /// Serves the slots of hosts that are enrolled by another process.
+    async fn keep_allowing(&self, core: &Weak<Core>) {
+        loop {
+            sleep(ALLOW_EVERY).await;
+            let Some(core) = core.upgrade() else {
+                return;
+            };
+            match core.service.all_slots().await {
+                Ok(slots) => self.allow(&slots),
+                Err(error) => tracing::warn!(%error, "the slots of enrolled hosts can't be read"),
+            }
+        }
     }
 
     /// From now on the coordinator serves a host's slots.
@@ -297,7 +328,11 @@ async fn claim(
 }
 
 /// Answers on the designated storage port until the pool is lost; says why it is.
-async fn serve_designated(pool: &Pool) -> RouteDown {
+async fn serve_designated(
+    pool: &Pool,
+    core: &Weak<Core>,
+    handshakes: &Arc<Semaphore>,
+) -> RouteDown {
     let protection = ListenProtection::Checksum;
     let listener = match Listener::bind_async(pool, designated_port(), protection).await {
         Ok(listener) => listener,
@@ -308,7 +343,7 @@ async fn serve_designated(pool: &Pool) -> RouteDown {
         tokio::select! {
             incoming = listener.accept_async() => match incoming {
                 Ok(incoming) if kept.len() < DESIGNATED_STREAMS_MAX => {
-                    kept.spawn(keep_designated(incoming));
+                    kept.spawn(designated(incoming, core.clone(), Arc::clone(handshakes)));
                 }
                 Ok(incoming) => incoming.refuse(),
                 Err(error) => return stream_failed(&error),
@@ -324,8 +359,9 @@ async fn close(pool: Pool) {
     let _ = tokio::task::spawn_blocking(move || pool.close()).await;
 }
 
-/// Keeps a member's stream on the designated port until the member lets go of it.
-async fn keep_designated(incoming: Incoming) {
+/// Keeps a member's stream on the designated port until something is said there, and serves it as the designated port
+/// of the network is served.
+async fn designated(incoming: Incoming, core: Weak<Core>, handshakes: Arc<Semaphore>) {
     let slot = incoming.slot();
     let mut stream = match incoming.accept_async(designated_options()).await {
         Ok(stream) => stream,
@@ -334,9 +370,19 @@ async fn keep_designated(incoming: Incoming) {
             return;
         }
     };
-    // Nothing is said here yet; what comes is skipped up to the end.
-    let mut skipped = [0; 64];
-    while let Ok(1..) = stream.read(&mut skipped).await {}
+    let mut first = [0];
+    if !matches!(stream.read(&mut first).await, Ok(1..)) {
+        // The member has let go of it.
+        return;
+    }
+    let (from, to) = stream.into_split();
+    let whole = tokio::io::join(io::Cursor::new(first).chain(from), to);
+    // The semaphore is never closed.
+    if let (Some(core), Ok(permit)) = (core.upgrade(), handshakes.acquire_owned().await) {
+        let peer = format!("slot {slot} of the pool").into();
+        let carrier = (Box::new(whole) as Carrier, Route::Storage);
+        connection::serve(core, carrier, peer, super::Port::Designated, permit).await;
+    }
 }
 
 /// Accepts the data pair of a session and carries bodies until it ends.

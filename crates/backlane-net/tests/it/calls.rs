@@ -4,12 +4,12 @@ use crate::{
     service::name_of,
     world::{World, in_time, until},
 };
-use backlane_net::{Blocking, DataPorts, Error, Session};
+use backlane_net::{Blocking, ClientConfig, DataPorts, Error, Session};
 use backlane_proto::{
     ByteRange, ErrorCode, ObjectKind, ObjectName, PackContents, Reason, RoutePolicy,
 };
 use bytes::Bytes;
-use std::sync::atomic::Ordering;
+use std::{sync::atomic::Ordering, time::Duration};
 
 fn body(bytes: usize, seed: u8) -> Bytes {
     (0..bytes)
@@ -273,13 +273,20 @@ async fn require_storage_without_storage_fails_with_the_reason() {
     .await;
 }
 
+/// A client that doesn't wait for a server that is gone.
+fn impatient(world: &World) -> ClientConfig {
+    let mut config = world.client("db1");
+    config.route_wait = Duration::ZERO;
+    config
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_server_fails_every_call_at_once() {
     let world = World::new().await;
     let store = world.service.store("db1");
     let all = store.gate.available_permits();
     store.gate.forget_permits(all);
-    let session = Session::connect(world.client("db1")).await.unwrap();
+    let session = Session::connect(impatient(&world)).await.unwrap();
     let addr = world.addr.to_string();
     let mut events = session.events();
     let mut puts = tokio::task::JoinSet::new();
@@ -314,7 +321,7 @@ async fn a_killed_server_fails_every_call_at_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_stops_says_so() {
     let world = World::new().await;
-    let session = Session::connect(world.client("db1")).await.unwrap();
+    let session = Session::connect(impatient(&world)).await.unwrap();
     in_time("the server's end", world.stop()).await;
     until("the session's end", || session.failure().is_some()).await;
     let why = session

@@ -112,6 +112,7 @@ fn hello(versions: VersionRange, policy: RoutePolicy) -> Vec<u8> {
         features: Features(u64::MAX),
         policy,
         software: "test".into(),
+        continues: None,
     })
     .encode()
 }

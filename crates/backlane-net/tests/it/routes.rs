@@ -7,14 +7,14 @@ use crate::{
     world::{Proxy, World, in_time, until},
 };
 use backlane_net::{ClientConfig, DataPorts, Error, Session};
-use backlane_proto::{ObjectKind, PackContents, Reason, Route, RoutePolicy};
+use backlane_proto::{ObjectKind, PackContents, Reason, Route, RoutePolicy, report::Change};
 use std::{fs, path::PathBuf, sync::atomic::Ordering, time::Duration};
 use storage_socket::Timeouts;
 
 /// A pool whose only device can be pulled, and comes back soon.
 fn files() -> Files {
     let timeouts = Timeouts {
-        route_leave: Duration::from_millis(300),
+        route_leave: Duration::from_secs(1),
         ..timeouts()
     };
     let dir = tempfile::tempdir().unwrap();
@@ -114,14 +114,15 @@ async fn bodies_leave_a_storage_that_is_lost_and_return_to_it() {
     assert_eq!(session.get(name, None).await.unwrap(), body);
     let report = in_time("the close", session.close()).await.unwrap();
     assert_eq!(report.sent.storage.bytes, 3_000_000, "{report:?}");
-    let changes: Vec<_> = report
-        .changes
-        .iter()
-        .map(|change| (change.route, change.state.is_ok()))
-        .collect();
-    assert_eq!(
-        changes,
-        [(Route::Storage, false), (Route::Storage, true)],
+    let changes: Vec<_> = report.changes.iter().map(|it| &it.change).collect();
+    assert!(
+        matches!(
+            changes[..],
+            [
+                Change::Lost(Route::Storage, ..),
+                Change::TakenBack(Route::Storage)
+            ]
+        ),
         "{report:?}"
     );
 }
@@ -139,10 +140,9 @@ async fn bodies_leave_a_network_that_is_lost_and_return_to_it() {
     stuck.go_on(&world, &session).await;
     let report = in_time("the close", session.close()).await.unwrap();
     assert!(report.repeated.objects >= 1, "{report:?}");
-    let lost = &report.changes[0];
-    assert_eq!(lost.route, Route::Network);
+    let lost = &report.changes[0].change;
     assert!(
-        matches!(lost.state, Err((Reason::NetworkDown, _))),
+        matches!(lost, Change::Lost(Route::Network, Reason::NetworkDown, _)),
         "{report:?}"
     );
 }
@@ -176,4 +176,93 @@ async fn a_body_that_must_take_storage_waits_for_it_and_not_for_ever() {
         let sinks = &world.service.store("db1").open_sinks;
         until("no sink", || sinks.load(Ordering::SeqCst) == 0).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_that_lose_their_connection_are_made_again_on_another() {
+    let world = World::with(|_, options| options.data_ports = DataPorts::Designated).await;
+    let (proxy, session) = proxied(&world, world.client("db1")).await;
+    let stuck = Stuck::begin(&world, &session, 5).await;
+    proxy.passed.lock().unwrap()[0].abort();
+    let store = world.service.store("db1");
+    until("another session", || {
+        store.abandoned.load(Ordering::SeqCst) == 1 && store.open_sinks.load(Ordering::SeqCst) == 1
+    })
+    .await;
+    // The one before has let go.
+    assert_eq!(store.held.load(Ordering::SeqCst), 1);
+    stuck.go_on(&world, &session).await;
+    let report = in_time("the close", session.close()).await.unwrap();
+    assert_eq!(report.repeated.bytes, 60_000_000, "{report:?}");
+    let changes: Vec<_> = report.changes.iter().map(|it| &it.change).collect();
+    assert!(
+        matches!(
+            changes[..],
+            [
+                Change::ControlLost(Route::Network, Reason::ControlLost, _),
+                Change::Lost(Route::Network, ..),
+                Change::Control(Route::Network),
+                Change::TakenBack(Route::Network),
+            ]
+        ),
+        "{report:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_go_through_the_pool_when_the_network_is_gone_or_says_nothing() {
+    for is_silent in [false, true] {
+        let files = Files::new(1);
+        let world = world(&files).await;
+        let config = config(&world, &files, RoutePolicy::PreferStorage);
+        let (proxy, session) = proxied(&world, config).await;
+        let stuck = Stuck::begin(&world, &session, 6).await;
+        if is_silent {
+            proxy.freeze();
+        } else {
+            proxy.close();
+        }
+        until("requests to move", || {
+            session.report().control == Some(Route::Storage)
+        })
+        .await;
+        stuck.go_on(&world, &session).await;
+        let report = in_time("the close", session.close()).await.unwrap();
+        assert_eq!(report.sent.storage.bytes, 60_000_000, "{report:?}");
+        assert_eq!(world.service.store("db1").held.load(Ordering::SeqCst), 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_needs_no_network() {
+    let files = Files::new(1);
+    let world = world(&files).await;
+    let mut config = config(&world, &files, RoutePolicy::StorageOnly);
+    // Nobody is there.
+    config.server = "127.0.0.1:1".to_owned();
+    let session = in_time("the session", Session::connect(config))
+        .await
+        .unwrap();
+    let body = body(3_000_000, 8);
+    let name = put(&session, &body).await;
+    assert_eq!(session.get(name, None).await.unwrap(), body);
+    assert_eq!(session.list(ObjectKind::Pack).await.unwrap().len(), 1);
+    let report = in_time("the close", session.close()).await.unwrap();
+    assert_eq!(report.network().objects, 0, "{report:?}");
+    assert_eq!(report.control, Some(Route::Storage));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_does_not_go_on_when_objects_were_removed_meanwhile() {
+    let world = World::with(|_, options| options.data_ports = DataPorts::Designated).await;
+    let (proxy, session) = proxied(&world, world.client("db1")).await;
+    let store = world.service.store("db1");
+    store.removals.fetch_add(1, Ordering::SeqCst);
+    proxy.passed.lock().unwrap()[0].abort();
+    until("the session's end", || session.failure().is_some()).await;
+    let failure = session.failure();
+    assert!(
+        matches!(failure, Some(Error::Removed { .. })),
+        "{failure:?}"
+    );
 }

@@ -11,7 +11,7 @@ use std::{
     collections::{BTreeMap, HashSet},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 use tokio::sync::Semaphore;
@@ -53,6 +53,8 @@ pub(crate) struct Store {
     /// Sessions that hold the repository.
     pub(crate) held: AtomicUsize,
     pub(crate) full: std::sync::atomic::AtomicBool,
+    /// How many objects were removed, ever.
+    pub(crate) removals: AtomicU64,
 }
 
 impl Memory {
@@ -66,6 +68,7 @@ impl Memory {
                 open_sinks: AtomicUsize::new(0),
                 held: AtomicUsize::new(0),
                 full: false.into(),
+                removals: AtomicU64::new(0),
             })
         };
         Arc::clone(stores.entry(host.to_owned()).or_insert_with(new))
@@ -114,6 +117,10 @@ impl Service for Memory {
     }
 
     fn slots<'a>(&'a self, _host: &'a str) -> BoxFuture<'a, Result<Vec<u32>, ServiceError>> {
+        Box::pin(async move { Ok(self.slots.clone()) })
+    }
+
+    fn all_slots(&self) -> BoxFuture<'_, Result<Vec<u32>, ServiceError>> {
         Box::pin(async move { Ok(self.slots.clone()) })
     }
 }
@@ -189,6 +196,10 @@ impl ObjectService for Held {
                 done,
             }) as Box<dyn BodySink>)
         })
+    }
+
+    fn removals(&self) -> BoxFuture<'_, Result<u64, ServiceError>> {
+        Box::pin(async move { Ok(self.0.removals.load(Ordering::SeqCst)) })
     }
 
     fn remove(&self, name: ObjectName) -> BoxFuture<'_, Result<(), ServiceError>> {

@@ -341,32 +341,23 @@ async fn who_is_silent_on_storage_is_asked_over_the_network_before_it_counts_as_
 async fn a_session_that_loses_its_events_goes_on_and_gets_them_back() {
     let files = Files::new(1);
     let world = world(&files).await;
-    // Of the two connections to the designated port either may be the first; cutting control ends the session.
-    for cut in [0, 1].into_iter().cycle().take(40) {
-        let proxy = Proxy::new(world.addr).await;
-        let mut config = config(&world, &files, RoutePolicy::RequireStorage);
-        config.server = proxy.addr.to_string();
-        let session = Session::connect(config).await.unwrap();
-        let mut events = session.events();
-        proxy.passed.lock().unwrap()[cut].abort();
-        until("the cut to show", || {
-            session.failure().is_some() || proxy.count() == 3
-        })
-        .await;
-        if session.failure().is_some() {
-            continue;
-        }
-        for round in 0..3 {
-            let body = body(3_000_000, round);
-            let name = put(&session, &body).await;
-            assert_eq!(session.get(name, None).await.unwrap(), body);
-        }
-        // What the server says comes by the new connection.
-        in_time("the stop", world.stop()).await;
-        while in_time("the end of events", events.next()).await.is_some() {}
-        return;
+    let proxy = Proxy::new(world.addr).await;
+    let mut config = config(&world, &files, RoutePolicy::RequireStorage);
+    config.server = proxy.addr.to_string();
+    config.route_wait = Duration::ZERO;
+    let session = Session::connect(config).await.unwrap();
+    let mut events = session.events();
+    until("the events connection", || proxy.count() == 2).await;
+    proxy.passed.lock().unwrap()[1].abort();
+    until("another one", || proxy.count() == 3).await;
+    for round in 0..3 {
+        let body = body(3_000_000, round);
+        let name = put(&session, &body).await;
+        assert_eq!(session.get(name, None).await.unwrap(), body);
     }
-    panic!("the events connection was never the one that was cut");
+    // What the server says comes by the new connection.
+    in_time("the stop", world.stop()).await;
+    while in_time("the end of events", events.next()).await.is_some() {}
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -374,7 +365,8 @@ async fn a_put_dropped_midway_through_the_pool_leaves_nothing() {
     let files = Files::new(1);
     let world = world(&files).await;
     let store = world.service.store("db1");
-    let config = config(&world, &files, RoutePolicy::RequireStorage);
+    let mut config = config(&world, &files, RoutePolicy::RequireStorage);
+    config.route_wait = Duration::ZERO;
     let session = Session::connect(config).await.unwrap();
     let all = store.gate.available_permits();
     store.gate.forget_permits(all);
@@ -401,7 +393,8 @@ async fn a_server_killed_under_a_body_is_noticed_at_once() {
     let files = Files::new(1);
     let world = world(&files).await;
     let store = world.service.store("db1");
-    let config = config(&world, &files, RoutePolicy::RequireStorage);
+    let mut config = config(&world, &files, RoutePolicy::RequireStorage);
+    config.route_wait = Duration::ZERO;
     let session = Session::connect(config).await.unwrap();
     let all = store.gate.available_permits();
     store.gate.forget_permits(all);
@@ -424,7 +417,8 @@ async fn a_server_killed_under_a_body_is_noticed_at_once() {
 async fn the_server_logs_the_end_of_storage_to_its_client() {
     let files = Files::new(1);
     let world = world(&files).await;
-    let config = config(&world, &files, RoutePolicy::PreferStorage);
+    let mut config = config(&world, &files, RoutePolicy::PreferStorage);
+    config.route_wait = Duration::ZERO;
     let session = Session::connect(config).await.unwrap();
     let mut events = session.events();
     in_time("the stop", world.stop()).await;

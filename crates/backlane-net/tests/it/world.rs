@@ -20,7 +20,7 @@ use std::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, oneshot},
+    sync::{Semaphore, oneshot, watch},
     task::{AbortHandle, JoinHandle},
 };
 
@@ -149,6 +149,8 @@ impl World {
 pub(crate) struct Proxy {
     pub(crate) addr: SocketAddr,
     pub(crate) passed: Arc<Mutex<Vec<AbortHandle>>>,
+    listening: AbortHandle,
+    frozen: watch::Sender<bool>,
 }
 
 static PROXIES: AtomicUsize = AtomicUsize::new(0);
@@ -162,17 +164,45 @@ impl Proxy {
         let addr = listener.local_addr().unwrap();
         let passed = Arc::new(Mutex::new(Vec::new()));
         let list = Arc::clone(&passed);
-        tokio::spawn(async move {
+        let (frozen, freeze) = watch::channel(false);
+        let listening = tokio::spawn(async move {
             while let Ok((mut near, _)) = listener.accept().await {
+                let mut freeze = freeze.clone();
                 let passing = tokio::spawn(async move {
                     let mut far = TcpStream::connect(to).await.unwrap();
-                    // However it ends, both ends learn it.
-                    let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                    let freezes = async { drop(freeze.wait_for(|frozen| *frozen).await) };
+                    let froze = tokio::select! {
+                        // However it ends, both ends learn it.
+                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => false,
+                        () = freezes => true,
+                    };
+                    if froze {
+                        // Nobody learns anything.
+                        std::future::pending::<()>().await;
+                    }
                 });
                 list.lock().unwrap().push(passing.abort_handle());
             }
         });
-        Self { addr, passed }
+        Self {
+            addr,
+            passed,
+            listening: listening.abort_handle(),
+            frozen,
+        }
+    }
+
+    /// Nothing passes any more, and nobody is told.
+    pub(crate) fn freeze(&self) {
+        self.frozen.send_replace(true);
+    }
+
+    /// Nothing passes any more, and whoever tries is told.
+    pub(crate) fn close(&self) {
+        self.listening.abort();
+        for passing in self.passed.lock().unwrap().iter() {
+            passing.abort();
+        }
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -192,7 +222,7 @@ pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
 
 /// Fails the test when something takes for ever.
 pub(crate) async fn in_time<T>(what: &str, work: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(Duration::from_secs(30), work).await {
+    match tokio::time::timeout(Duration::from_secs(60), work).await {
         Ok(done) => done,
         Err(_) => panic!("{what} did not happen in time"),
     }

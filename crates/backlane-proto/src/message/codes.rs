@@ -1,6 +1,6 @@
 //! Parts of messages and what stands for them on the wire: numbers for kinds, bytes of fixed length, text that fits.
 
-use super::TEXT_BYTES_MAX;
+use super::{Continues, SessionId, SessionSecret, TEXT_BYTES_MAX};
 use crate::{CodecError, ObjectId, ObjectKind, ObjectName, Reason, Route, RoutePolicy, wire};
 use uuid::Uuid;
 
@@ -35,11 +35,26 @@ pub(super) fn pool_from(raw: Vec<u8>) -> Result<Option<Uuid>, CodecError> {
     Ok(Some(Uuid::from_bytes(fixed(raw, "pool")?)))
 }
 
+pub(super) fn continues_code(before: Continues) -> wire::Continues {
+    wire::Continues {
+        session: before.session.0.to_vec(),
+        secret: before.secret.0.to_vec(),
+    }
+}
+
+pub(super) fn continues_from(raw: wire::Continues) -> Result<Continues, CodecError> {
+    Ok(Continues {
+        session: SessionId(fixed(raw.session, "session")?),
+        secret: SessionSecret(fixed(raw.secret, "secret")?),
+    })
+}
+
 pub(super) fn policy_code(policy: RoutePolicy) -> u32 {
     match policy {
         RoutePolicy::PreferStorage => 1,
         RoutePolicy::RequireStorage => 2,
         RoutePolicy::Network => 3,
+        RoutePolicy::StorageOnly => 4,
     }
 }
 
@@ -48,6 +63,7 @@ pub(super) fn policy_from(code: u32) -> Result<RoutePolicy, CodecError> {
         1 => Ok(RoutePolicy::PreferStorage),
         2 => Ok(RoutePolicy::RequireStorage),
         3 => Ok(RoutePolicy::Network),
+        4 => Ok(RoutePolicy::StorageOnly),
         _ => Err(CodecError::BadField { field: "policy" }),
     }
 }

@@ -1,11 +1,17 @@
 //! What messages show of themselves in logs: never a secret.
 
-use super::{Attach, Enroll, SessionId, SessionSecret, Welcome};
+use super::{Attach, Continues, Enroll, SessionId, SessionSecret, Welcome};
 use std::fmt;
 
 impl fmt::Debug for SessionSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("SessionSecret")
+    }
+}
+
+impl fmt::Debug for Continues {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Continues({})", self.session)
     }
 }
 

@@ -115,6 +115,10 @@ fn hello() -> Opening {
         features: Features(5),
         policy: RoutePolicy::RequireStorage,
         software: "backlane 0.1".into(),
+        continues: Some(Continues {
+            session: SessionId([7; SESSION_ID_BYTES]),
+            secret: SessionSecret([8; SESSION_SECRET_BYTES]),
+        }),
     })
 }
 
@@ -199,6 +203,7 @@ fn openings_are_answered() {
             pool: Some(Uuid::from_u128(77)),
             software: "backlane".into(),
             host: "db1".into(),
+            removals: 12,
         }),
         Opened::Attached,
         Opened::Enrolled(Enrolled {

@@ -90,6 +90,15 @@ impl Database {
             .map_err(|error| self.error(error))
     }
 
+    /// The slots of a pool that any host has, in order.
+    pub(crate) async fn all_slots(&self, pool: Uuid) -> Result<Vec<u32>, ServerError> {
+        sqlx::query_scalar("SELECT slot FROM slots WHERE pool = $1 ORDER BY slot")
+            .bind(pool.as_bytes().as_slice())
+            .fetch_all(&self.pool)
+            .await
+            .map_err(|error| self.error(error))
+    }
+
     /// Allots more slots to a host that is enrolled.
     pub(crate) async fn add_slots(
         &self,

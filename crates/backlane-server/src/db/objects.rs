@@ -67,6 +67,27 @@ impl Database {
         })
     }
 
+    /// Counts a removal from a host's repository, before it is made.
+    pub(crate) async fn count_removal(&self, host: HostId) -> Result<(), ServerError> {
+        let mut change = self.begin().await?;
+        sqlx::query("UPDATE hosts SET removals = removals + 1 WHERE id = $1")
+            .bind(host.0)
+            .execute(&mut *change)
+            .await
+            .map_err(|error| self.error(error))?;
+        self.commit(change).await
+    }
+
+    /// How many objects were removed from a host's repository, ever.
+    pub(crate) async fn removals(&self, host: HostId) -> Result<u64, ServerError> {
+        let removals: i64 = sqlx::query_scalar("SELECT removals FROM hosts WHERE id = $1")
+            .bind(host.0)
+            .fetch_one(&self.pool)
+            .await
+            .map_err(|error| self.error(error))?;
+        Ok(u64::try_from(removals).unwrap_or(0))
+    }
+
     /// Forgets an object that was removed.
     pub(crate) async fn forget_object(
         &self,

@@ -6,7 +6,8 @@
 pub(super) const APPLICATION_ID: i64 = 0x424b_4c4e;
 
 /// Each step leads from the version of its index to the next.
-pub(super) const STEPS: &[&str] = &["
+pub(super) const STEPS: &[&str] = &[
+    "
     CREATE TABLE hosts (
         id INTEGER PRIMARY KEY,
         name TEXT NOT NULL UNIQUE,
@@ -52,4 +53,6 @@ pub(super) const STEPS: &[&str] = &["
         host TEXT,
         detail TEXT NOT NULL
     ) STRICT;
-"];
+",
+    "ALTER TABLE hosts ADD COLUMN removals INTEGER NOT NULL DEFAULT 0;",
+];

@@ -235,6 +235,7 @@ async fn maintenance_is_alone_and_may_remove() {
     let host = HOST.parse().unwrap();
     let open = session(&state).await;
     let name = put(&*open, ObjectKind::Pack, b"abc").await.unwrap();
+    let removals = open.removals().await.unwrap();
     let busy = state.exclusive(&host).await.err().unwrap();
     assert!(matches!(busy, ServerError::Busy { .. }), "{busy}");
     drop(open);
@@ -258,5 +259,10 @@ async fn maintenance_is_alone_and_may_remove() {
     .unwrap();
     let hosts = state.hosts().await.unwrap();
     assert_eq!((hosts[0].objects, hosts[0].bytes), (1, 5));
-    session(&state).await;
+    // A session that knew the repository before can tell.
+    let after = session(&state).await.removals().await.unwrap();
+    assert!(
+        after > removals,
+        "{removals} removals before, {after} after"
+    );
 }

@@ -1,7 +1,7 @@
 //! The summary of a job: what each route carried, and every reason for which the network was taken.
 
 use crate::output::{bytes, rate, table};
-use backlane_proto::report::{RouteChange, RouteReport};
+use backlane_proto::report::{Change as Changed, RouteChange, RouteReport};
 use serde::{Deserialize, Serialize};
 
 /// What the routes of one job carried, both directions together.
@@ -25,7 +25,9 @@ pub(crate) struct Routes {
     pub(crate) objects_repeated: u64,
     /// Their bytes.
     pub(crate) bytes_repeated: u64,
-    /// The routes that were lost and taken back under way, the oldest first.
+    /// What carried requests and answers when the job ended: `network` or `storage`.
+    pub(crate) control: Option<String>,
+    /// The routes that were lost and taken back under way, and where requests went, the oldest first.
     pub(crate) route_changes: Vec<Change>,
     /// How many of the newest changes are not in that list.
     pub(crate) route_changes_left_out: u64,
@@ -33,11 +35,13 @@ pub(crate) struct Routes {
     pub(crate) storage_down: Option<String>,
 }
 
-/// A route that was lost or taken back.
+/// Something that was lost or taken back.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Change {
     /// Seconds since the session began.
     pub(crate) after_seconds: f64,
+    /// `bodies`, or `requests` for requests and answers.
+    pub(crate) what_moved: String,
     /// `storage` or `network`.
     pub(crate) route: String,
     /// Whether it was taken back; it was lost otherwise.
@@ -55,20 +59,37 @@ impl Change {
             route,
             ..
         } = self;
-        match &self.what {
-            Some(what) => format!("  {route} was lost after {after_seconds:.1} s: {what}\n"),
-            None => format!("  {route} was taken back after {after_seconds:.1} s\n"),
+        match (self.what_moved.as_str(), &self.what) {
+            (REQUESTS, Some(what)) => {
+                format!("  requests lost their way by {route} after {after_seconds:.1} s: {what}\n")
+            }
+            (REQUESTS, None) => {
+                format!("  requests went by {route} from {after_seconds:.1} s on\n")
+            }
+            (_, Some(what)) => format!("  {route} was lost after {after_seconds:.1} s: {what}\n"),
+            (_, None) => format!("  {route} was taken back after {after_seconds:.1} s\n"),
         }
     }
 }
 
+const BODIES: &str = "bodies";
+const REQUESTS: &str = "requests";
+
 impl From<&RouteChange> for Change {
     fn from(change: &RouteChange) -> Self {
-        let loss = change.state.as_ref().err();
+        let (what_moved, route, loss) = match &change.change {
+            Changed::Lost(route, reason, detail) => (BODIES, route, Some((reason, detail))),
+            Changed::TakenBack(route) => (BODIES, route, None),
+            Changed::ControlLost(route, reason, detail) => {
+                (REQUESTS, route, Some((reason, detail)))
+            }
+            Changed::Control(route) => (REQUESTS, route, None),
+        };
         Self {
             after_seconds: change.after.as_secs_f64(),
-            route: change.route.to_string(),
-            up: change.state.is_ok(),
+            what_moved: what_moved.to_owned(),
+            route: route.to_string(),
+            up: loss.is_none(),
             reason: loss.map(|(reason, _)| reason.name().to_owned()),
             what: loss.map(|(reason, detail)| match detail.as_str() {
                 "" => reason.to_string(),
@@ -130,6 +151,7 @@ impl From<&RouteReport> for Routes {
                 .collect(),
             objects_repeated: report.repeated.objects,
             bytes_repeated: report.repeated.bytes,
+            control: report.control.map(|route| route.to_string()),
             route_changes: report.changes.iter().map(Change::from).collect(),
             route_changes_left_out: report.changes_left_out,
             storage_down: None,
@@ -157,6 +179,9 @@ impl Routes {
         ]);
         for reason in &self.network_reasons {
             text.push_str(&reason.text());
+        }
+        if self.control.as_deref() == Some("storage") {
+            text.push_str("  requests and answers go through the pool\n");
         }
         for change in &self.route_changes {
             text.push_str(&change.text());
@@ -195,21 +220,32 @@ mod tests {
     #[test]
     fn a_route_that_was_lost_and_taken_back_is_printed() {
         let mut report = RouteReport::default();
-        for (seconds, state) in [
-            (12, Err((Reason::DeviceError, "/dev/lun7".to_owned()))),
-            (31, Ok(())),
+        let lost = "/dev/lun7".to_owned();
+        let silent = "no answer".to_owned();
+        for (seconds, change) in [
+            (12, Changed::Lost(Route::Storage, Reason::DeviceError, lost)),
+            (31, Changed::TakenBack(Route::Storage)),
+            (
+                40,
+                Changed::ControlLost(Route::Network, Reason::ControlLost, silent),
+            ),
+            (41, Changed::Control(Route::Storage)),
         ] {
             report.changed(RouteChange {
                 after: Duration::from_secs(seconds),
-                route: Route::Storage,
-                state,
+                change,
             });
         }
+        report.control = Some(Route::Storage);
         report.repeated(5 << 20);
         let text = Routes::from(&report).text(1.0);
         for line in [
             "  storage was lost after 12.0 s: a device of the pool failed (/dev/lun7)\n",
             "  storage was taken back after 31.0 s\n",
+            "  requests lost their way by network after 40.0 s: the connection that carries requests and answers was lost \
+             (no answer)\n",
+            "  requests went by storage from 41.0 s on\n",
+            "  requests and answers go through the pool\n",
             "  begun once more: 1 object, 5.0 MiB\n",
         ] {
             assert!(text.contains(line), "{text}");
