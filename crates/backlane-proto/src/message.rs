@@ -139,6 +139,8 @@ pub struct Welcome {
     /// How many times objects were removed from the host's repository. While a session lasts nothing is removed; one
     /// that continues another may only rely on what that knew if the count is the same.
     pub removals: u64,
+    /// What the server leaves of the client's policy; both sides route by it.
+    pub policy: RoutePolicy,
 }
 
 /// What enrolment gives.
@@ -435,6 +437,7 @@ impl Opened {
                 software: cut(&welcome.software),
                 host: welcome.host.clone(),
                 removals: welcome.removals,
+                policy: policy_code(welcome.policy),
             }),
             Self::Attached => Kind::Attached(wire::Empty {}),
             Self::Enrolled(enrolled) => Kind::Enrolled(wire::Enrolled {
@@ -469,6 +472,7 @@ impl Opened {
                     software: cut(&welcome.software),
                     host: welcome.host,
                     removals: welcome.removals,
+                    policy: policy_from(welcome.policy)?,
                 }),
                 Kind::Attached(wire::Empty {}) => Self::Attached,
                 Kind::Enrolled(enrolled) => Self::Enrolled(Enrolled {

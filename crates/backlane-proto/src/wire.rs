@@ -112,6 +112,8 @@ pub(crate) struct Welcome {
     pub(crate) host: String,
     #[prost(uint64, tag = "10")]
     pub(crate) removals: u64,
+    #[prost(uint32, tag = "11")]
+    pub(crate) policy: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -1,6 +1,7 @@
 //! The server's configuration file.
 
 use crate::{ServerError, error::io_error};
+use backlane_proto::RoutePolicy;
 use serde::{Deserialize, Deserializer, de};
 use std::{
     fs,
@@ -32,6 +33,9 @@ pub struct ServerConfig {
     pub data: PathBuf,
     /// The pool that this server coordinates, if any.
     pub pool: Option<PoolConfig>,
+    /// Which routes sessions may use: of each session's policy that is left which this one allows as well.
+    #[serde(deserialize_with = "policy_from_text")]
+    pub route_ceiling: RoutePolicy,
 }
 
 /// The pool that a server coordinates.
@@ -76,6 +80,7 @@ impl Default for ServerConfig {
             state: "/var/lib/backlane".into(),
             data: "/var/lib/backlane".into(),
             pool: None,
+            route_ceiling: RoutePolicy::default(),
         }
     }
 }
@@ -141,6 +146,11 @@ fn parse_ports(text: &str) -> Option<DataPorts> {
     (first > 0 && first <= last).then_some(DataPorts::Range { first, last })
 }
 
+fn policy_from_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<RoutePolicy, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map_err(de::Error::custom)
+}
+
 fn uuid_from_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Uuid, D::Error> {
     let text = String::deserialize(deserializer)?;
     Uuid::parse_str(&text).map_err(|error| de::Error::custom(format!("{text:?}: {error}")))
@@ -169,6 +179,7 @@ mod tests {
             listen = "127.0.0.1:4000"
             address = "backup.example:4000"
             data-ports = "40000-40099"
+            route-ceiling = "require-storage"
             state = "/s"
             data = "/d"
             [pool]
@@ -180,6 +191,7 @@ mod tests {
         let config = parse(text).unwrap();
         let (first, last) = (40_000, 40_099);
         assert_eq!(config.data_ports, DataPorts::Range { first, last });
+        assert_eq!(config.route_ceiling, RoutePolicy::RequireStorage);
         assert_eq!(config.repositories(), Path::new("/d/repositories"));
         assert_eq!(config.pool.unwrap().slots, 8);
     }
@@ -192,6 +204,7 @@ mod tests {
             ("data-ports = \"9-1\"", "9-1"),
             ("data-ports = \"0\"", "\"0\""),
             ("listen = \"nowhere\"", "listen"),
+            ("route-ceiling = \"lan\"", "require-storage"),
             ("[pool]\nuuid = \"x\"\ndevices = []", "\"x\""),
             (&format!("{pool}devices = []"), "no devices"),
             (&format!("{pool}devices = [\"a\"]\nslots = 0"), "no slots"),

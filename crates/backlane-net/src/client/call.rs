@@ -16,7 +16,7 @@ use crate::{
 };
 use backlane_proto::{
     Answer, ByteRange, Call, CallId, CallKind, ChunkFlag, ChunkHeader, Decision, ObjectInfo,
-    ObjectKind, ObjectName, PackContents, Reason, Request, Route, RoutePolicy, calls::Expected,
+    ObjectKind, ObjectName, PackContents, Reason, Request, Route, calls::Expected,
     codec::BODY_BYTES_MAX,
 };
 use bytes::{Bytes, BytesMut};
@@ -286,7 +286,7 @@ impl Task {
     /// What the server decided must be within the policy, and the route must be there.
     fn check_incoming(&mut self, decision: Decision) -> Result<(), Error> {
         let policy = self.shared.policy;
-        if policy == RoutePolicy::RequireStorage && decision.route() == Route::Network {
+        if !policy.allows(decision.route()) {
             let what = format!("it chose the network for a body under {policy}");
             let error = Error::protocol(self.shared.server.as_str(), what);
             self.shared.fail(error.clone());

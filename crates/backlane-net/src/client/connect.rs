@@ -28,7 +28,7 @@ pub(super) async fn connect(mut config: ClientConfig) -> Result<Arc<Shared>, Err
     let terms = Terms {
         server: config.server.clone(),
         host: line.welcome.host.clone(),
-        policy: config.policy,
+        policy: line.welcome.policy,
         calls_max: calls_max.clamp(1, backlane_proto::calls::CALLS_MAX as usize),
         route_wait: config.route_wait,
     };

@@ -223,9 +223,18 @@ pub(super) async fn keep(shared: Arc<Shared>, liner: Arc<Liner>, first: Line, tr
             Ok(next) => next,
             Err(error) => break error,
         };
+        let server = shared.server.clone();
         if line.welcome.removals != removals {
-            break Error::Removed {
-                server: shared.server.clone(),
+            break Error::Removed { server };
+        }
+        if line.welcome.policy != shared.policy {
+            break Error::Refused {
+                server,
+                code: ErrorCode::Route,
+                text: format!(
+                    "it allows {} now, and the job began under {}",
+                    line.welcome.policy, shared.policy
+                ),
             };
         }
         tracing::info!(server = %shared.server, route = %line.route, "requests have a way to the server again");

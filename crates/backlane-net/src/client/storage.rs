@@ -152,6 +152,14 @@ pub(super) async fn keep(shared: Arc<Shared>, terms: Terms, tried: Option<onesho
     if !hand.is_there() {
         return shared.route_down(Route::Storage, &RouteDown::new(Reason::NoPool, ""));
     }
+    if !shared.policy.allows(Route::Storage) {
+        let down = RouteDown::new(Reason::Policy, shared.policy);
+        shared.route_down(Route::Storage, &down);
+        if let Some(pool) = hand.retire() {
+            leave(pool);
+        }
+        return;
+    }
     if terms.server_pool.is_none() {
         let down = RouteDown::new(Reason::ServerHasNoPool, &shared.server);
         shared.route_down(Route::Storage, &down);

@@ -11,7 +11,10 @@ mod session;
 mod storage;
 
 use crate::{Authority, Error, Identity, service::Service, tls::ServerTls};
-use backlane_proto::message::{SessionId, SessionSecret};
+use backlane_proto::{
+    RoutePolicy,
+    message::{SessionId, SessionSecret},
+};
 use session::Session;
 use std::{
     collections::HashMap,
@@ -57,6 +60,8 @@ pub struct ServerOptions {
     pub data_ports: DataPorts,
     /// Sessions at once, over all hosts.
     pub sessions_max: usize,
+    /// What is left of each session's policy is what this one allows as well.
+    pub route_ceiling: RoutePolicy,
     /// Name and version of this program, for clients' logs.
     pub software: String,
 }
@@ -101,6 +106,7 @@ pub(crate) struct Core {
     service: Arc<dyn Service>,
     sessions: Mutex<HashMap<SessionId, Arc<Session>>>,
     sessions_max: usize,
+    route_ceiling: RoutePolicy,
     data_port: u16,
     software: String,
     storage: Option<Arc<Storage>>,
@@ -134,6 +140,7 @@ impl ServerOptions {
             pool: None,
             data_ports: DataPorts::default(),
             sessions_max: 64,
+            route_ceiling: RoutePolicy::PreferStorage,
             software: concat!("backlane ", env!("CARGO_PKG_VERSION")).to_owned(),
         }
     }
@@ -169,6 +176,7 @@ impl Server {
             service: options.service,
             sessions: Mutex::new(HashMap::new()),
             sessions_max: options.sessions_max,
+            route_ceiling: options.route_ceiling,
             data_port,
             software: options.software,
             storage,

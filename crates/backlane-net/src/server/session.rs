@@ -211,6 +211,14 @@ async fn open(
     let version = VersionRange::SPOKEN
         .common(hello.versions)
         .map_err(|none| refuse(ErrorCode::Version, none.to_string()))?;
+    let policy = hello.policy.under(core.route_ceiling).ok_or_else(|| {
+        let text = format!(
+            "this server allows {} (its route-ceiling), which leaves nothing of {}",
+            core.route_ceiling, hello.policy
+        );
+        let (code, reason) = (ErrorCode::Route, Some(Reason::Policy));
+        Opened::Refused(Failure { code, text, reason })
+    })?;
     let objects = core.service.open(&host).await;
     let objects = objects.map_err(|error| Opened::Refused(failure(&error)))?;
     // Held from here on, the repository loses nothing.
@@ -228,7 +236,7 @@ async fn open(
     let pool = core.storage.as_ref().map(|storage| storage.uuid());
     let session = Arc::new(Session {
         host: host.clone(),
-        policy: hello.policy,
+        policy,
         proof_key: key(KeyUse::PoolProof).map_err(no_key)?,
         seal_key: key(KeyUse::StorageSeal).map_err(no_key)?,
         id,
@@ -273,6 +281,7 @@ async fn open(
         software: core.software.clone(),
         host,
         removals,
+        policy,
     };
     Ok((session, welcome, to_write))
 }

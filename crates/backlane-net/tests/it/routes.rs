@@ -14,7 +14,7 @@ use storage_socket::Timeouts;
 /// A pool whose only device can be pulled, and comes back soon.
 fn files() -> Files {
     let timeouts = Timeouts {
-        route_leave: Duration::from_secs(1),
+        route_leave: Duration::from_secs(3),
         ..timeouts()
     };
     let dir = tempfile::tempdir().unwrap();
@@ -264,5 +264,26 @@ async fn a_session_does_not_go_on_when_objects_were_removed_meanwhile() {
     assert!(
         matches!(failure, Some(Error::Removed { .. })),
         "{failure:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_has_the_last_word_about_routes() {
+    let files = Files::new(1);
+    let world = World::with(|_, options| {
+        options.pool = Some(files.server());
+        options.route_ceiling = RoutePolicy::RequireStorage;
+    })
+    .await;
+    let session = Session::connect(config(&world, &files, RoutePolicy::PreferStorage));
+    let session = session.await.unwrap();
+    assert_eq!(session.policy(), RoutePolicy::RequireStorage);
+    put(&session, &body(100, 9)).await;
+    let report = in_time("the close", session.close()).await.unwrap();
+    assert_eq!(report.network().objects, 0, "{report:?}");
+    let refused = Session::connect(config(&world, &files, RoutePolicy::Network)).await;
+    assert!(
+        matches!(&refused, Err(Error::Refused { text, .. }) if text.contains("route-ceiling")),
+        "{refused:?}"
     );
 }

@@ -48,7 +48,7 @@ impl Files {
         }
     }
 
-    fn server(&self) -> ServerPool {
+    pub(crate) fn server(&self) -> ServerPool {
         ServerPool {
             uuid: Some(self.uuid),
             devices: self.devices.clone(),

@@ -204,6 +204,7 @@ fn openings_are_answered() {
             software: "backlane".into(),
             host: "db1".into(),
             removals: 12,
+            policy: RoutePolicy::RequireStorage,
         }),
         Opened::Attached,
         Opened::Enrolled(Enrolled {

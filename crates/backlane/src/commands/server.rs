@@ -249,6 +249,7 @@ fn serve(args: &ServerRunArgs, context: &Context) -> Result<Outcome> {
         let config = state.config().clone();
         let mut options = ServerOptions::new(config.listen, identity, authority, Arc::new(state));
         options.data_ports = data_ports(config.data_ports);
+        options.route_ceiling = config.route_ceiling;
         options.pool = config.pool.as_ref().map(|pool| ServerPool {
             uuid: Some(pool.uuid),
             devices: pool.devices.clone(),
