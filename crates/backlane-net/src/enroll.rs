@@ -3,7 +3,13 @@
 //! The connection is TLS without a client certificate, under an ALPN of its own; the server must show a chain that ends
 //! in the authority whose fingerprint the token pins, before the secret is sent.
 
-use crate::{Error, dial::Dialer, identity, tls, token::JoinToken};
+use crate::{
+    Error, PoolChoice,
+    client::through_pool,
+    dial::{Dialed, Dialer},
+    identity, tls,
+    token::JoinToken,
+};
 use backlane_proto::{ErrorCode, Opened, Opening, message::Enroll};
 use std::{fmt, sync::Arc, time::Duration};
 use uuid::Uuid;
@@ -30,13 +36,42 @@ pub struct EnrolledHost {
 /// # Errors
 /// When the server can't be reached, isn't the one that the token pins, or refuses the token ([`Error::Token`]).
 pub async fn enroll(token: &JoinToken, timeout: Duration) -> Result<EnrolledHost, Error> {
+    redeem(token, timeout, async |dialer| {
+        dialer.dial(&token.server).await
+    })
+    .await
+}
+
+/// The same through the pool, for a host without a network to the server; `pool` names the slot that the administrator
+/// gave with the token.
+///
+/// # Errors
+/// As [`enroll`], and when the pool can't be used.
+pub async fn enroll_through(
+    token: &JoinToken,
+    pool: PoolChoice,
+    timeout: Duration,
+) -> Result<EnrolledHost, Error> {
+    through_pool(pool, &token.host, async |stream| {
+        let peer = format!("{} through the pool", token.server);
+        let dial = async |dialer: &Dialer| dialer.shake(&peer, stream).await;
+        redeem(token, timeout, dial).await
+    })
+    .await
+}
+
+async fn redeem(
+    token: &JoinToken,
+    timeout: Duration,
+    dial: impl AsyncFnOnce(&Dialer) -> Result<Dialed, Error>,
+) -> Result<EnrolledHost, Error> {
     let request = identity::request_for(&token.host)?;
     let (config, pinned) = tls::enrolling(token.authority)?;
     let dialer = Dialer {
         config: Arc::new(config),
         patience: timeout,
     };
-    let mut connection = dialer.dial(&token.server).await?;
+    let mut connection = dial(&dialer).await?;
     let opening = Opening::Enroll(Enroll {
         secret: token.secret.to_text(),
         csr_pem: request.csr_pem,

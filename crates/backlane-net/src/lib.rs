@@ -19,7 +19,7 @@ mod tls;
 pub mod token;
 
 pub use client::{Blocking, ClientConfig, Events, PoolChoice, RouteDown, RouteStatus, Session};
-pub use enroll::{EnrolledHost, enroll};
+pub use enroll::{EnrolledHost, enroll, enroll_through};
 pub use error::Error;
 pub use identity::{Authority, Identity, IdentityError};
 pub use pool::DESIGNATED_STORAGE_PORT;

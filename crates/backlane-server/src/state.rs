@@ -125,6 +125,29 @@ impl ServerState {
     /// # Errors
     /// When the time to live is zero or over [`TOKEN_TTL_MAX`], or the state can't be written.
     pub async fn enroll(&self, host: &HostName, ttl: Duration) -> Result<JoinToken, ServerError> {
+        Ok(self.issue(host, ttl, None).await?.0)
+    }
+
+    /// The same for a host that has no network to this server; with the slot of the pool that it enrols by.
+    ///
+    /// # Errors
+    /// As [`ServerState::enroll`], and when there is no pool, or no free slot in it.
+    pub async fn enroll_through_pool(
+        &self,
+        host: &HostName,
+        ttl: Duration,
+    ) -> Result<(JoinToken, u32), ServerError> {
+        let pool = self.pool().ok_or(ServerError::NoPool)?;
+        let (token, slot) = self.issue(host, ttl, Some(pool)).await?;
+        Ok((token, slot.ok_or(ServerError::NoPool)?))
+    }
+
+    async fn issue(
+        &self,
+        host: &HostName,
+        ttl: Duration,
+        through: Option<PoolSlots>,
+    ) -> Result<(JoinToken, Option<u32>), ServerError> {
         if ttl.is_zero() || ttl > TOKEN_TTL_MAX {
             return Err(ServerError::TokenLifetime {
                 asked: ttl,
@@ -138,15 +161,18 @@ impl ServerState {
         let secret = JoinSecret::new(random);
         let now = Timestamp::now();
         let expires = Timestamp(now.0.saturating_add(milliseconds(ttl)));
-        self.database
-            .insert_token(secret.hash(), host, (now, expires))
-            .await?;
-        Ok(JoinToken {
+        let times = (now, expires);
+        let kept = self
+            .database
+            .insert_token(secret.hash(), host, times, through);
+        let slot = kept.await?;
+        let token = JoinToken {
             server: self.address(),
             authority: self.authority.fingerprint(),
             secret,
             host: host.to_string(),
-        })
+        };
+        Ok((token, slot))
     }
 
     /// Every host that is enrolled, by name.
@@ -205,7 +231,10 @@ impl ServerState {
 
     pub(crate) async fn all_slots(&self) -> Result<Vec<u32>, ServerError> {
         match self.pool() {
-            Some(pool) => self.database.all_slots(pool.uuid).await,
+            Some(pool) => {
+                let slots = self.database.all_slots(pool.uuid, Timestamp::now());
+                Ok(slots.await?.into_iter().collect())
+            }
             None => Ok(Vec::new()),
         }
     }

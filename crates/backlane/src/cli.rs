@@ -215,6 +215,9 @@ pub(crate) struct EnrollArgs {
     /// How long the token works.
     #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
     pub(crate) expires: Duration,
+    /// The host has no network to this server: it enrols through the pool, by a slot that is kept for it.
+    #[arg(long)]
+    pub(crate) through_pool: bool,
 }
 
 #[derive(Debug, Args)]
@@ -225,6 +228,9 @@ pub(crate) struct JoinArgs {
     /// A device of the pool as this host sees it; once for each. Without any, jobs take the network.
     #[arg(long = "device", value_name = "PATH", value_hint = ValueHint::AnyPath)]
     pub(crate) devices: Vec<PathBuf>,
+    /// Enrol through the pool, by the slot that came with the token; jobs will take storage alone.
+    #[arg(long, value_name = "NUMBER", requires = "devices")]
+    pub(crate) slot: Option<u32>,
     /// Directory for this host's keys and certificates.
     #[arg(long, default_value = "/var/lib/backlane/client", value_hint = ValueHint::DirPath)]
     pub(crate) state: PathBuf,

@@ -1,8 +1,9 @@
 //! Processes that end in the middle of a job, by force or by request, wires that are cut, and jobs beside each other.
 
 use anyhow::{Context, Result, ensure};
-use backlane_e2e::{Ended, Process, Scene, Setup, Side, System, plant, ready, same};
+use backlane_e2e::{Ended, Process, Scene, Setup, Side, System, output, plant, ready, same};
 use rustix::process::Signal;
+use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
 
@@ -128,6 +129,42 @@ fn storage_only_opens_no_network_socket() -> Result<()> {
     assert!(trace.contains("exited with 0"), "{trace}");
     assert!(!trace.contains("AF_INET"), "{trace}");
     scene.restore("storage-only")?.success()?;
+    same(&scene.source, &scene.target)
+}
+
+#[test]
+fn a_host_without_a_network_enrols_and_works_through_the_pool() -> Result<()> {
+    let Some(scene) = Scene::new(&Setup::default(), 4 * MIB)? else {
+        return Ok(());
+    };
+    let system = &scene.system;
+    let mut enroll = system.server_command();
+    enroll.args(["--json", "server", "enroll", "beta", "--through-pool"]);
+    let document: Value = serde_json::from_str(&output(&mut enroll)?)?;
+    system.lane.cut()?;
+    // The server's coordinator looks every few seconds whether there are more slots; joining waits for it.
+    let (beta, mut join) = system.join_command("beta", &system.at_client())?;
+    join.args(["--token-file", "-", "--slot"]);
+    join.arg(document["slot"].to_string());
+    let token = format!("{}\n", document["token"].as_str().context("no token")?);
+    let joined = Process::start(&mut join, &system.path(""), Some(&token))?.wait()?;
+    assert_eq!(joined.code(), 0, "{joined}");
+    let slots = joined.json()?["slots"].clone();
+    let slots = slots.as_array().context("no slots")?;
+    assert!(
+        slots.contains(&document["slot"]) && slots.len() == 4,
+        "{joined}"
+    );
+    let backup = system.backup(&beta, &scene.source, &[])?.success()?;
+    assert_eq!(
+        backup.ended.json()?["control"],
+        "storage",
+        "{}",
+        backup.ended
+    );
+    system
+        .restore(&beta, &scene.source, &scene.target, &[])?
+        .success()?;
     same(&scene.source, &scene.target)
 }
 

@@ -24,6 +24,7 @@ use bytes::Bytes;
 use call::{Outcome, Wanted};
 use shared::Shared;
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+pub(crate) use storage::through_pool;
 use storage_socket::{EngineChoice, EngineKind};
 use tokio::{
     sync::{broadcast, watch},

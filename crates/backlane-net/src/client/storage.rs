@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     Error,
+    carrier::Carrier,
     pauses::Pauses,
     pool::{
         Challenges, STORAGE_STEP_WAIT, Turn, data_options, designated_options, designated_port,
@@ -19,7 +20,7 @@ use crate::{
     },
 };
 use backlane_proto::{
-    Answer, Reason, Request, Route,
+    Answer, Reason, Refusal, Request, Route, RoutePolicy,
     message::SessionId,
     proof::{Member, Side},
 };
@@ -133,6 +134,33 @@ impl Keeper {
             }
         }
     }
+}
+
+/// Does something by a stream on the designated port of a pool, as nobody's session.
+pub(crate) async fn through_pool<T>(
+    choice: PoolChoice,
+    host: &str,
+    work: impl AsyncFnOnce(Carrier) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let hand = Hand::new(true);
+    let joined = join(choice, host.to_owned(), &hand).await;
+    let work = async {
+        let stream = match joined {
+            Ok(joined) => designated(&joined.pool).await,
+            Err(down) => Err(down),
+        };
+        let stream = stream.map_err(|down| {
+            let (policy, reason) = (RoutePolicy::StorageOnly, down.reason);
+            Error::no_route(Refusal { policy, reason }, down.detail)
+        })?;
+        work(Box::new(stream)).await
+    };
+    let done = work.await;
+    if let Some(pool) = hand.retire() {
+        // Waits for the driver; a panic there is its own bug and was logged.
+        let _ = tokio::task::spawn_blocking(move || pool.close()).await;
+    }
+    done
 }
 
 /// What a line to the server brings along for storage.

@@ -90,13 +90,55 @@ impl Database {
             .map_err(|error| self.error(error))
     }
 
-    /// The slots of a pool that any host has, in order.
-    pub(crate) async fn all_slots(&self, pool: Uuid) -> Result<Vec<u32>, ServerError> {
-        sqlx::query_scalar("SELECT slot FROM slots WHERE pool = $1 ORDER BY slot")
-            .bind(pool.as_bytes().as_slice())
-            .fetch_all(&self.pool)
-            .await
-            .map_err(|error| self.error(error))
+    /// The slots of a pool that any host has, or may enrol with.
+    pub(crate) async fn all_slots(
+        &self,
+        pool: Uuid,
+        now: Timestamp,
+    ) -> Result<BTreeSet<u32>, ServerError> {
+        self.taken_slots(&self.pool, pool, now).await
+    }
+
+    async fn taken_slots(
+        &self,
+        within: impl sqlx::SqliteExecutor<'_>,
+        pool: Uuid,
+        now: Timestamp,
+    ) -> Result<BTreeSet<u32>, ServerError> {
+        let taken: Vec<u32> = sqlx::query_scalar(
+            "SELECT slot FROM slots WHERE pool = $1
+             UNION SELECT slot FROM tokens WHERE pool = $1 AND used_at IS NULL AND expires_at > $2",
+        )
+        .bind(pool.as_bytes().as_slice())
+        .bind(now.0)
+        .fetch_all(within)
+        .await
+        .map_err(|error| self.error(error))?;
+        Ok(taken.into_iter().collect())
+    }
+
+    /// The lowest free slots of the pool, as many as are wanted or none.
+    pub(super) async fn free_slots(
+        &self,
+        change: &mut Transaction<'static, Sqlite>,
+        name: &HostName,
+        request: SlotRequest,
+        now: Timestamp,
+    ) -> Result<Vec<u32>, ServerError> {
+        let pool = request.pool;
+        let taken = self.taken_slots(&mut **change, pool.uuid, now).await?;
+        let free = (0..pool.slots).filter(|slot| !taken.contains(slot));
+        let wanted = usize::try_from(request.slots).unwrap_or(usize::MAX);
+        let found: Vec<u32> = free.clone().take(wanted).collect();
+        if found.len() < wanted {
+            return Err(ServerError::NoSlots {
+                host: name.to_string(),
+                wanted: request.slots,
+                free: u32::try_from(free.count()).unwrap_or(u32::MAX),
+                all: pool.slots,
+            });
+        }
+        Ok(found)
     }
 
     /// Allots more slots to a host that is enrolled.
@@ -108,7 +150,9 @@ impl Database {
     ) -> Result<Vec<u32>, ServerError> {
         let host = self.host(name).await?;
         let mut change = self.begin().await?;
-        let added = self.allot(&mut change, (host, name), request).await?;
+        let added = self.free_slots(&mut change, name, request, now).await?;
+        self.allot(&mut change, host, request.pool.uuid, &added)
+            .await?;
         let event = Event {
             at: now,
             event: "slots-added",
@@ -120,41 +164,24 @@ impl Database {
         Ok(added)
     }
 
-    /// Takes the lowest free slots of the pool, all that were asked for or none.
+    /// Gives slots of a pool to a host.
     pub(super) async fn allot(
         &self,
         change: &mut Transaction<'static, Sqlite>,
-        (host, name): (HostId, &HostName),
-        request: SlotRequest,
-    ) -> Result<Vec<u32>, ServerError> {
-        let pool = request.pool.uuid.as_bytes().as_slice();
-        let taken: Vec<u32> = sqlx::query_scalar("SELECT slot FROM slots WHERE pool = $1")
-            .bind(pool)
-            .fetch_all(&mut **change)
-            .await
-            .map_err(|error| self.error(error))?;
-        let taken: BTreeSet<u32> = taken.into_iter().collect();
-        let free = (0..request.pool.slots).filter(|slot| !taken.contains(slot));
-        let wanted = usize::try_from(request.slots).unwrap_or(usize::MAX);
-        let added: Vec<u32> = free.clone().take(wanted).collect();
-        if added.len() < wanted {
-            return Err(ServerError::NoSlots {
-                host: name.to_string(),
-                wanted: request.slots,
-                free: u32::try_from(free.count()).unwrap_or(u32::MAX),
-                all: request.pool.slots,
-            });
-        }
-        for slot in &added {
+        host: HostId,
+        pool: Uuid,
+        slots: &[u32],
+    ) -> Result<(), ServerError> {
+        for slot in slots {
             sqlx::query("INSERT INTO slots (pool, slot, host_id) VALUES ($1, $2, $3)")
-                .bind(pool)
+                .bind(pool.as_bytes().as_slice())
                 .bind(slot)
                 .bind(host.0)
                 .execute(&mut **change)
                 .await
                 .map_err(|error| self.error(error))?;
         }
-        Ok(added)
+        Ok(())
     }
 }
 

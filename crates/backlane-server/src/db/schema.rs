@@ -55,4 +55,5 @@ pub(super) const STEPS: &[&str] = &[
     ) STRICT;
 ",
     "ALTER TABLE hosts ADD COLUMN removals INTEGER NOT NULL DEFAULT 0;",
+    "ALTER TABLE tokens ADD COLUMN pool BLOB; ALTER TABLE tokens ADD COLUMN slot INTEGER;",
 ];

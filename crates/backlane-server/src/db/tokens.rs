@@ -38,21 +38,36 @@ pub(crate) trait Issued {
 }
 
 impl Database {
-    /// Remembers a token that was issued, by the hash of its secret alone.
+    /// Remembers a token that was issued, by the hash of its secret alone. With a pool, a slot is kept for the host, so
+    /// that it can enrol through the pool; it is returned.
     pub(crate) async fn insert_token(
         &self,
         hash: [u8; 32],
         host: &HostName,
         (issued_at, expires_at): (Timestamp, Timestamp),
-    ) -> Result<(), ServerError> {
+        through: Option<PoolSlots>,
+    ) -> Result<Option<u32>, ServerError> {
         let mut change = self.begin().await?;
+        let slot = match through {
+            Some(pool) => {
+                let request = SlotRequest { pool, slots: 1 };
+                let free = self
+                    .free_slots(&mut change, host, request, issued_at)
+                    .await?;
+                free.first().copied()
+            }
+            None => None,
+        };
         sqlx::query(
-            "INSERT INTO tokens (hash, host, issued_at, expires_at) VALUES ($1, $2, $3, $4)",
+            "INSERT INTO tokens (hash, host, issued_at, expires_at, pool, slot)
+             VALUES ($1, $2, $3, $4, $5, $6)",
         )
         .bind(hash.as_slice())
         .bind(host.as_str())
         .bind(issued_at.0)
         .bind(expires_at.0)
+        .bind(through.map(|pool| pool.uuid.as_bytes().to_vec()))
+        .bind(slot)
         .execute(&mut *change)
         .await
         .map_err(|error| self.error(error))?;
@@ -63,7 +78,8 @@ impl Database {
             detail: format!("expires at {} ms", expires_at.0),
         };
         self.audit(&mut change, event).await?;
-        self.commit(change).await
+        self.commit(change).await?;
+        Ok(slot)
     }
 
     /// Redeems a token: checks it, has the certificate signed, allots slots. If anything fails, the token is as good
@@ -78,7 +94,7 @@ impl Database {
         let found = self.find_token(&self.pool, redemption.hash).await?;
         self.check_token(found, now)?;
         let mut change = self.begin().await?;
-        let name = self.use_token(&mut change, redemption.hash, now).await?;
+        let (name, kept) = self.use_token(&mut change, redemption.hash, now).await?;
         let host = self.ensure_host(&mut change, &name, now).await?;
         let slots = match redemption.slots {
             None => Vec::new(),
@@ -94,7 +110,19 @@ impl Database {
                 .map_err(|error| self.error(error))?;
                 // A host that enrols again, with a new key, keeps its slots.
                 if had.is_empty() {
-                    self.allot(&mut change, (host, &name), request).await?
+                    // What the host came through the pool with is its own now.
+                    let kept = kept.filter(|(of, _)| *of == pool).map(|(_, slot)| slot);
+                    let more = SlotRequest {
+                        slots: request.slots - u32::from(kept.is_some()),
+                        ..request
+                    };
+                    let mut slots = Vec::from_iter(kept);
+                    self.allot(&mut change, host, pool, &slots).await?;
+                    let more = self.free_slots(&mut change, &name, more, now).await?;
+                    self.allot(&mut change, host, pool, &more).await?;
+                    slots.extend(more);
+                    slots.sort_unstable();
+                    slots
                 } else {
                     had
                 }
@@ -131,8 +159,9 @@ impl Database {
         change: &mut Transaction<'static, Sqlite>,
         hash: [u8; 32],
         now: Timestamp,
-    ) -> Result<HostName, ServerError> {
+    ) -> Result<(HostName, Option<(Uuid, u32)>), ServerError> {
         let found = self.find_token(&mut **change, hash).await?;
+        let kept = self.kept_slot(&found)?;
         let name = self.check_token(found, now)?;
         sqlx::query("UPDATE tokens SET used_at = $1 WHERE hash = $2")
             .bind(now.0)
@@ -140,7 +169,15 @@ impl Database {
             .execute(&mut **change)
             .await
             .map_err(|error| self.error(error))?;
-        Ok(name)
+        Ok((name, kept))
+    }
+
+    /// The slot that was kept for the host of a token.
+    fn kept_slot(&self, token: &SqliteRow) -> Result<Option<(Uuid, u32)>, ServerError> {
+        let field = |error| self.error(error);
+        let pool: Option<Vec<u8>> = token.try_get("pool").map_err(field)?;
+        let slot: Option<u32> = token.try_get("slot").map_err(field)?;
+        Ok(pool.and_then(|pool| Uuid::from_slice(&pool).ok()).zip(slot))
     }
 
     async fn find_token(
@@ -148,11 +185,12 @@ impl Database {
         within: impl sqlx::SqliteExecutor<'_>,
         hash: [u8; 32],
     ) -> Result<SqliteRow, ServerError> {
-        let row = sqlx::query("SELECT host, expires_at, used_at FROM tokens WHERE hash = $1")
-            .bind(hash.as_slice())
-            .fetch_optional(within)
-            .await
-            .map_err(|error| self.error(error))?;
+        let row =
+            sqlx::query("SELECT host, expires_at, used_at, pool, slot FROM tokens WHERE hash = $1")
+                .bind(hash.as_slice())
+                .fetch_optional(within)
+                .await
+                .map_err(|error| self.error(error))?;
         row.ok_or_else(|| TokenRefusal::Unknown.into())
     }
 
@@ -237,7 +275,7 @@ mod tests {
             let times = (Timestamp(100), Timestamp(200));
             let host = host.parse().unwrap();
             self.database
-                .insert_token([token; 32], &host, times)
+                .insert_token([token; 32], &host, times, None)
                 .await
                 .unwrap();
         }

@@ -4,6 +4,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use backlane_net::{
     identity::request_for,
     service::{EnrollGrant, EnrollRequest, ObjectService, Service, ServiceError},
+    token::JoinToken,
 };
 use backlane_proto::{ByteRange, ObjectId, ObjectKind, ObjectName, PackContents};
 use backlane_server::{HostName, PoolConfig, ServerConfig, ServerState};
@@ -49,9 +50,17 @@ pub(crate) async fn server(directory: &Path) -> ServerState {
 pub(crate) async fn enroll(state: &ServerState, host: &str) -> Result<EnrollGrant, ServiceError> {
     let host: HostName = host.parse().unwrap();
     let token = state.enroll(&host, Duration::from_secs(60)).await.unwrap();
+    enroll_with(state, host.as_str(), &token).await
+}
+
+pub(crate) async fn enroll_with(
+    state: &ServerState,
+    host: &str,
+    token: &JoinToken,
+) -> Result<EnrollGrant, ServiceError> {
     let request = EnrollRequest {
         secret: token.secret.to_text(),
-        csr_pem: request_for(host.as_str()).unwrap().csr_pem,
+        csr_pem: request_for(host).unwrap().csr_pem,
     };
     Service::enroll(state, request).await
 }

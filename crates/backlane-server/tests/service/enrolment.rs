@@ -1,6 +1,6 @@
 //! Initialisation, enrolment, and the certificates that come of it.
 
-use crate::common::{HOST, POOL, config, enroll, server};
+use crate::common::{HOST, POOL, config, enroll, enroll_with, server};
 use backlane_net::{
     Authority, Identity,
     identity::{SERVER_NAME, request_for},
@@ -104,6 +104,26 @@ async fn host_gets_the_name_of_its_token_whatever_it_asked_for() {
         matches!(&used, ServiceError::Token(why) if why.contains("used before")),
         "{used}"
     );
+}
+
+#[tokio::test]
+async fn the_slot_of_a_token_is_kept_for_its_host() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = server(directory.path()).await;
+    let (beta, short) = ("beta".parse().unwrap(), Duration::from_millis(1));
+    let (_, lapsed) = state.enroll_through_pool(&beta, short).await.unwrap();
+    tokio::time::sleep(short * 2).await;
+    let minute = Duration::from_secs(60);
+    let (token, kept) = state.enroll_through_pool(&beta, minute).await.unwrap();
+    // What was kept for a token that has lapsed is free again.
+    assert_eq!((lapsed, kept), (4, 4));
+    // The coordinator serves it already, and no other host gets it.
+    let served = Service::all_slots(&state).await.unwrap();
+    assert_eq!(served, [0, 1, 2, 3, 4]);
+    let other = enroll(&state, "other").await.unwrap();
+    assert_eq!(other.slots, [5, 6, 7, 8]);
+    let full = enroll_with(&state, "beta", &token).await.unwrap_err();
+    assert!(full.to_string().contains("beta"), "{full}");
 }
 
 #[tokio::test]

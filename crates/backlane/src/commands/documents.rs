@@ -12,6 +12,8 @@ pub(crate) struct EnrollDocument {
     pub(crate) host: String,
     /// The join token.
     pub(crate) token: String,
+    /// The slot of the pool to enrol by, if that is how the host gets here.
+    pub(crate) slot: Option<u32>,
     /// When it stops working, RFC 3339.
     pub(crate) expires: String,
 }

@@ -15,7 +15,7 @@ use crate::{
     output::Outcome,
 };
 use anyhow::{Context as _, Result, bail};
-use backlane_net::{EnrolledHost, token::JoinToken};
+use backlane_net::{EnrolledHost, PoolChoice, token::JoinToken};
 use serde::Serialize;
 use std::{
     fs::{self, DirBuilder, File},
@@ -80,7 +80,7 @@ pub(crate) fn run(args: &JoinArgs, context: &Context) -> Result<Outcome> {
     made.paths.push(config_path.clone());
     let host = context.runtime.block_on(async {
         tokio::select! {
-            host = backlane_net::enroll(&token, ENROLL_TIMEOUT) => {
+            host = enroll(&token, args.slot, &devices, &state, context) => {
                 host.with_context(|| format!("cannot enrol at server {} with this token", token.server))
             }
             () = context.cancel.wait() => bail!("interrupted"),
@@ -92,7 +92,10 @@ pub(crate) fn run(args: &JoinArgs, context: &Context) -> Result<Outcome> {
         state: state.clone(),
         repository_key: None,
         route_wait: None,
-        route: Route::default(),
+        route: match args.slot {
+            Some(_) => Route::StorageOnly,
+            None => Route::default(),
+        },
         pool,
         backup: BackupSection::default(),
     };
@@ -121,6 +124,27 @@ pub(crate) fn run(args: &JoinArgs, context: &Context) -> Result<Outcome> {
     };
     context.output.result(&document, JoinDocument::text)?;
     Ok(Outcome::Done)
+}
+
+/// By network, or through the pool where a slot was given.
+async fn enroll(
+    token: &JoinToken,
+    slot: Option<u32>,
+    devices: &[PathBuf],
+    state: &Path,
+    context: &Context,
+) -> Result<EnrolledHost, backlane_net::Error> {
+    let Some(slot) = slot else {
+        return backlane_net::enroll(token, ENROLL_TIMEOUT).await;
+    };
+    let pool = PoolChoice {
+        uuid: None,
+        devices: devices.to_vec(),
+        slots: vec![slot],
+        lock_dir: StateFiles::below(state).locks,
+        engine: context.pool_engine,
+    };
+    backlane_net::enroll_through(token, pool, ENROLL_TIMEOUT).await
 }
 
 impl JoinDocument {

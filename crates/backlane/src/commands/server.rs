@@ -293,13 +293,20 @@ fn enroll(args: &EnrollArgs, context: &Context) -> Result<Outcome> {
         .host
         .parse()
         .map_err(|error| Usage(format!("{error}")))?;
-    let token = context.runtime.block_on(async {
+    let (token, slot) = context.runtime.block_on(async {
         let state = open_state(context).await?;
-        Ok::<_, anyhow::Error>(state.enroll(&host, args.expires).await?.encode()?)
+        let (token, slot) = if args.through_pool {
+            let (token, slot) = state.enroll_through_pool(&host, args.expires).await?;
+            (token, Some(slot))
+        } else {
+            (state.enroll(&host, args.expires).await?, None)
+        };
+        Ok::<_, anyhow::Error>((token.encode()?, slot))
     })?;
     let document = EnrollDocument {
         host: host.to_string(),
         token,
+        slot,
         expires: time(SystemTime::now() + args.expires),
     };
     context.output.result(&document, |document| {
@@ -308,8 +315,12 @@ fn enroll(args: &EnrollArgs, context: &Context) -> Result<Outcome> {
     })?;
     if !context.output.is_json() {
         context.output.note(format!(
-            "on {}, run `backlane join` and give it this token; it works once, until {}",
-            document.host, document.expires
+            "on {}, run `backlane join{}` and give it this token; it works once, until {}",
+            document.host,
+            document
+                .slot
+                .map_or_else(String::new, |slot| format!(" --device PATH… --slot {slot}")),
+            document.expires
         ));
     }
     Ok(Outcome::Done)
