@@ -86,9 +86,6 @@ enum Phase {
 
 /// The shortest time between two polls.
 const POLL_MIN: Duration = Duration::from_micros(200);
-/// The time between two looks at control blocks while the next frame is looked for without a pause: they would slow
-/// each other down.
-const POLL_HOT: Duration = Duration::from_millis(1);
 /// The longest without a doorbell.
 const POLL_MAX: Duration = Duration::from_millis(50);
 /// Frames that are acknowledged together at most. The loop from a write to its credit is some I/Os long on a device
@@ -96,6 +93,9 @@ const POLL_MAX: Duration = Duration::from_millis(50);
 const CREDIT_FRAMES_MAX: u64 = 4;
 /// Frames that are announced together at most.
 const ANNOUNCE_FRAMES_MAX: u64 = 2;
+/// The peer is rung for a frame as soon as it was written, if no more than so many are under way to it: it looks for
+/// the next frame where that has to be. Of more it is told by announcements, together.
+const RING_FRAMES_MAX: u64 = 4;
 /// Whoever was rung and found nothing looks again, with pauses up to this; then a heartbeat has to do.
 const ATTENTION_MAX: Duration = Duration::from_millis(8);
 /// How long a smaller credit may wait.
@@ -305,12 +305,8 @@ impl Connection {
     pub fn handle_doorbell(&mut self, now: Tick) {
         // What it rang for may not be legible yet.
         self.poll.hasten(now);
+        self.poll.want();
         self.recv.probe();
-        // It rang for a frame as a rule, which is read first; for a credit if there is little room.
-        let wants_room = self.send.outstanding() * 2 >= self.send.ring().frames();
-        if wants_room || self.phase != Phase::Open || !self.recv.can_probe() {
-            self.poll.want();
-        }
     }
 
     /// Whether the peer should be rung; asked once per ring.
@@ -389,8 +385,6 @@ impl Connection {
                 self.stats.early_reads += 1;
                 if self.polling == Polling::Hot {
                     self.recv.probe();
-                } else if self.config.doorbell == Doorbell::Present {
-                    self.poll.want();
                 }
             }
             RecvProgress::Damaged(asked) => {
@@ -440,9 +434,7 @@ impl Connection {
             self.stats.control_reads += 1;
             return Some(self.control.read(&mut self.ids));
         }
-        // Nobody answers what isn't written yet, and a look for the answer would slow the write down.
-        let is_asking = self.polling == Polling::Hot && !self.send.is_quiet();
-        if self.phase == Phase::Open && (!is_asking || self.recv.is_told_of_more()) {
+        if self.phase == Phase::Open {
             return self.recv.poll_io(now, &mut self.ids);
         }
         None
@@ -638,8 +630,7 @@ impl Connection {
         if news == 0 {
             return;
         }
-        // The peer looks for the next frame where that has to be. Of many it is told by announcements, together.
-        if self.send.is_quiet() && self.send.announced() > self.rung {
+        if self.send.outstanding() <= RING_FRAMES_MAX && self.send.announced() > self.rung {
             self.rung = self.send.announced();
             self.ring = true;
         }

@@ -1,6 +1,6 @@
 //! How often a connection looks for news: by whether it is rung for them, and how it was told to poll.
 
-use super::{Connection, Doorbell, POLL_HOT, POLL_MAX};
+use super::{Connection, Doorbell, POLL_MAX, POLL_MIN};
 use crate::{poll::Polling, types::Tick};
 use std::time::Duration;
 
@@ -12,12 +12,7 @@ impl Connection {
 
     /// More may come soon: whoever isn't rung for it looks more often.
     pub(super) fn hasten(&mut self, now: Tick) {
-        let helps = match self.polling {
-            Polling::Adaptive => self.config.doorbell == Doorbell::Absent,
-            // The next frame is looked for as it is.
-            Polling::Hot => self.send.is_full(),
-        };
-        if helps {
+        if self.looks() {
             self.poll.hasten(now);
         }
     }
@@ -43,7 +38,7 @@ impl Connection {
             return if self.send.is_full() {
                 Duration::ZERO
             } else {
-                POLL_HOT
+                POLL_MIN
             };
         }
         match self.config.doorbell {

@@ -220,19 +220,6 @@ impl RecvHalf {
         self.consumed < self.announced
     }
 
-    /// Whether frames that were announced, or have to be read again, are to be read.
-    pub(crate) fn is_told_of_more(&self) -> bool {
-        self.next_read < self.announced || !self.slots.is_empty()
-    }
-
-    /// Whether a read ahead can be made now: no frame is being read, and there is a buffer.
-    pub(crate) fn can_probe(&self) -> bool {
-        self.fin.is_none()
-            && self.slots.is_empty()
-            && self.next_read == self.announced.max(self.consumed)
-            && self.lent.len() < self.depths.held
-    }
-
     /// A read ahead of the announcement may be made once.
     pub(crate) fn probe(&mut self) {
         self.probe = true;
