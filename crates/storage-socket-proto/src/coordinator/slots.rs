@@ -191,17 +191,20 @@ impl Slot {
 
     /// Whether something was asked that isn't answered, or said that wasn't heard.
     pub(super) fn is_in_talk(&self) -> bool {
+        if !self.alive {
+            // It may wake, and has to learn then that what it has open was let go of.
+            let mut entries = self.page.entries.iter();
+            return self.page.state == MemberState::Running
+                && entries.any(|entry| matches!(entry, MemberEntry::Open { .. }));
+        }
         let mut pairs = self.answers.iter().zip(&self.page.entries);
-        self.alive
-            && pairs.any(|(answer, entry)| {
-                // An answer that grants is outstanding as what was granted is.
-                let is_said =
-                    matches!(answer, Some(Answer::Refused { .. } | Answer::Closed { .. }));
-                let is_asked =
-                    matches!(entry, MemberEntry::Request(_) | MemberEntry::Closed { .. });
-                let is_dropped = answer.is_none() && matches!(entry, MemberEntry::Open { .. });
-                is_said || is_asked || is_dropped
-            })
+        pairs.any(|(answer, entry)| {
+            // An answer that grants is outstanding as what was granted is.
+            let is_said = matches!(answer, Some(Answer::Refused { .. } | Answer::Closed { .. }));
+            let is_asked = matches!(entry, MemberEntry::Request(_) | MemberEntry::Closed { .. });
+            let is_dropped = answer.is_none() && matches!(entry, MemberEntry::Open { .. });
+            is_said || is_asked || is_dropped
+        })
     }
 
     /// Whether a page that isn't news may tell that somebody else writes below the counter that is known here.

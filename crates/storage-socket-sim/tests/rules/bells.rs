@@ -100,7 +100,8 @@ fn a_slot_with_a_doorbell_is_polled_only_while_something_is_outstanding_and_one_
 }
 
 #[test]
-fn a_member_that_was_granted_something_dies_by_its_silence_though_it_has_a_doorbell() {
+fn a_member_that_was_granted_something_dies_by_its_silence_though_it_has_a_doorbell_and_hears_of_it_when_it_wakes()
+ {
     let (mut bench, mut coordinator, mut member, _far) = start();
     member.connect(bench.now, options(1)).unwrap();
     bench.settle(&mut [&mut member], &mut always);
@@ -108,10 +109,26 @@ fn a_member_that_was_granted_something_dies_by_its_silence_though_it_has_a_doorb
     bench.run(SECOND, &mut [&mut coordinator, &mut member], &mut always);
     let _ = coordinator_events(&mut coordinator);
     let dead = Timeouts::default().dead + 3 * SECOND;
-    bench.run(dead, &mut [&mut coordinator], &mut always);
+    let answers = bench.geometry.answer_page(SLOT).0;
+    let mut say = |_: usize, request: &IoRequest, _: &[_]| match request.op {
+        // What tells the member that its stream was let go of.
+        IoOp::Write(_) if (answers..answers + 2).contains(&request.lba.0) => Fate::Lose,
+        _ => Fate::Do,
+    };
+    bench.run(dead, &mut [&mut coordinator], &mut say);
     let events = coordinator_events(&mut coordinator);
     let is_down = |event: &CoordinatorEvent| matches!(event, CoordinatorEvent::MemberDown { slot, .. } if *slot == SLOT);
     assert!(events.iter().any(is_down), "{events:?}");
+    // It wakes, has nothing to say on its stream, and its doorbell is lost: it learns all the same that the stream is
+    // over.
+    coordinator.close(bench.now, options(1).connection, None);
+    bench.run(dead, &mut [&mut coordinator], &mut say);
+    let _ = member_events(&mut member);
+    let both: &mut [&mut dyn crate::bench::Machine] = &mut [&mut coordinator, &mut member];
+    bench.run(5 * SECOND, both, &mut always);
+    let events = member_events(&mut member);
+    let is_closed = |event: &MemberEvent| matches!(event, MemberEvent::Closed { .. });
+    assert!(events.iter().any(is_closed), "{events:?}");
 }
 
 #[test]
