@@ -46,7 +46,7 @@ impl Dialer {
         let stream = self
             .in_time(peer, "negotiating TLS", connector.connect(name, carrier))
             .await?
-            .map_err(|error| Error::tls(peer, &error))?;
+            .map_err(|error| read_failed(peer, "negotiating TLS", ReadError::Io(error)))?;
         if stream.get_ref().1.alpn_protocol().is_none() {
             return Err(Error::protocol(peer, "it negotiated no protocol in TLS"));
         }

@@ -76,11 +76,11 @@ pub(super) async fn make(shared: &Arc<Shared>, wanted: &Wanted) -> Result<Outcom
     let mut deadline = None;
     loop {
         changes.mark_unchanged();
+        // How long there may be none is the line's business.
+        shared.has_line().await?;
         let failed = match attempt(shared, wanted).await {
             Err(error @ (Error::RouteFailed { .. } | Error::NoRoute { .. })) => error,
             Err(error @ Error::Lost { .. }) if shared.failure().is_none() => {
-                // How long that may last is the line's business.
-                shared.has_line().await?;
                 tracing::info!(server = %shared.server, %error, "the call is made again");
                 if wanted.name().is_some() {
                     shared.account.repeated(bytes);

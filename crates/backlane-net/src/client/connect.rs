@@ -33,6 +33,7 @@ pub(super) async fn connect(mut config: ClientConfig) -> Result<Arc<Shared>, Err
         route_wait: config.route_wait,
     };
     let shared = Arc::new(Shared::new(terms, &hand));
+    let mut abandoned = Abandoned(Some(Arc::clone(&shared)));
     shared.spawn(async move { while keeping.join_next().await.is_some() {} });
     let (network, network_tried) = oneshot::channel();
     let (storage, storage_tried) = oneshot::channel();
@@ -43,11 +44,23 @@ pub(super) async fn connect(mut config: ClientConfig) -> Result<Arc<Shared>, Err
     let _ = tokio::join!(network_tried, storage);
     usable(&shared).inspect_err(|error| shared.fail(error.clone()))?;
     shared.account.start();
+    abandoned.0 = None;
     Ok(shared)
 }
 
 /// How long the network alone is tried at the beginning.
 const HEAD_START: Duration = Duration::from_secs(3);
+
+/// Ends a session whose beginning nobody waits for any more.
+struct Abandoned(Option<Arc<Shared>>);
+
+impl Drop for Abandoned {
+    fn drop(&mut self) {
+        if let Some(shared) = &self.0 {
+            shared.fail(Error::Closed);
+        }
+    }
+}
 
 /// Whether bodies can be carried as the policy wants it.
 fn usable(shared: &Shared) -> Result<(), Error> {

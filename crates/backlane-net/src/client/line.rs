@@ -31,6 +31,12 @@ use tokio::{
 /// How long the network alone is tried for a line, before the pool is tried as well.
 const HEAD_START: Duration = Duration::from_secs(2);
 
+/// A line that was lost sooner is not replaced at once.
+const FLAP: Duration = Duration::from_secs(1);
+
+/// How long an attempt may take for which there is no patience left.
+const LAST_ATTEMPT: Duration = Duration::from_secs(4);
+
 /// Keys of a session, from the TLS of its line.
 pub(super) struct Keys {
     pub(super) proof: Key,
@@ -84,6 +90,7 @@ impl Liner {
     ) -> Result<Line, Error> {
         let by_storage = self.policy.allows_control(Route::Storage) && self.hand.is_there();
         if !self.policy.allows_control(Route::Network) {
+            self.hand.want();
             return self.by_storage(before).await;
         }
         let mut network = pin!(self.by_network(before));
@@ -98,17 +105,17 @@ impl Liner {
         self.hand.want();
         let mut storage = pin!(self.by_storage(before));
         if let Some(failed) = failed {
-            return storage.await.map_err(|error| both(failed, &error));
+            return storage.await.map_err(|error| both(failed, error));
         }
         tokio::select! {
             line = &mut network => match line {
                 Err(error) if !is_final(&error) => {
-                    storage.await.map_err(|by_storage| both(error, &by_storage))
+                    storage.await.map_err(|by_storage| both(error, by_storage))
                 }
                 done => done,
             },
             line = &mut storage => match line {
-                Err(error) => network.await.map_err(|by_network| both(by_network, &error)),
+                Err(error) => network.await.map_err(|by_network| both(by_network, error)),
                 done => done,
             },
         }
@@ -164,6 +171,11 @@ impl Liner {
             );
             return Err(Error::protocol(peer, what));
         }
+        if self.policy.under(welcome.policy) != Some(welcome.policy) {
+            let (asked, policy) = (self.policy, welcome.policy);
+            let what = format!("it made {policy} of {asked}, which allows less");
+            return Err(Error::protocol(peer, what));
+        }
         let tls = control.stream.get_ref().1;
         let export = |key_use| {
             tls::export(tls, key_use, &welcome.session.0).map_err(|error| Error::Tls {
@@ -213,12 +225,16 @@ pub(super) async fn keep(shared: Arc<Shared>, liner: Arc<Liner>, first: Line, tr
     let mut pauses = Pauses::new();
     let ended = loop {
         let (route, before) = (line.route, line.id());
+        let begun = Instant::now();
         let lost = run(&shared, &liner, line, tried.take()).await;
         if shared.is_ending() || is_final(&lost) {
             break lost;
         }
         tracing::warn!(server = %shared.server, %route, error = %lost, "requests have no way to the server");
         shared.line_lost(route, &lost);
+        if begun.elapsed() < FLAP {
+            pauses.pause().await;
+        }
         line = match again(&shared, &liner, before, &lost, &mut pauses).await {
             Ok(next) => next,
             Err(error) => break error,
@@ -258,14 +274,13 @@ async fn again(
     loop {
         // Even one that has no patience tries once.
         let opening = liner.open(Some(before), head_start);
-        let failed = match timeout_at(deadline.max(Instant::now() + HEAD_START * 2), opening).await
-        {
+        let failed = match timeout_at(deadline.max(Instant::now() + LAST_ATTEMPT), opening).await {
             Ok(Err(error)) if !is_final(&error) => error,
             Ok(done) => return done,
             Err(_) => Error::Silent {
                 peer: shared.server.clone(),
                 doing: "connecting again",
-                waited: shared.route_wait,
+                waited: LAST_ATTEMPT.max(shared.route_wait),
             },
         };
         if Instant::now() >= deadline {
@@ -318,11 +333,14 @@ async fn run(shared: &Arc<Shared>, liner: &Arc<Liner>, line: Line, tried: Option
     };
     hung.spawn(storage::keep(Arc::clone(shared), terms, storage_tried));
     let (from, to) = tokio::io::split(line.control.stream);
-    tokio::select! {
+    let lost = tokio::select! {
         error = read_control(shared, from) => error,
         error = write_control(shared, to, to_send) => error,
         error = watch_control(shared, line.route) => error,
-    }
+    };
+    // Nothing of it may act on the next line.
+    hung.shutdown().await;
+    lost
 }
 
 impl Line {
@@ -410,16 +428,28 @@ fn is_final(error: &Error) -> bool {
     }
 }
 
-/// Neither mechanism leads to the server.
-fn both(by_network: Error, by_storage: &Error) -> Error {
+/// Neither mechanism leads to the server; what is final counts.
+fn both(by_network: Error, by_storage: Error) -> Error {
+    if is_final(&by_storage) || is_final(&by_network) {
+        return if is_final(&by_network) {
+            by_network
+        } else {
+            by_storage
+        };
+    }
+    let why = |why: String| format!("{why}; nor through the pool: {by_storage}");
     match by_network {
-        Error::Connect { server, why } => Error::Connect {
+        Error::Connect { server, why: text } => Error::Connect {
             server,
-            why: format!("{why}; nor through the pool: {by_storage}"),
+            why: why(text),
         },
-        Error::Lost { server, why } => Error::Lost {
+        Error::Lost { server, why: text } => Error::Lost {
             server,
-            why: format!("{why}; nor through the pool: {by_storage}"),
+            why: why(text),
+        },
+        Error::Silent { ref peer, .. } => Error::Connect {
+            server: peer.clone(),
+            why: why(by_network.to_string()),
         },
         error => error,
     }

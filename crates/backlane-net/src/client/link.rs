@@ -70,11 +70,19 @@ pub(super) async fn read_control<R: AsyncRead + Unpin>(shared: &Shared, mut from
 /// Looks whether the server says anything while it owes an answer. One that is silent is asked; the line is left when
 /// there may be another way: that it is silent here says little of the server.
 pub(super) async fn watch_control(shared: &Shared, route: Route) -> Error {
+    let (mut last, mut waited) = (shared.heard_at(), Duration::ZERO);
     loop {
         sleep(LOOK_EVERY).await;
-        let Some(waited) = shared.waits().filter(|waited| *waited >= ASK_AFTER) else {
+        // What counts is how often it was looked for in vain: this process may have stood still.
+        let heard = shared.heard_at();
+        if heard != last || !shared.waits() {
+            (last, waited) = (heard, Duration::ZERO);
             continue;
-        };
+        }
+        waited += LOOK_EVERY;
+        if waited < ASK_AFTER {
+            continue;
+        }
         shared.pool.suspicion.notify_one();
         let other = match route {
             Route::Network => shared.pool.is_server_alive().await,
@@ -255,6 +263,11 @@ fn lost(server: &str, error: ReadError) -> Error {
         Error::Silent { waited, .. } => Error::Lost {
             server: server.to_owned(),
             why: format!("no sign of life for {waited:?}"),
+        },
+        // Whoever can write to what carries it can do that; a certificate that isn't accepted shows when it begins.
+        Error::Tls { why, .. } => Error::Lost {
+            server: server.to_owned(),
+            why,
         },
         error => error,
     }

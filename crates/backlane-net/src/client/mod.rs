@@ -251,6 +251,10 @@ impl Session {
             .await
             .map(drop);
         if waited.is_err() {
+            shared.fail(Error::Closed);
+            if let Some(pool) = shared.pool.retire() {
+                let _ = tokio::task::spawn_blocking(move || pool.close()).await;
+            }
             return Err(Error::Silent {
                 peer: shared.server.clone(),
                 doing: "closing the session",

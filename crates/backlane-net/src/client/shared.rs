@@ -224,6 +224,12 @@ impl Shared {
         }
         // Whoever waits for an answer learns it from the end of its channel.
         state.pending.clear();
+        drop(state);
+        self.pool.unbind();
+        // Nobody answers what was said meanwhile.
+        if self.closing.load(Ordering::SeqCst) {
+            self.fail(error.clone());
+        }
     }
 
     /// The server was heard on the line.
@@ -232,11 +238,14 @@ impl Shared {
         self.pool.heard(false);
     }
 
-    /// For how long the server has owed an answer and said nothing at all.
-    pub(super) fn waits(&self) -> Option<Duration> {
-        let state = self.state();
-        let waits = !state.pending.is_empty();
-        waits.then(|| state.heard.elapsed())
+    /// Whether the server owes an answer.
+    pub(super) fn waits(&self) -> bool {
+        !self.state().pending.is_empty()
+    }
+
+    /// When the server was last heard on the line.
+    pub(super) fn heard_at(&self) -> Instant {
+        self.state().heard
     }
 
     /// The session has no line at present.
@@ -309,10 +318,11 @@ impl Shared {
     /// Asks the server to end the session; without a line it ends at once.
     pub(super) fn close(&self) {
         self.closing.store(true, Ordering::SeqCst);
-        let has_line = self.state().line.is_some();
-        if has_line {
-            self.send(CallId::SESSION, Request::Close);
+        let state = self.state();
+        if state.line.is_some() {
+            state.send(CallId::SESSION, Request::Close);
         } else {
+            drop(state);
             self.fail(self.gone_error());
         }
     }

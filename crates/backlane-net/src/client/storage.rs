@@ -117,12 +117,12 @@ impl Keeper {
             let joined = join(self.choice.clone(), self.host.clone(), &self.hand).await;
             match joined {
                 Ok(joined) => {
-                    let asking = (Arc::clone(&self.hand), joined.clone());
-                    tokio::spawn(async move { asking.0.stand(&asking.1).await });
-                    self.hand.is_joined(joined);
+                    self.hand.is_joined(joined.clone());
                     // The sender lives in the hand.
                     let left = |now: &Membership| !matches!(now, Membership::Joined(_));
-                    let _ = membership.wait_for(left).await;
+                    let left = async { drop(membership.wait_for(left).await) };
+                    // That none stands matters to whoever needs one, who asks again.
+                    let (_, ()) = tokio::join!(self.hand.stand(&joined), left);
                 }
                 Err(down) => {
                     self.hand.leave(Membership::Absent(down));
@@ -197,12 +197,12 @@ pub(super) async fn keep(shared: Arc<Shared>, terms: Terms, tried: Option<onesho
         return;
     }
     loop {
-        let attempt = async {
-            let joined = hand.joined().await?;
-            terms.bind(&shared, &joined, &mut tried).await
-        };
-        let down = match attempt.await {
-            Ok(down) | Err(down) => down,
+        let joined = hand.joined().await;
+        let down = match &joined {
+            Ok(joined) => match terms.bind(&shared, joined, &mut tried).await {
+                Ok(down) | Err(down) => down,
+            },
+            Err(down) => down.clone(),
         };
         if shared.is_ending() {
             // The end of the session, which is not the route's failure. Whoever closes it leaves the pool, and
@@ -215,11 +215,14 @@ pub(super) async fn keep(shared: Arc<Shared>, terms: Terms, tried: Option<onesho
         if let Some(tried) = tried.take() {
             let _ = tried.send(());
         }
-        if terms.carries_control && hand.is_usable().await {
+        match joined {
+            // The keeper goes on trying.
+            Err(_) => {}
             // What carries the requests is not let go of.
-            sleep(BIND_AGAIN_AFTER).await;
-        } else {
-            hand.leave(Membership::Pending);
+            Ok(_) if terms.carries_control && hand.is_usable().await => {
+                sleep(BIND_AGAIN_AFTER).await;
+            }
+            Ok(_) => hand.leave(Membership::Pending),
         }
         hand.changed_from(&down).await;
     }
@@ -393,7 +396,7 @@ impl Hand {
     async fn is_usable(&self) -> bool {
         let held = self.lock().pool.clone();
         match held {
-            Some((pool, slot)) => pool.is_peer_alive_async(slot).await.is_ok(),
+            Some((pool, slot)) => pool.is_peer_alive_async(slot).await.unwrap_or(false),
             None => false,
         }
     }
@@ -402,19 +405,31 @@ impl Hand {
     async fn stand(&self, joined: &Joined) -> Result<(), RouteDown> {
         let mut standing = self.standing.lock().await;
         if standing.is_none() {
-            *standing = Some(designated(&joined.pool).await?);
+            let stream = designated(&joined.pool).await?;
+            // One through a pool that was left meanwhile stands for nothing.
+            let is_joined = self.is_joined_as(joined.incarnation);
+            *standing = Some(stream).filter(|_| is_joined);
         }
         Ok(())
+    }
+
+    fn is_joined_as(&self, incarnation: u64) -> bool {
+        matches!(&*self.membership.borrow(), Membership::Joined(now) if now.incarnation == incarnation)
     }
 
     /// A stream on the designated port for requests: the one that stands, or another.
     pub(super) async fn designated(&self, use_standing: bool) -> Result<Stream, RouteDown> {
         let joined = self.joined().await?;
         let standing = self.standing.lock().await.take();
-        match standing.filter(|_| use_standing) {
-            Some(standing) => Ok(standing),
-            None => designated(&joined.pool).await,
+        if let Some(standing) = standing.filter(|_| use_standing) {
+            return Ok(standing);
         }
+        let made = designated(&joined.pool).await;
+        // With no line nobody else would notice that the pool has ended.
+        if made.is_err() && !self.is_usable().await && self.is_joined_as(joined.incarnation) {
+            self.leave(Membership::Pending);
+        }
+        made
     }
 
     fn hold(&self, pool: &Pool, slot: SlotIndex) {
@@ -438,6 +453,11 @@ impl Hand {
         let mut held = self.lock();
         held.bound = true;
         held.tell();
+    }
+
+    /// The line that the server has proved itself on is gone.
+    pub(super) fn unbind(&self) {
+        self.lock().bound = false;
     }
 
     /// The events connection came or went. Without it the pool must look by itself.

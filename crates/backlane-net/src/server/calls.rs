@@ -283,7 +283,10 @@ impl Drop for Serving {
         if !self.answered {
             // Stopped with the session, or by a panic of the service; without room for an answer the session must end.
             let text = "the call was stopped at the server".to_owned();
-            let code = ErrorCode::ShuttingDown;
+            let code = match self.session.is_over() {
+                true => ErrorCode::ShuttingDown,
+                false => ErrorCode::Failed,
+            };
             let reason = None;
             let answer = Answer::Failed(Failure { code, text, reason });
             if !self.session.answer_now(self.call, answer) {

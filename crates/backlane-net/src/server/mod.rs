@@ -213,7 +213,7 @@ impl Server {
         let mut designated = JoinSet::new();
         if let Some(storage) = &self.core.storage {
             let core = Arc::downgrade(&self.core);
-            designated.spawn(Arc::clone(storage).keep(core, Arc::clone(&handshakes)));
+            designated.spawn(Arc::clone(storage).keep(core));
         }
         tokio::pin!(shutdown);
         loop {
@@ -230,7 +230,10 @@ impl Server {
             }
         }
         self.core.stopping.send_replace(true);
-        let farewells = async { while connections.join_next().await.is_some() {} };
+        let farewells = async {
+            while connections.join_next().await.is_some() {}
+            while designated.join_next().await.is_some() {}
+        };
         if timeout(FAREWELL_WAIT, farewells).await.is_err() {
             tracing::warn!("sessions did not end in {FAREWELL_WAIT:?} and are cut off");
             connections.shutdown().await;

@@ -105,7 +105,7 @@ pub(super) async fn serve(
     (peer, route): (Peer, Route),
     hello: Hello,
 ) {
-    let (session, welcome, to_write) = match open(&core, &stream, hello).await {
+    let (session, welcome, to_write) = match open(&core, &stream, route, hello).await {
         Ok(opened) => opened,
         Err(refusal) => {
             tracing::info!(%peer, ?refusal, "session refused");
@@ -193,6 +193,7 @@ async fn last_words(session: Arc<Session>, end: End, writer: JoinHandle<()>) {
 async fn open(
     core: &Core,
     stream: &Connection,
+    route: Route,
     hello: Hello,
 ) -> Result<(Arc<Session>, Welcome, mpsc::Receiver<FromServer>), Opened> {
     let tls = stream.get_ref().1;
@@ -211,14 +212,7 @@ async fn open(
     let version = VersionRange::SPOKEN
         .common(hello.versions)
         .map_err(|none| refuse(ErrorCode::Version, none.to_string()))?;
-    let policy = hello.policy.under(core.route_ceiling).ok_or_else(|| {
-        let text = format!(
-            "this server allows {} (its route-ceiling), which leaves nothing of {}",
-            core.route_ceiling, hello.policy
-        );
-        let (code, reason) = (ErrorCode::Route, Some(Reason::Policy));
-        Opened::Refused(Failure { code, text, reason })
-    })?;
+    let policy = policy_of(core, route, hello.policy).map_err(Opened::Refused)?;
     let objects = core.service.open(&host).await;
     let objects = objects.map_err(|error| Opened::Refused(failure(&error)))?;
     // Held from here on, the repository loses nothing.
@@ -284,6 +278,20 @@ async fn open(
         policy,
     };
     Ok((session, welcome, to_write))
+}
+
+/// What is left of a client's policy under the server's ceiling, for a session whose requests take this route.
+fn policy_of(core: &Core, route: Route, asked: RoutePolicy) -> Result<RoutePolicy, Failure> {
+    let policy = asked.under(core.route_ceiling);
+    let policy = policy.filter(|policy| policy.allows_control(route));
+    policy.ok_or_else(|| {
+        let text = format!(
+            "this server allows {} (its route-ceiling), which leaves nothing of {asked} for a session by {route}",
+            core.route_ceiling
+        );
+        let (code, reason) = (ErrorCode::Route, Some(Reason::Policy));
+        Failure { code, text, reason }
+    })
 }
 
 fn random() -> Result<(SessionId, SessionSecret), String> {
@@ -389,6 +397,10 @@ impl Session {
         while self.state().objects.is_some() {
             sleep(LET_GO_LOOK).await;
         }
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        *self.over.borrow()
     }
 
     /// Ends the session because its client broke the rules.

@@ -73,8 +73,10 @@ pub(super) struct Met {
 
 /// How often the slots of enrolled hosts are read.
 const ALLOW_EVERY: Duration = Duration::from_secs(5);
-/// Streams on the designated port that are kept at once; each is small.
-const DESIGNATED_STREAMS_MAX: usize = 1024;
+/// Streams on the designated port that a slot may have at once; each is small.
+const DESIGNATED_STREAMS_MAX: usize = 4;
+/// Streams there that may be between their first byte and the end of their first exchange.
+const HANDSHAKES_MAX: usize = 32;
 
 impl Storage {
     /// Opens and claims the pool.
@@ -116,11 +118,14 @@ impl Storage {
     }
 
     /// Serves the designated storage port for as long as the server runs, and claims the pool again when it is lost.
-    pub(super) async fn keep(self: Arc<Self>, core: Weak<Core>, handshakes: Arc<Semaphore>) {
+    pub(super) async fn keep(self: Arc<Self>, core: Weak<Core>) {
         while let Ok(pool) = self.pool() {
             let timeouts = pool.timeouts();
             let down = tokio::select! {
-                down = serve_designated(&pool, &core, &handshakes) => down,
+                down = serve_designated(&pool, &core) => match down {
+                    Some(down) => down,
+                    None => return,
+                },
                 () = self.keep_allowing(&core) => return,
             };
             tracing::error!(pool = %self.uuid, %down, "the pool is lost: it is claimed again as soon as it can be");
@@ -159,9 +164,21 @@ impl Storage {
                 return;
             };
             match core.service.all_slots().await {
-                Ok(slots) => self.allow(&slots),
+                Ok(slots) => self.allow_only(&slots),
                 Err(error) => tracing::warn!(%error, "the slots of enrolled hosts can't be read"),
             }
+        }
+    }
+
+    /// From now on the coordinator serves these slots, and no other.
+    fn allow_only(&self, slots: &[u32]) {
+        let mut allowed = lock(&self.allowed);
+        let now = slots.iter().copied().map(SlotIndex).collect();
+        if *allowed != now
+            && let Ok(pool) = self.pool()
+        {
+            allowed.clone_from(&now);
+            pool.allow(now);
         }
     }
 
@@ -327,30 +344,50 @@ async fn claim(
     opened.map_err(|error| error.to_string())
 }
 
-/// Answers on the designated storage port until the pool is lost; says why it is.
-async fn serve_designated(
-    pool: &Pool,
-    core: &Weak<Core>,
-    handshakes: &Arc<Semaphore>,
-) -> RouteDown {
+/// Answers on the designated storage port until the pool is lost, and says why it is; or until the server stops, and
+/// what was said on that port has come to its end.
+async fn serve_designated(pool: &Pool, core: &Weak<Core>) -> Option<RouteDown> {
     let protection = ListenProtection::Checksum;
     let listener = match Listener::bind_async(pool, designated_port(), protection).await {
         Ok(listener) => listener,
-        Err(error) => return stream_failed(&error),
+        Err(error) => return Some(stream_failed(&error)),
     };
+    let mut stopping = core.upgrade()?.stopping.subscribe();
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let mut streams: HashMap<SlotIndex, usize> = HashMap::new();
     let mut kept = JoinSet::new();
     loop {
         tokio::select! {
             incoming = listener.accept_async() => match incoming {
-                Ok(incoming) if kept.len() < DESIGNATED_STREAMS_MAX => {
-                    kept.spawn(designated(incoming, core.clone(), Arc::clone(handshakes)));
+                Ok(incoming) => {
+                    let slot = incoming.slot();
+                    let open = streams.entry(slot).or_default();
+                    if *open < DESIGNATED_STREAMS_MAX {
+                        *open += 1;
+                        let work = designated(incoming, core.clone(), Arc::clone(&handshakes));
+                        kept.spawn(async move {
+                            work.await;
+                            slot
+                        });
+                    } else {
+                        incoming.refuse();
+                    }
                 }
-                Ok(incoming) => incoming.refuse(),
-                Err(error) => return stream_failed(&error),
+                Err(error) => return Some(stream_failed(&error)),
             },
-            Some(_) = kept.join_next(), if !kept.is_empty() => {}
+            Some(ended) = kept.join_next(), if !kept.is_empty() => {
+                // One that panicked is counted for good, which is its own bug.
+                if let Ok(slot) = ended
+                    && let Some(open) = streams.get_mut(&slot)
+                {
+                    *open -= 1;
+                }
+            }
+            _ = stopping.wait_for(|stopping| *stopping) => break,
         }
     }
+    while kept.join_next().await.is_some() {}
+    None
 }
 
 /// Leaves a pool, and waits for it.
@@ -370,8 +407,15 @@ async fn designated(incoming: Incoming, core: Weak<Core>, handshakes: Arc<Semaph
             return;
         }
     };
+    let Some(mut stopping) = core.upgrade().map(|core| core.stopping.subscribe()) else {
+        return;
+    };
     let mut first = [0];
-    if !matches!(stream.read(&mut first).await, Ok(1..)) {
+    let said = tokio::select! {
+        said = stream.read(&mut first) => said,
+        _ = stopping.wait_for(|stopping| *stopping) => return,
+    };
+    if !matches!(said, Ok(1..)) {
         // The member has let go of it.
         return;
     }

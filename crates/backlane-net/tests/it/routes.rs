@@ -8,7 +8,12 @@ use crate::{
 };
 use backlane_net::{ClientConfig, DataPorts, Error, Session};
 use backlane_proto::{ObjectKind, PackContents, Reason, Route, RoutePolicy, report::Change};
-use std::{fs, path::PathBuf, sync::atomic::Ordering, time::Duration};
+use std::{
+    fs,
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 use storage_socket::Timeouts;
 
 /// A pool whose only device can be pulled, and comes back soon.
@@ -286,4 +291,36 @@ async fn a_server_has_the_last_word_about_routes() {
         matches!(&refused, Err(Error::Refused { text, .. }) if text.contains("route-ceiling")),
         "{refused:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_goes_on_when_its_server_stops_in_good_order_and_starts_again() {
+    let mut world = World::new().await;
+    let session = Session::connect(world.client("db1")).await.unwrap();
+    let (addr, ca, service) = (world.addr, world.ca.clone(), Arc::clone(&world.service));
+    let body = body(3_000_000, 10);
+    for _ in 0..3 {
+        // A call is under way at any time.
+        let calls = tokio::spawn({
+            let session = session.clone();
+            async move {
+                for _ in 0..200 {
+                    session.list(ObjectKind::Pack).await?;
+                }
+                Ok::<_, Error>(())
+            }
+        });
+        in_time("the stop", world.stop()).await;
+        world = World::with(|_, options| {
+            options.listen = addr;
+            options.identity = ca.server();
+            options.authority = ca.authority();
+            options.service = Arc::clone(&service) as _;
+        })
+        .await;
+        in_time("the calls", calls).await.unwrap().unwrap();
+    }
+    let name = put(&session, &body).await;
+    assert_eq!(session.get(name, None).await.unwrap(), body);
+    in_time("the close", session.close()).await.unwrap();
 }

@@ -50,11 +50,24 @@ impl Database {
         let mut change = self.begin().await?;
         let slot = match through {
             Some(pool) => {
+                // One of its own, if it has any.
+                let own: Option<u32> = sqlx::query_scalar(
+                    "SELECT min(slot) FROM slots JOIN hosts ON hosts.id = slots.host_id
+                     WHERE pool = $1 AND name = $2",
+                )
+                .bind(pool.uuid.as_bytes().as_slice())
+                .bind(host.as_str())
+                .fetch_one(&mut *change)
+                .await
+                .map_err(|error| self.error(error))?;
                 let request = SlotRequest { pool, slots: 1 };
-                let free = self
-                    .free_slots(&mut change, host, request, issued_at)
-                    .await?;
-                free.first().copied()
+                match own {
+                    Some(own) => Some(own),
+                    None => {
+                        let free = self.free_slots(&mut change, host, request, issued_at);
+                        free.await?.first().copied()
+                    }
+                }
             }
             None => None,
         };

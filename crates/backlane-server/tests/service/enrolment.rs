@@ -122,6 +122,10 @@ async fn the_slot_of_a_token_is_kept_for_its_host() {
     assert_eq!(served, [0, 1, 2, 3, 4]);
     let other = enroll(&state, "other").await.unwrap();
     assert_eq!(other.slots, [5, 6, 7, 8]);
+    // One that has slots gets no other to enrol again.
+    let again = "other".parse().unwrap();
+    let (_, own) = state.enroll_through_pool(&again, minute).await.unwrap();
+    assert_eq!(own, 5);
     let full = enroll_with(&state, "beta", &token).await.unwrap_err();
     assert!(full.to_string().contains("beta"), "{full}");
 }
