@@ -4,9 +4,7 @@
 //! on after every damaged object, and names all that it costs.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::thread;
 
 use aws_lc_rs::digest::{Context, SHA256};
 use backlane_proto::{ByteRange, ObjectId, ObjectKind};
@@ -15,10 +13,10 @@ use rustic_core::{ProgressBars, ProgressType};
 use crate::error::RepoError;
 use crate::index::{BlobId, BlobKind, BlobPlace};
 use crate::node::{FileKind, Node};
+use crate::parallel;
 use crate::reader::{READ_BYTES_MAX, Reader};
-use crate::repository::{READS_AT_ONCE, name};
+use crate::repository::name;
 use crate::snapshot::SnapshotInfo;
-use crate::store::StoreError;
 use crate::walk::Visit;
 
 /// What is damaged in the packs of a repository.
@@ -58,31 +56,18 @@ impl Reader {
             .progress(progress, "reading pack data...");
         progress.set_length(bytes.values().sum());
         let all = Mutex::new(all);
-        let next = AtomicUsize::new(0);
-        let work = || -> Result<(), RepoError> {
-            while let Some(rows) = packs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let pack = pack_of(&rows[0]);
-                // One that is missing has cost all its blobs, and the engine names it.
-                let Some(size) = bytes.get(&pack) else {
-                    continue;
-                };
-                let found = self
-                    .read_through(pack, rows, *size)
-                    .inspect_err(|_| next.store(packs.len(), Ordering::Relaxed))?;
-                progress.inc(*size);
-                let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
-                all.findings.extend(found.findings);
-                all.lost.extend(found.lost);
-            }
+        parallel::for_each(&packs, |rows| {
+            let pack = pack_of(&rows[0]);
+            // One that is missing has cost all its blobs, and the engine names it.
+            let Some(size) = bytes.get(&pack) else {
+                return Ok(());
+            };
+            let found = self.read_through(pack, rows, *size)?;
+            progress.inc(*size);
+            let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+            all.findings.extend(found.findings);
+            all.lost.extend(found.lost);
             Ok(())
-        };
-        thread::scope(|scope| {
-            let threads: Vec<_> = (0..READS_AT_ONCE).map(|_| scope.spawn(work)).collect();
-            threads.into_iter().try_for_each(|thread| {
-                let what = "the store panicked";
-                let panicked = |_| Err(StoreError::Failed(what.into()).into());
-                thread.join().unwrap_or_else(panicked)
-            })
         })?;
         progress.finish();
         Ok(all.into_inner().unwrap_or_else(PoisonError::into_inner))

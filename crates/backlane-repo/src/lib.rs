@@ -28,6 +28,7 @@ mod convert;
 mod damage;
 mod engine;
 mod index;
+mod parallel;
 mod seal;
 mod walk;
 mod window;

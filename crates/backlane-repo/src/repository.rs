@@ -5,9 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 
 use backlane_proto::{ObjectId, ObjectKind, ObjectName};
 use base64::Engine as _;
@@ -19,6 +17,7 @@ use crate::backend::Backend;
 use crate::engine::{self, Engine};
 use crate::error::{Damage, RepoError};
 use crate::index::Index;
+use crate::parallel;
 use crate::progress::{Progress, ProgressSlot};
 use crate::reader::Reader;
 use crate::seal::SealKey;
@@ -29,9 +28,6 @@ const PACK_TARGET_BYTES: u64 = 16 << 20;
 
 /// Packs of trees are small, so that a reader may fetch whole ones.
 const TREE_PACK_TARGET_BYTES: u64 = 4 << 20;
-
-/// Objects read at once where many are wanted: hides a remote store's latency.
-pub(crate) const READS_AT_ONCE: usize = 4;
 
 /// Memory that a key may make scrypt use: far above what any program writes, far below what would hurt.
 const SCRYPT_BYTES_MAX: u64 = 1 << 30;
@@ -291,35 +287,19 @@ impl Inner {
         take: impl Fn(ObjectId, Vec<u8>) -> Result<(), RepoError> + Sync,
     ) -> Result<Vec<RepoError>, RepoError> {
         let listed = self.store.list(kind)?;
-        let next = AtomicUsize::new(0);
-        let work = || -> Result<Vec<RepoError>, RepoError> {
-            let mut damage = Vec::new();
-            while let Some(info) = listed.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let one = self.object(kind, info.id);
-                match one.and_then(|json| take(info.id, json)) {
-                    Ok(()) => {}
-                    Err(error) if error.is_damage() => damage.push(error),
-                    Err(error) => {
-                        next.store(listed.len(), Ordering::Relaxed);
-                        return Err(error);
-                    }
+        let damage = Mutex::new(Vec::new());
+        parallel::for_each(&listed, |info| {
+            let one = self.object(kind, info.id);
+            match one.and_then(|json| take(info.id, json)) {
+                Err(error) if error.is_damage() => {
+                    let mut damage = damage.lock().unwrap_or_else(PoisonError::into_inner);
+                    damage.push(error);
+                    Ok(())
                 }
+                other => other,
             }
-            Ok(damage)
-        };
-        thread::scope(|scope| {
-            let count = READS_AT_ONCE.min(listed.len());
-            let threads: Vec<_> = (0..count).map(|_| scope.spawn(work)).collect();
-            let mut all = Vec::new();
-            for thread in threads {
-                let damage = thread.join().unwrap_or_else(|_| {
-                    let what = "the store panicked".into();
-                    Err(StoreError::Failed(what).into())
-                });
-                all.extend(damage?);
-            }
-            Ok(all)
-        })
+        })?;
+        Ok(damage.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Reads and opens an object of JSON.
