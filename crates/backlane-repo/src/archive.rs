@@ -20,6 +20,7 @@ use crate::error::RepoError;
 use crate::index::BlobId;
 use crate::reader::Reader;
 use crate::repository::{Inner, Repository, name};
+use crate::resume::Continued;
 use crate::seal::sha256;
 use crate::snapshot::{EXTRA_FIELD, Extra, as_optional_text, as_text};
 use crate::source::{Source, Warning, WarningKind};
@@ -117,6 +118,10 @@ pub struct ArchiveSummary {
     pub bytes_added: u64,
     /// The same, compressed and sealed.
     pub bytes_packed: u64,
+    /// Packs that were in no index, as an interrupted backup leaves them, and are used now.
+    pub packs_continued: u64,
+    /// Their bytes.
+    pub bytes_continued: u64,
     /// How many warnings about the source there were.
     pub warnings: u64,
     /// How long it took.
@@ -126,9 +131,9 @@ pub struct ArchiveSummary {
 impl Repository {
     /// Backs up a source. Blocks until the snapshot is durable.
     ///
-    /// What could not be read is told to the source and counted; it is no error. Objects of the index that are damaged
-    /// are told to the source as well: what only they know is stored again. What was uploaded before an early end stays,
-    /// is in the index, and needn't be uploaded again.
+    /// What could not be read is told to the source and counted; it is no error. What an earlier backup had stored before
+    /// it ended early, however it ended, is used and not stored again. Objects of the index that are damaged, and packs
+    /// in no index that can't be used, are told to the source as well.
     ///
     /// # Errors
     /// [`RepoError::Cancelled`]; [`RepoError::WriteFailed`] soon after the first failed write;
@@ -142,13 +147,19 @@ impl Repository {
         let inner = &self.inner;
         let alone = inner.archiving.lock();
         let _alone = alone.unwrap_or_else(PoisonError::into_inner);
+        let continued = match options.dry_run {
+            DryRun::Yes => Continued::default(),
+            DryRun::No => inner.continue_interrupted(source.as_ref(), &options.cancel)?,
+        };
         let (engine, damage) =
             inner.over_damaged_index("reading the index", || inner.engine()?.to_indexed_ids())?;
         for error in &damage {
             source.warn(&Warning {
                 path: b"index".to_vec(),
                 kind: WarningKind::Repository,
-                reason: format!("{error}; what only it knows is stored again"),
+                reason: format!(
+                    "{error}; what only it knows is read from the packs, or stored again"
+                ),
             });
         }
         let reader = match damage.is_empty() {
@@ -202,6 +213,8 @@ impl Repository {
             bytes_processed: stats.total_bytes_processed,
             bytes_added: stats.data_added,
             bytes_packed: stats.data_added_packed,
+            packs_continued: continued.packs,
+            bytes_continued: continued.bytes,
             warnings,
             seconds: stats.backup_duration,
         })

@@ -6,6 +6,7 @@ use std::fmt;
 
 use backlane_proto::ObjectId;
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
+use serde::ser::{Serialize, Serializer};
 
 use crate::error::Damage;
 use crate::seal::SEAL_BYTES;
@@ -241,9 +242,31 @@ impl fmt::Debug for Index {
     }
 }
 
+/// The packs that one index object's JSON names, with those that a prune has marked for deletion.
+pub(crate) fn named_packs(json: &[u8]) -> Result<Vec<ObjectId>, Damage> {
+    let file: NamesJson = serde_json::from_slice(json).map_err(|error| Damage::Content {
+        what: error.to_string(),
+    })?;
+    let lists = [file.packs, file.packs_to_delete].into_iter().flatten();
+    let names = lists.flatten().map(|pack| ObjectId(pack.id.0));
+    Ok(names.collect())
+}
+
+/// An index object's JSON that names these packs.
+pub(crate) fn to_json(packs: Vec<PackJson>) -> serde_json::Result<Vec<u8>> {
+    let packs = Some(packs);
+    serde_json::to_vec(&IndexJson { packs })
+}
+
 /// 32 bytes written as hexadecimal digits.
 #[derive(Clone, Copy)]
 pub(crate) struct HexId(pub(crate) [u8; 32]);
+
+impl Serialize for HexId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&ObjectId(self.0))
+    }
+}
 
 impl<'de> Deserialize<'de> for HexId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -265,32 +288,48 @@ impl<'de> Deserialize<'de> for HexId {
 }
 
 /// Only what is in use: packs that a prune has marked for deletion are listed elsewhere in the object.
-#[derive(serde::Deserialize)]
+#[derive(serde::Deserialize, serde::Serialize)]
 struct IndexJson {
     packs: Option<Vec<PackJson>>,
 }
 
-#[derive(serde::Deserialize)]
-struct PackJson {
-    id: HexId,
-    blobs: Vec<BlobJson>,
+/// A pack in an index.
+#[derive(serde::Deserialize, serde::Serialize)]
+pub(crate) struct PackJson {
+    pub(crate) id: HexId,
+    pub(crate) blobs: Vec<BlobJson>,
 }
 
-#[derive(serde::Deserialize)]
-struct BlobJson {
-    id: HexId,
+/// A blob in an index.
+#[derive(serde::Deserialize, serde::Serialize)]
+pub(crate) struct BlobJson {
+    pub(crate) id: HexId,
     #[serde(rename = "type")]
-    kind: KindJson,
-    offset: u32,
-    length: u32,
-    uncompressed_length: Option<u32>,
+    pub(crate) kind: KindJson,
+    pub(crate) offset: u32,
+    pub(crate) length: u32,
+    /// `None` when the blob is not compressed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) uncompressed_length: Option<u32>,
 }
 
-#[derive(Clone, Copy, serde::Deserialize)]
+#[derive(Clone, Copy, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
-enum KindJson {
+pub(crate) enum KindJson {
     Data,
     Tree,
+}
+
+/// An index object without its blobs.
+#[derive(serde::Deserialize)]
+struct NamesJson {
+    packs: Option<Vec<NameJson>>,
+    packs_to_delete: Option<Vec<NameJson>>,
+}
+
+#[derive(serde::Deserialize)]
+struct NameJson {
+    id: HexId,
 }
 
 impl BlobJson {

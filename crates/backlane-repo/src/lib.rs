@@ -29,6 +29,7 @@ mod damage;
 mod engine;
 mod index;
 mod parallel;
+mod resume;
 mod seal;
 mod walk;
 mod window;

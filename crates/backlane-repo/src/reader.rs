@@ -17,7 +17,6 @@ use crate::error::RepoError;
 use crate::index::{BlobId, BlobKind, BlobPlace, Index};
 use crate::node::Tree;
 use crate::repository::{Inner, damaged, name};
-use crate::store::StoreError;
 
 /// Sealed bytes of packs of trees that are kept.
 pub const TREE_CACHE_BYTES_MAX: usize = 32 << 20;
@@ -130,14 +129,7 @@ impl Reader {
     /// # Errors
     /// When it can't be read whole.
     pub fn read_pack(&self, pack: ObjectId, range: ByteRange) -> Result<Bytes, RepoError> {
-        let name = name(ObjectKind::Pack, pack);
-        let bytes = self.inner.store.read(name, Some(range))?;
-        if bytes.len() as u64 == range.length {
-            return Ok(bytes);
-        }
-        let (got, want) = (bytes.len(), range.length);
-        let what = format!("{got} bytes came instead of {want}");
-        Err(StoreError::Damaged { name, what }.into())
+        self.inner.read_pack(pack, range)
     }
 
     fn sealed_tree(&self, place: &BlobPlace) -> Result<Bytes, RepoError> {

@@ -7,9 +7,10 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use backlane_proto::{ObjectId, ObjectKind, ObjectName};
+use backlane_proto::{ByteRange, ObjectId, ObjectKind, ObjectName};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
 use rustic_core::repofile::{ConfigFile, KeyFile, MasterKey};
 use rustic_core::{ConfigOptions, Credentials, KeyOptions};
 
@@ -300,6 +301,18 @@ impl Inner {
             }
         })?;
         Ok(damage.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Reads exactly a range of a pack, sealed as it is.
+    pub(crate) fn read_pack(&self, pack: ObjectId, range: ByteRange) -> Result<Bytes, RepoError> {
+        let name = name(ObjectKind::Pack, pack);
+        let bytes = self.store.read(name, Some(range))?;
+        if bytes.len() as u64 == range.length {
+            return Ok(bytes);
+        }
+        let (got, want) = (bytes.len(), range.length);
+        let what = format!("{got} bytes came instead of {want}");
+        Err(StoreError::Damaged { name, what }.into())
     }
 
     /// Reads and opens an object of JSON.

@@ -2,5 +2,6 @@
 
 mod jobs;
 mod maintenance;
+mod resume;
 mod stock;
 mod support;

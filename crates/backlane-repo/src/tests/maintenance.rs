@@ -403,6 +403,16 @@ fn a_rotten_index_object_hides_only_what_it_alone_knows() {
     reader.tree(first.tree).unwrap();
 }
 
+fn with_top(top: &'static [u8]) -> Arc<MadeUp> {
+    MadeUp::new(move || {
+        vec![
+            dir(b"/srv"),
+            file(b"/srv/file", noise(1, 300_000)),
+            file(b"/top", top.to_vec()),
+        ]
+    })
+}
+
 /// The object of the index that some work has made.
 fn index_of(store: &MemoryStore, work: impl FnOnce()) -> ObjectId {
     let known = store.list(ObjectKind::Index).unwrap();
@@ -412,21 +422,33 @@ fn index_of(store: &MemoryStore, work: impl FnOnce()) -> ObjectId {
 }
 
 #[test]
+fn a_backup_reads_from_the_packs_what_only_a_rotten_part_of_the_index_knew() {
+    let (store, repository) = memory_repository();
+    let rotten = index_of(&store, || _ = back_up(&repository, with_top(b"1")));
+    let second = back_up(&repository, with_top(b"two"));
+    rot(&store, ObjectKind::Index, rotten);
+
+    let source = with_top(b"two");
+    let third = back_up(&repository, Arc::clone(&source));
+    assert_eq!(source.warnings().len(), 1, "{:?}", source.warnings());
+    assert_eq!((third.packs_continued, third.bytes_added), (2, 0));
+    assert_eq!((third.parent, third.tree), (second.snapshot, second.tree));
+}
+
+#[test]
 fn a_backup_goes_on_without_a_rotten_part_of_the_index_and_stores_again_what_only_that_knew() {
     let (store, repository) = memory_repository();
-    let with_top = |top: &'static [u8]| {
-        MadeUp::new(move || {
-            vec![
-                dir(b"/srv"),
-                file(b"/srv/file", noise(1, 300_000)),
-                file(b"/top", top.to_vec()),
-            ]
-        })
-    };
     let rotten = index_of(&store, || _ = back_up(&repository, with_top(b"1")));
+    let packs = store.list(ObjectKind::Pack).unwrap();
     // Its root is new; the tree of `/srv` is that of the first.
     let second = back_up(&repository, with_top(b"two"));
     rot(&store, ObjectKind::Index, rotten);
+    for pack in packs {
+        store.lose(ObjectName {
+            kind: ObjectKind::Pack,
+            id: pack.id,
+        });
+    }
 
     let source = with_top(b"two");
     let third = back_up(&repository, Arc::clone(&source));

@@ -109,6 +109,26 @@ fn stock_restic_rebuilds_an_index_and_the_next_backup_stores_what_was_lost() {
     assert!(report.is_clean(), "{report:?}");
 }
 
+#[test]
+fn stock_restic_reads_what_an_interrupted_backup_left_and_the_next_one_took_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let (root, data) = (folder.path().join("repository"), folder.path().join("data"));
+    make_tree(&data);
+    let store: Arc<dyn ObjectStore> = Arc::new(LocalStore::new(&root));
+    let repository = Repository::init(store, PASSWORD, &InitOptions::default()).unwrap();
+    let source = MadeUp::new(move || walk(&data));
+    repository.archive(&options(), source.clone()).unwrap();
+    for lost in ["index", "snapshots"] {
+        fs::remove_dir_all(root.join(lost)).unwrap();
+        fs::create_dir(root.join(lost)).unwrap();
+    }
+    let next = repository.archive(&options(), source).unwrap();
+    // Trees alone are new, as reading has changed access times.
+    assert_eq!(next.packs_continued, 2);
+    assert!(next.bytes_added < 1 << 20, "{next:?}");
+    restic(&root, &["check", "--read-data"]);
+}
+
 fn make_tree(data: &Path) {
     fs::create_dir_all(data.join("sub/empty")).unwrap();
     fs::write(data.join("suid"), b"#!/bin/sh\n").unwrap();
