@@ -8,6 +8,8 @@
 //! not stored: whether there shall be one is decided after the engine has returned, when it is known that nothing was
 //! lost and how many warnings there were.
 //!
+//! The engine gets a config of ours in the place of the stored one, which says how large packs are.
+//!
 //! Objects of the index that were left out ([`Backend::leave_out_index`]) are not listed, so that the engine, which
 //! can't go on over a damaged one, reads the others.
 
@@ -21,28 +23,53 @@ use rustic_core::{
     BytesList, ErrorKind, FileType, Id, ReadBackend, RusticError, RusticResult, WriteBackend,
 };
 
+use crate::repository::{PACK_TARGET_BYTES, TREE_PACK_TARGET_BYTES};
+use crate::seal::SEAL_BYTES;
 use crate::store::{ObjectStore, StoreError};
 use crate::window::{Window, WindowLimits};
 
-/// Four packs of the largest usual size (the target plus one chunk), which keeps four writes in flight.
+/// What a backup that is killed had begun to send or to pack, and what the next one has to send in its place, is no more
+/// than this: what is in the window, and the two open packs. Packs that the engine has closed and the window has no room
+/// for (up to four) were not sent.
+const UNACKNOWLEDGED_BYTES_MAX: usize = 64 << 20;
+
+/// Room for four packs of the usual size (the target and half a chunk), which keeps four writes in flight.
 const WINDOW: WindowLimits = WindowLimits {
     packs: 4,
-    bytes: 64 << 20,
+    bytes: 40 << 20,
 };
+
+/// No pack of data is larger: it is closed when it has reached its target, and then has one chunk more of 8 MiB at most,
+/// which zstd makes larger by less than 64 KiB if it can't make it smaller, and the list of at most 10,000 blobs, of 41
+/// bytes each.
+pub(crate) const PACK_BYTES_MAX: usize =
+    PACK_TARGET_BYTES as usize + (8 << 20) + (64 << 10) + 10_000 * 41 + 2 * SEAL_BYTES as usize + 4;
+
+/// What is left for the last directory in the open pack of trees. The list of a directory is a single blob, which can't be
+/// divided: that of one with very many entries may be larger.
+const LARGE_TREE_BYTES: usize = 3 << 20;
+
+const _: () = assert!(
+    WINDOW.bytes + PACK_BYTES_MAX + TREE_PACK_TARGET_BYTES as usize + LARGE_TREE_BYTES
+        <= UNACKNOWLEDGED_BYTES_MAX
+);
 
 /// The backend. Shared by all engines of one repository handle.
 pub(crate) struct Backend {
     store: Arc<dyn ObjectStore>,
+    /// The config as the engine shall see it; the stored one if `None`.
+    config: Option<Bytes>,
     window: Window,
     hold_snapshots: AtomicBool,
     left_out: Mutex<BTreeSet<ObjectId>>,
 }
 
 impl Backend {
-    pub(crate) fn new(store: Arc<dyn ObjectStore>) -> Self {
+    pub(crate) fn new(store: Arc<dyn ObjectStore>, config: Option<Bytes>) -> Self {
         Self {
             window: Window::new(Arc::clone(&store), WINDOW),
             store,
+            config,
             hold_snapshots: AtomicBool::new(false),
             left_out: Mutex::default(),
         }
@@ -110,6 +137,9 @@ impl Backend {
     fn read(&self, name: ObjectName, range: Option<ByteRange>) -> Result<Bytes, Arc<StoreError>> {
         // Also where no pack is read: a failed handle must not go on.
         let pending = self.window.find(name.id)?;
+        if let (ObjectKind::Config, Some(config)) = (name.kind, &self.config) {
+            return Ok(config.clone());
+        }
         let Some(body) = pending.filter(|_| name.kind == ObjectKind::Pack) else {
             let body = self.store.read(name, range)?;
             let want = range.map_or(body.len() as u64, |range| range.length);
@@ -259,7 +289,7 @@ mod tests {
     fn backend() -> (Arc<MemoryStore>, Backend) {
         let store = Arc::new(MemoryStore::default());
         let shared: Arc<dyn ObjectStore> = Arc::clone(&store) as _;
-        (store, Backend::new(shared))
+        (store, Backend::new(shared, None))
     }
 
     fn id(number: u8) -> Id {

@@ -24,11 +24,11 @@ use crate::reader::Reader;
 use crate::seal::SealKey;
 use crate::store::{ObjectStore, StoreError};
 
-/// A pack is closed when it reaches this size; with its last chunk and its header it stays below 32 MiB.
-const PACK_TARGET_BYTES: u64 = 16 << 20;
+/// A pack is closed when it reaches this size; see [`crate::backend`] for why it is no larger.
+pub(crate) const PACK_TARGET_BYTES: u32 = 8 << 20;
 
 /// Packs of trees are small, so that a reader may fetch whole ones.
-const TREE_PACK_TARGET_BYTES: u64 = 4 << 20;
+pub(crate) const TREE_PACK_TARGET_BYTES: u32 = 4 << 20;
 
 /// Memory that a key may make scrypt use: far above what any program writes, far below what would hurt.
 const SCRYPT_BYTES_MAX: u64 = 1 << 30;
@@ -72,14 +72,16 @@ impl Repository {
         if !store.list(ObjectKind::Config)?.is_empty() {
             return Err(RepoError::AlreadyExists);
         }
-        let backend = Arc::new(Backend::new(Arc::clone(&store)));
+        let backend = Arc::new(Backend::new(Arc::clone(&store), None));
+        let bytes = |bytes: u32| bytesize::ByteSize(bytes.into());
+        // Stock rustic goes by it too.
         let mut config = ConfigOptions::default()
             .set_version(2)
-            .set_treepack_size(bytesize(TREE_PACK_TARGET_BYTES))
-            .set_treepack_size_limit(bytesize(PACK_TARGET_BYTES))
+            .set_treepack_size(bytes(TREE_PACK_TARGET_BYTES))
+            .set_treepack_size_limit(bytes(TREE_PACK_TARGET_BYTES))
             .set_treepack_growfactor(0)
-            .set_datapack_size(bytesize(PACK_TARGET_BYTES))
-            .set_datapack_size_limit(bytesize(PACK_TARGET_BYTES))
+            .set_datapack_size(bytes(PACK_TARGET_BYTES))
+            .set_datapack_size_limit(bytes(PACK_TARGET_BYTES))
             .set_datapack_growfactor(0);
         config.set_compression = options.compression_level;
         let key = KeyOptions::default()
@@ -138,8 +140,9 @@ impl Repository {
             let version = config.version;
             return Err(RepoError::UnsupportedVersion { version });
         }
+        let engines_config = engines_config(&key, &config)?;
         let inner = Inner {
-            backend: Arc::new(Backend::new(Arc::clone(&store))),
+            backend: Arc::new(Backend::new(Arc::clone(&store), Some(engines_config))),
             store,
             progress: ProgressSlot::default(),
             credentials: Credentials::Masterkey(master_key(&key)?),
@@ -405,6 +408,23 @@ fn master_key(key: &SealKey) -> Result<MasterKey, RepoError> {
     })
 }
 
-fn bytesize(bytes: u64) -> bytesize::ByteSize {
-    bytesize::ByteSize(bytes)
+/// The config as the engine shall see it, sealed: by that of a repository which another program has made, its packs would
+/// grow with the repository, and with them what an interrupted backup sends again.
+fn engines_config(key: &SealKey, config: &ConfigFile) -> Result<Bytes, RepoError> {
+    let config = ConfigFile {
+        treepack_size: Some(TREE_PACK_TARGET_BYTES),
+        treepack_size_limit: Some(TREE_PACK_TARGET_BYTES),
+        treepack_growfactor: Some(0),
+        datapack_size: Some(PACK_TARGET_BYTES),
+        datapack_size_limit: Some(PACK_TARGET_BYTES),
+        datapack_growfactor: Some(0),
+        ..config.clone()
+    };
+    let failed = |what: String| RepoError::Engine {
+        doing: "handing over the config",
+        what,
+    };
+    let json = serde_json::to_vec(&config).map_err(|error| failed(error.to_string()))?;
+    let sealed = key.seal_object(&json);
+    sealed.ok_or_else(|| failed("it can't be sealed".to_owned()))
 }

@@ -10,6 +10,8 @@ use super::support::{
     MadeUp, PASSWORD, back_up, content, dir, file, memory_repository, meta, nodes, noise, options,
     other, read_as, snapshots,
 };
+use crate::backend::PACK_BYTES_MAX;
+use crate::testing::MemoryStore;
 use crate::{
     BlobKind, DryRun, Entries, FileKind, InitOptions, Metadata, ObjectStore, Parent, RepoError,
     Repository, Warning, WarningKind, Xattr,
@@ -134,9 +136,7 @@ fn packs_stay_small_and_say_whether_they_hold_trees() {
         vec![large(b'a'), large(b'b')]
     });
     let summary = back_up(&repository, source);
-    let packs = store.list(ObjectKind::Pack).unwrap();
-    assert!(packs.len() >= 3, "{}", packs.len());
-    assert!(packs.iter().all(|pack| pack.bytes <= 32 << 20));
+    assert_packs_are_small(&store);
     let index = repository.index().unwrap();
     for (name, contents) in store.order_of_writes() {
         let mut blobs = index.blobs().filter(|blob| blob.pack == name.id);
@@ -146,6 +146,40 @@ fn packs_stay_small_and_say_whether_they_hold_trees() {
         }
     }
     assert!(index.find(BlobKind::Tree, summary.tree).is_some());
+}
+
+/// 40 MiB lie in packs of which each is as small as it should be, and not smaller.
+fn assert_packs_are_small(store: &MemoryStore) {
+    let packs = store.list(ObjectKind::Pack).unwrap();
+    assert!((4..=6).contains(&packs.len()), "{packs:?}");
+    let small = |bytes: u64| bytes <= PACK_BYTES_MAX as u64;
+    assert!(packs.iter().all(|pack| small(pack.bytes)), "{packs:?}");
+}
+
+#[test]
+fn packs_stay_small_where_another_program_wants_them_to_grow() {
+    let (store, repository) = memory_repository();
+    let config = ObjectName {
+        kind: ObjectKind::Config,
+        id: ObjectId::NONE,
+    };
+    let key = &repository.inner.key;
+    store.rot(config, |bytes| {
+        let json = key.open_object(bytes).unwrap();
+        let mut json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+        let fields = json.as_object_mut().unwrap();
+        let before = fields.len();
+        fields.retain(|name, _| !name.contains("pack"));
+        assert_eq!(fields.len(), before - 6);
+        *bytes = key.seal_object(json.to_string().as_bytes()).unwrap().into();
+    });
+    let shared: Arc<dyn ObjectStore> = Arc::clone(&store) as _;
+    let opened = Repository::open(shared, PASSWORD).unwrap();
+    back_up(
+        &opened,
+        MadeUp::new(|| vec![file(b"/large", noise(1, 40 << 20))]),
+    );
+    assert_packs_are_small(&store);
 }
 
 #[test]
