@@ -66,6 +66,16 @@ pub(crate) fn layout(file: impl AsFd, size: u64) -> io::Result<Layout> {
     })
 }
 
+/// The parts of extents, which are in order and apart, that lie between two bytes of the file.
+pub(crate) fn within(extents: &[Extent], start: u64, end: u64) -> impl Iterator<Item = Extent> {
+    let first = extents.partition_point(|extent| extent.end <= start);
+    let there = extents[first..].iter().take_while(move |e| e.start < end);
+    there.map(move |extent| Extent {
+        start: extent.start.max(start),
+        end: extent.end.min(end),
+    })
+}
+
 /// Encodes extents which are in order and apart.
 pub(crate) fn encode(extents: &[Extent]) -> Vec<u8> {
     let mut bytes = vec![VERSION];
@@ -153,6 +163,18 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn extents_are_cut_to_what_lies_between_two_bytes() {
+        let extent = |start, end| Extent { start, end };
+        let extents = [extent(10, 20), extent(30, 40)];
+        let cut = |start, end| within(&extents, start, end).collect::<Vec<_>>();
+        assert_eq!(cut(0, 50), extents);
+        assert_eq!(cut(15, 35), [extent(15, 20), extent(30, 35)]);
+        assert_eq!(cut(12, 13), [extent(12, 13)]);
+        assert_eq!(cut(20, 30), []);
+        assert_eq!(cut(40, 50), []);
     }
 
     #[test]

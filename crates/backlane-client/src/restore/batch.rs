@@ -1,7 +1,8 @@
 //! A part of a restore that is done as one: files, the links to them, and the directories that are complete with them.
 //!
-//! Phases, in this order: files that stand there already are read and, if they are right, kept; the blobs of the others
-//! are read pack by pack, checked, and written; written files are verified if that was asked for; links are made;
+//! Phases, in this order: files that stand there already are read and, if they are right, kept; what an interrupted run
+//! has begun is read and, where it is right, gone on with; the blobs of all else are read pack by pack, checked, and
+//! written; written files are verified if that was asked for; links are made;
 //! directories get their metadata. Memory: [`FILES_MAX`] files, about [`PIECES_MAX`] pieces, and for each worker one
 //! read of [`READ_BYTES_MAX`] and one blob.
 
@@ -11,6 +12,7 @@ use super::{
     job::{Job, add, is_local_damage},
     metadata::Subject,
     places::PlaceId,
+    unfinished,
 };
 use crate::{error::Error, fs::Facts, progress::WarningKind};
 use backlane_proto::{ByteRange, ObjectId};
@@ -124,12 +126,12 @@ impl Batch {
     pub(crate) fn run(self, job: &Job<'_>) -> Result<(), Error> {
         let writer = FileWriter {
             places: job.places,
-            names: job.names,
             reporter: job.reporter,
             holes: job.options.holes,
             open: Mutex::new(VecDeque::new()),
         };
-        let done = self.keep_what_is_right(job).and_then(|()| {
+        let kept = self.keep_what_is_right(job);
+        let done = kept.and_then(|()| self.go_on(job)).and_then(|()| {
             if job.options.dry_run {
                 self.count_planned(job);
                 return Ok(());
@@ -141,7 +143,8 @@ impl Batch {
             self.make_links(job)?;
             self.finish_directories(job)
         });
-        if done.is_err() {
+        // The next run goes on with the others. Here they would be in the way of whoever makes room.
+        if matches!(done, Err(Error::NoSpace { .. })) {
             for file in &self.files {
                 writer.abandon(file);
             }
@@ -162,9 +165,9 @@ impl Batch {
 
     fn count_planned(&self, job: &Job<'_>) {
         for file in &self.files {
-            if file.state().stage == Stage::Planned {
-                add(&job.counts.files_restored, 1);
-                add(&job.counts.bytes_restored, file.size);
+            let stage = file.state().stage;
+            if matches!(stage, Stage::Planned | Stage::Begun) {
+                count_restored(job, file);
             }
         }
     }
@@ -201,14 +204,36 @@ impl Batch {
         })
     }
 
+    /// Goes on with what an interrupted run has begun, and removes what is of no use.
+    fn go_on(&self, job: &Job<'_>) -> Result<(), Error> {
+        let begun: Vec<_> = self.files.iter().filter(|file| file.begun).collect();
+        job.in_parallel(begun.len(), |at| {
+            let file = begun[at];
+            // Whatever prevents it, the file is begun anew then.
+            let Ok(dir) = job.places.handle(file.place) else {
+                return Ok(());
+            };
+            if file.state().stage == Stage::Planned
+                && let Ok(Some(there)) = unfinished::go_on(&dir, file, job.options)
+            {
+                file.go_on(there);
+                job.reporter.progress.advanced(0, file.bytes_there());
+            } else if !job.options.dry_run {
+                // If it stays, that the file can't be made says so.
+                let _ = unlinkat(&*dir, &file.temporary, AtFlags::empty());
+            }
+            Ok(())
+        })
+    }
+
     fn write_files(&self, job: &Job<'_>, writer: &FileWriter<'_>) -> Result<(), Error> {
         let blobs = self.wanted(job);
         let reads = plan_reads(&blobs);
-        let empty: Vec<usize> = (0..self.files.len())
-            .filter(|index| self.files[*index].pieces.is_empty())
-            .filter(|index| self.files[*index].state().stage == Stage::Planned)
+        let whole: Vec<usize> = (0..self.files.len())
+            .filter(|index| self.files[*index].remaining.load(Ordering::Acquire) == 0)
+            .filter(|index| self.files[*index].state().stage != Stage::Kept)
             .collect();
-        job.in_parallel(empty.len(), |at| self.finish_file(job, writer, empty[at]))?;
+        job.in_parallel(whole.len(), |at| self.finish_file(job, writer, whole[at]))?;
         job.in_parallel(reads.len(), |at| {
             let read = &reads[at];
             self.read(job, writer, read, &blobs[read.blobs.clone()])
@@ -220,13 +245,9 @@ impl Batch {
         let mut blobs: Vec<WantedBlob> = Vec::new();
         let mut known: HashMap<BlobId, usize> = HashMap::new();
         for (index, file) in self.files.iter().enumerate() {
-            if file.state().stage != Stage::Planned {
-                continue;
-            }
-            let mut offset = 0;
-            for Piece { id, length } in &file.pieces {
-                let at = *known.entry(*id).or_insert_with(|| {
-                    let place = job.reader.index().find(BlobKind::Data, *id);
+            for (Piece { id, .. }, offset) in file.wanted() {
+                let at = *known.entry(id).or_insert_with(|| {
+                    let place = job.reader.index().find(BlobKind::Data, id);
                     blobs.push(WantedBlob {
                         place: place.expect("it was found when the file was planned"),
                         destinations: Vec::new(),
@@ -234,7 +255,6 @@ impl Batch {
                     blobs.len() - 1
                 });
                 blobs[at].destinations.push((index, offset));
-                offset += length;
             }
         }
         blobs.sort_unstable_by_key(|blob| (blob.place.pack, blob.place.offset));
@@ -307,8 +327,7 @@ impl Batch {
         }
         if file.state().stage == Stage::Done {
             file.whole.set();
-            add(&job.counts.files_restored, 1);
-            add(&job.counts.bytes_restored, file.size);
+            count_restored(job, file);
         }
         job.reporter.progress.advanced(1, 0);
         Ok(())
@@ -411,6 +430,13 @@ impl PlannedLink {
             error.into()
         })
     }
+}
+
+fn count_restored(job: &Job<'_>, file: &PlannedFile) {
+    let there = file.bytes_there();
+    add(&job.counts.files_restored, 1);
+    add(&job.counts.bytes_restored, file.size - there);
+    add(&job.counts.bytes_kept, there);
 }
 
 /// Groups neighbours; `blobs` are in the order of packs.

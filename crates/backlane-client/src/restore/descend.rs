@@ -11,6 +11,7 @@ use super::{
     metadata::{Subject, set_mode},
     places::PlaceId,
     remove::remove_tree,
+    unfinished,
 };
 use crate::{
     carry,
@@ -69,6 +70,9 @@ struct Frame {
     meta: Option<Metadata>,
     found: Found,
     reach: Reach,
+    /// What an interrupted run has begun here, by its temporary names. `None` where the snapshot has such names itself:
+    /// nothing is gone on with there, and new names are taken.
+    unfinished: Option<HashSet<OsString>>,
 }
 
 /// Whether something was there before.
@@ -122,6 +126,7 @@ impl<'a> Descender<'a> {
             } else if let Some(frame) = self.frames.pop()
                 && let Some(place) = frame.place
             {
+                self.remove_unfinished(place, frame.unfinished)?;
                 self.batch.directories.push((place, frame.meta));
             }
             if self.batch.is_full() {
@@ -154,8 +159,12 @@ impl<'a> Descender<'a> {
             self.job.warn(&self.job.path(shown, OsStr::new("")), what);
             false
         });
+        let has_temporary = names
+            .iter()
+            .any(|n| TemporaryNames::is_one(OsStr::from_bytes(n)));
+        let mut unfinished = (!has_temporary).then(HashSet::new);
         if let Some(place) = place.filter(|_| found == Found::Existing) {
-            self.tidy(place, &names, &mut reach)?;
+            self.tidy(place, &names, &mut reach, &mut unfinished)?;
         }
         self.frames.push(Frame {
             place,
@@ -163,16 +172,19 @@ impl<'a> Descender<'a> {
             meta,
             found,
             reach,
+            unfinished,
         });
         Ok(())
     }
 
-    /// Removes what an interrupted run left in a directory and, if asked, all that the snapshot doesn't have.
+    /// Looks for what an interrupted run left in a directory, and removes what can't be gone on with and, if asked, all
+    /// that the snapshot doesn't have.
     fn tidy(
         &self,
         place: PlaceId,
         names: &HashSet<Vec<u8>>,
         reach: &mut Reach,
+        unfinished: &mut Option<HashSet<OsString>>,
     ) -> Result<(), Error> {
         let job = self.job;
         let path = |name: &OsStr| job.path(place, name);
@@ -193,6 +205,14 @@ impl<'a> Descender<'a> {
             }
             Reach::Above(_) | Reach::Unlisted => (false, false),
         };
+        // Most directories have none.
+        let temporary: HashSet<_> = match present.iter().any(|name| TemporaryNames::is_one(name)) {
+            true => names
+                .iter()
+                .map(|name| TemporaryNames::of(OsStr::from_bytes(name)))
+                .collect(),
+            false => HashSet::new(),
+        };
         let mut spared = 0;
         for name in present {
             job.check_cancelled()?;
@@ -200,6 +220,13 @@ impl<'a> Descender<'a> {
                 continue;
             }
             let left_over = TemporaryNames::is_one(&name);
+            if let Some(unfinished) = unfinished
+                && temporary.contains(&name)
+                && Facts::of(&*dir, &name).is_ok_and(|facts| unfinished::is_ours(&facts))
+            {
+                unfinished.insert(name);
+                continue;
+            }
             if (!left_over && !deletes) || job.options.dry_run {
                 add(&job.counts.deleted, u64::from(deletes));
                 spared += u64::from(!left_over);
@@ -213,6 +240,29 @@ impl<'a> Descender<'a> {
             );
             let path = path(OsStr::new(""));
             job.reporter.warn(WarningKind::NotDeleted, &path, what);
+        }
+        Ok(())
+    }
+
+    /// Removes what an interrupted run has begun and no file of this snapshot goes on with.
+    fn remove_unfinished(
+        &self,
+        place: PlaceId,
+        unfinished: Option<HashSet<OsString>>,
+    ) -> Result<(), Error> {
+        let job = self.job;
+        for name in unfinished.into_iter().flatten() {
+            if job.options.dry_run {
+                continue;
+            }
+            let removed = job
+                .places
+                .handle(place)
+                .and_then(|dir| Ok(unlinkat(&*dir, &name, AtFlags::empty())?));
+            match removed {
+                Ok(()) => add(&job.counts.deleted, 1),
+                Err(error) => job.fail(job.path(place, &name), "it can't be deleted", error)?,
+            }
         }
         Ok(())
     }
@@ -387,17 +437,28 @@ impl<'a> Descender<'a> {
             add(&job.counts.bytes_restored, size);
             return Ok(());
         };
+        // Not by its time, which a file system may have rounded: to read it costs less than to fetch it.
         let may_be_there = arrival.before.as_ref().is_some_and(|before| {
             before.file_type == FileType::RegularFile
                 && before.size == size
-                && Some(before.mtime) == meta.modified
                 && before.links <= meta.links.max(1)
         });
+        let frame = self.frames.last_mut();
+        let (temporary, begun) = match frame.and_then(|frame| frame.unfinished.as_mut()) {
+            None => (job.names.next(), false),
+            Some(unfinished) => {
+                let temporary = TemporaryNames::of(arrival.name);
+                let begun = unfinished.remove(&temporary);
+                (temporary, begun)
+            }
+        };
         job.places.hold(arrival.place);
         self.batch.add(
             PlannedFile {
                 place: arrival.place,
                 name: arrival.name.to_owned(),
+                temporary,
+                begun,
                 remaining: pieces.len().into(),
                 pieces,
                 size,

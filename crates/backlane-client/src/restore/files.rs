@@ -4,13 +4,16 @@
 //! when its last byte is written: under its own name there is the old thing or the whole new one. What stood there
 //! before is never written into, so that its other hard links, and programs that have it open, are not touched. At
 //! most [`HANDLES_MAX`] are open.
+//!
+//! The temporary name of a file is made from its own, so that the next run finds what an interrupted one has begun.
 
-use super::{batch::Whole, content::Piece, metadata::Subject, places::Places};
+use super::{batch::Whole, content::Piece, metadata::Subject, places::Places, unfinished};
 use crate::{
     fs::{self, extents::Extent},
     progress::Reporter,
     restore::places::PlaceId,
 };
+use aws_lc_rs::digest::{SHA256, digest};
 use backlane_repo::{FileKind, Metadata};
 use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat};
 use std::{
@@ -18,7 +21,7 @@ use std::{
     ffi::{OsStr, OsString},
     fs::File,
     io,
-    os::unix::fs::FileExt,
+    os::unix::{ffi::OsStrExt, fs::FileExt},
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -47,6 +50,10 @@ pub enum Holes {
 pub(crate) struct PlannedFile {
     pub(crate) place: PlaceId,
     pub(crate) name: OsString,
+    /// The name that it has until it is whole.
+    pub(crate) temporary: OsString,
+    /// Whether an interrupted run has left something under that name.
+    pub(crate) begun: bool,
     pub(crate) meta: Metadata,
     pub(crate) pieces: Vec<Piece>,
     /// The sum of its pieces.
@@ -64,8 +71,9 @@ pub(crate) struct PlannedFile {
 #[derive(Default)]
 pub(crate) struct FileState {
     pub(crate) stage: Stage,
+    /// Of each piece, whether an interrupted run has written it; empty if there was none.
+    there: Vec<bool>,
     handle: Option<Arc<File>>,
-    temporary: OsString,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -102,6 +110,13 @@ impl TemporaryNames {
         })
     }
 
+    /// The one that a file of this name has, in every run.
+    pub(crate) fn of(name: &OsStr) -> OsString {
+        let hash = digest(&SHA256, name.as_bytes());
+        format!("{TEMPORARY_PREFIX}{}", hex::encode(&hash.as_ref()[..16])).into()
+    }
+
+    /// A new one.
     pub(crate) fn next(&self) -> OsString {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         format!("{TEMPORARY_PREFIX}{}-{number}", self.run).into()
@@ -109,22 +124,25 @@ impl TemporaryNames {
 
     /// Whether an earlier run, which was interrupted, may have made this name.
     pub(crate) fn is_one(name: &OsStr) -> bool {
-        let parts = name
-            .to_str()
-            .and_then(|name| name.strip_prefix(TEMPORARY_PREFIX)?.split_once('-'));
-        parts.is_some_and(|(run, number)| {
-            run.len() == 16
-                && run.bytes().all(|byte| byte.is_ascii_hexdigit())
-                && !number.is_empty()
-                && number.bytes().all(|byte| byte.is_ascii_digit())
-        })
+        let Some(rest) = name.to_str().and_then(|n| n.strip_prefix(TEMPORARY_PREFIX)) else {
+            return false;
+        };
+        let is_hex = |text: &str, length: usize| {
+            text.len() == length && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+        };
+        match rest.split_once('-') {
+            None => is_hex(rest, 32),
+            Some((run, number)) => {
+                let is_number = number.bytes().all(|byte| byte.is_ascii_digit());
+                is_hex(run, 16) && !number.is_empty() && is_number
+            }
+        }
     }
 }
 
 /// Writes files.
 pub(crate) struct FileWriter<'a> {
     pub(crate) places: &'a Places,
-    pub(crate) names: &'a TemporaryNames,
     pub(crate) reporter: &'a Reporter,
     pub(crate) holes: Holes,
     /// Files whose handle is kept, the oldest first.
@@ -138,6 +156,44 @@ impl PlannedFile {
 
     pub(crate) fn path(&self, places: &Places) -> PathBuf {
         places.path_of(self.place, &self.name)
+    }
+
+    /// Goes on with what an interrupted run has written: these pieces.
+    pub(crate) fn go_on(&self, there: Vec<bool>) {
+        let missing = there.iter().filter(|there| !**there).count();
+        self.remaining.store(missing, Ordering::Release);
+        let mut state = self.state();
+        state.stage = Stage::Begun;
+        state.there = there;
+    }
+
+    /// Its pieces that are still to be had, and where each belongs; none when it is done or has failed.
+    pub(crate) fn wanted(&self) -> Vec<(Piece, u64)> {
+        let state = self.state();
+        if !matches!(state.stage, Stage::Planned | Stage::Begun) {
+            return Vec::new();
+        }
+        let mut end = 0;
+        let placed = self.pieces.iter().map(|piece| {
+            end += piece.length;
+            (*piece, end - piece.length)
+        });
+        let is_wanted = |(at, _): &(usize, _)| !state.there.get(*at).is_some_and(|there| *there);
+        placed
+            .enumerate()
+            .filter(is_wanted)
+            .map(|(_, it)| it)
+            .collect()
+    }
+
+    /// Bytes that an interrupted run has written.
+    pub(crate) fn bytes_there(&self) -> u64 {
+        let state = self.state();
+        let pieces = self.pieces.iter().zip(&state.there);
+        pieces
+            .filter(|(_, there)| **there)
+            .map(|(piece, _)| piece.length)
+            .sum()
     }
 }
 
@@ -172,12 +228,12 @@ impl FileWriter<'_> {
         state.handle = None;
         Subject {
             dir: &dir,
-            name: &state.temporary,
+            name: &file.temporary,
             path: &file.path(self.places),
             reporter: self.reporter,
         }
         .apply(&FileKind::File, &file.meta);
-        renameat(&*dir, &state.temporary, &*dir, &file.name)?;
+        renameat(&*dir, &file.temporary, &*dir, &file.name)?;
         state.stage = Stage::Done;
         Ok(())
     }
@@ -189,9 +245,9 @@ impl FileWriter<'_> {
             let removed = self
                 .places
                 .handle(file.place)
-                .and_then(|dir| Ok(unlinkat(&*dir, &state.temporary, AtFlags::empty())?));
+                .and_then(|dir| Ok(unlinkat(&*dir, &file.temporary, AtFlags::empty())?));
             if let Err(error) = removed {
-                let name = state.temporary.display();
+                let name = file.temporary.display();
                 tracing::warn!(%name, %error, "a temporary file stays behind");
             }
         }
@@ -215,12 +271,11 @@ impl FileWriter<'_> {
         let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let handle: Arc<File>;
         if state.stage == Stage::Begun {
-            let opened = openat(&*dir, &state.temporary, flags, Mode::empty())?;
+            let opened = openat(&*dir, &file.temporary, flags, Mode::empty())?;
             handle = Arc::new(opened.into());
         } else {
-            state.temporary = self.names.next();
             let flags = flags | OFlags::CREATE | OFlags::EXCL;
-            let made = openat(&*dir, &state.temporary, flags, Mode::RUSR | Mode::WUSR)?;
+            let made = openat(&*dir, &file.temporary, flags, unfinished::MODE)?;
             state.stage = Stage::Begun;
             handle = Arc::new(made.into());
             handle.set_len(file.size)?;
@@ -353,8 +408,11 @@ mod tests {
     fn temporary_names_are_told_from_others() {
         let names = TemporaryNames::new().unwrap();
         assert!(TemporaryNames::is_one(&names.next()));
+        assert!(TemporaryNames::is_one(&TemporaryNames::of("a".as_ref())));
         for other in [
             ".backlane-",
+            ".backlane-0123456789abcdef0123456789abcdeg",
+            ".backlane-0123456789abcdef",
             ".backlane-0-0",
             ".backlane-0123456789abcdef-",
             ".backlane-x",

@@ -3,7 +3,7 @@
 //! Invariants: nothing outside the target is written, changed or deleted, whatever the snapshot or the target holds;
 //! under a file's own name there is the old thing or the whole new one; every byte written was checked against its
 //! blob's hash. What can't be restored, and each property that can't be set, is a warning that names it. A restore can
-//! be repeated over what an earlier one left: what is right is kept.
+//! be repeated over what an earlier one left: what is right is kept, of half-written files as well.
 
 mod batch;
 mod content;
@@ -13,6 +13,7 @@ mod job;
 mod metadata;
 mod places;
 mod remove;
+mod unfinished;
 
 #[cfg(test)]
 mod tests;
@@ -81,9 +82,10 @@ pub struct RestoreSummary {
     pub hard_links: u64,
     /// What was deleted; in a dry run, without counting what is in deleted directories.
     pub deleted: u64,
-    /// Bytes of the files that were written.
+    /// Bytes that were written.
     pub bytes_restored: u64,
-    /// Bytes of the files that were kept.
+    /// Bytes that stood there already and are right: of files that were kept, and of those that an interrupted restore
+    /// had begun.
     pub bytes_kept: u64,
     /// Bytes that were read from the repository's packs of data.
     pub bytes_fetched: u64,
@@ -100,7 +102,8 @@ pub struct RestoreSummary {
 ///
 /// # Errors
 /// [`Error::DeleteIncomplete`], [`Error::NotInSnapshot`], [`Error::Target`], [`Error::TargetBusy`], [`Error::NoSpace`], [`Error::Cancelled`], or
-/// when the repository fails. What was finished until then stays, and what was not leaves nothing under its name.
+/// when the repository fails. What was finished until then stays, and what was not leaves nothing under its name. Unless
+/// space ran out, what was begun stays under a temporary name, and the next restore goes on with it.
 pub fn restore(
     reader: &Reader,
     snapshot: &SnapshotInfo,

@@ -9,4 +9,6 @@ mod hostile;
 #[cfg(test)]
 mod mounts;
 #[cfg(test)]
+mod resume;
+#[cfg(test)]
 mod support;

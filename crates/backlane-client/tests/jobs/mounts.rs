@@ -69,6 +69,24 @@ fn a_full_file_system_is_a_clear_error_and_the_next_restore_works() {
 }
 
 #[test]
+fn nothing_unfinished_stays_where_no_space_is_left() {
+    let world = World::new();
+    let noise = |seed, bytes| fidelity::Random::new(seed).bytes(bytes);
+    // What they begin with is written to all of them, so that many are begun when there is no more space.
+    for number in 1..=12 {
+        let content = [noise(0, 6 << 20), noise(number, 100_000)].concat();
+        fs::write(world.source.join(number.to_string()), content).unwrap();
+    }
+    world.back_up();
+    let Some(_small) = Mounted::at(&world.target, "8m") else {
+        return;
+    };
+    let error = world.restore_with(&RestoreOptions::default()).unwrap_err();
+    assert!(matches!(error, Error::NoSpace { .. }), "{error}");
+    assert_eq!(fs::read_dir(&world.target).unwrap().count(), 0);
+}
+
+#[test]
 fn one_file_system_keeps_the_mount_point_and_delete_spares_what_is_mounted() {
     let world = World::new();
     fs::create_dir(world.source.join("inner")).unwrap();
