@@ -78,6 +78,8 @@ fn document(summary: BackupSummary, client: &Client) -> BackupDocument {
         bytes: archive.bytes_processed,
         bytes_added: archive.bytes_added,
         bytes_packed: archive.bytes_packed,
+        packs_continued: archive.packs_continued,
+        bytes_continued: archive.bytes_continued,
         seconds: archive.seconds,
         routes: client.routes(),
         warnings: WarningsDocument::from(&summary.warnings),
@@ -102,6 +104,13 @@ fn text(document: &BackupDocument) -> String {
         document.seconds,
         rate(document.bytes, document.seconds),
     ));
+    if document.packs_continued > 0 {
+        text.push_str(&format!(
+            "continued: {} packs, {} of an interrupted backup are used\n",
+            document.packs_continued,
+            bytes(document.bytes_continued),
+        ));
+    }
     text.push_str(&document.routes.text(document.seconds));
     text.push_str(&document.warnings.text());
     text

@@ -41,6 +41,10 @@ pub(crate) struct BackupDocument {
     pub(crate) bytes_added: u64,
     /// The same, compressed and sealed.
     pub(crate) bytes_packed: u64,
+    /// Packs that an interrupted backup had stored, and are used.
+    pub(crate) packs_continued: u64,
+    /// Their bytes.
+    pub(crate) bytes_continued: u64,
     /// How long the job took.
     pub(crate) seconds: f64,
     /// What each route carried.
@@ -75,8 +79,10 @@ pub(crate) struct RestoreDocument {
     pub(crate) failed: u64,
     /// Bytes of all files that are in place now.
     pub(crate) bytes: u64,
-    /// Bytes of those that were written.
+    /// Bytes that were written.
     pub(crate) bytes_restored: u64,
+    /// Bytes that stood there already and are right, in files that an interrupted restore had begun as well.
+    pub(crate) bytes_kept: u64,
     /// How long the job took.
     pub(crate) seconds: f64,
     /// What each route carried.

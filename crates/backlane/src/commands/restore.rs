@@ -75,6 +75,7 @@ fn document(summary: &RestoreSummary, routes: super::summary::Routes) -> Restore
         failed: summary.failed,
         bytes: summary.bytes_restored + summary.bytes_kept,
         bytes_restored: summary.bytes_restored,
+        bytes_kept: summary.bytes_kept,
         seconds: summary.seconds,
         routes,
         warnings: WarningsDocument::from(&summary.warnings),
@@ -97,10 +98,11 @@ fn text(document: &RestoreDocument) -> String {
         document.seconds,
         rate(document.bytes, document.seconds),
     );
-    if document.files_kept > 0 {
+    if document.files_kept > 0 || document.bytes_kept > 0 {
         text.push_str(&format!(
-            "{} files stood there already as they should\n",
-            document.files_kept
+            "kept: {} files that stood there already, {} with what an interrupted restore had begun\n",
+            document.files_kept,
+            bytes(document.bytes_kept),
         ));
     }
     if document.files_verified > 0 {
