@@ -85,7 +85,8 @@ pub enum Violation {
 /// What is known of a body on its way in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Expected {
-    /// The route named for it; `None` while the header that names it is still on another connection.
+    /// The route named for it; `None` while the header that names it, where the caller didn't, is still on another
+    /// connection.
     pub route: Option<Route>,
     /// Its length, or the most that it may have while the header isn't here.
     pub bytes_max: u64,
@@ -161,6 +162,10 @@ impl Calls {
         };
         if let Some(got) = incoming.route_seen.filter(|seen| *seen != route) {
             let want = route;
+            return Err(Violation::WrongRoute { call, want, got });
+        }
+        if let Some(want) = incoming.expected.route.filter(|want| *want != route) {
+            let got = route;
             return Err(Violation::WrongRoute { call, want, got });
         }
         if bytes > incoming.expected.bytes_max || incoming.received > bytes {
@@ -308,6 +313,19 @@ mod tests {
             .unwrap();
         let got = calls.announce(CALL, Route::Storage, 10);
         assert!(matches!(got, Err(Violation::WrongRoute { .. })));
+    }
+
+    #[test]
+    fn a_header_that_names_another_route_than_the_caller_is_a_breach() {
+        let mut calls = expecting(Some(Route::Storage), 10, true);
+        let (want, got) = (Route::Storage, Route::Network);
+        let breach = Violation::WrongRoute {
+            call: CALL,
+            want,
+            got,
+        };
+        assert_eq!(calls.announce(CALL, got, 10), Err(breach));
+        assert_eq!(calls.announce(CALL, want, 10), Ok(false));
     }
 
     #[test]

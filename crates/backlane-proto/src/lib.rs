@@ -20,10 +20,11 @@ mod wire;
 pub use calls::{CallId, Calls, Fate, Violation};
 pub use codec::{ChunkFlag, ChunkHeader, CodecError};
 pub use message::{
-    Answer, ErrorCode, Event, Failure, FromClient, FromServer, Opened, Opening, Request,
+    Answer, ErrorCode, Event, Failure, FromClient, FromServer, Opened, Opening, PoolStatus, Probe,
+    ProbeDirection, Request, ServerRoutes,
 };
 pub use object::{ByteRange, ObjectId, ObjectInfo, ObjectKind, ObjectName, PackContents};
 pub use report::{ByRoute, RouteReport, Traffic};
 pub use route::{Route, RoutePolicy};
-pub use router::{Call, CallKind, Decision, Health, Reason, Refusal, decide};
+pub use router::{Call, CallKind, Decision, Health, Reason, Refusal, decide, decide_probe};
 pub use version::{Features, NoCommonVersion, Version, VersionRange};

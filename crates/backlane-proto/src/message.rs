@@ -5,6 +5,7 @@
 
 mod codes;
 mod failure;
+mod routes;
 mod show;
 
 use crate::{
@@ -19,6 +20,7 @@ use codes::{
 };
 pub use failure::{ErrorCode, Failure};
 use prost::Message as _;
+pub use routes::{PROBE_BYTES_MAX, PoolStatus, Probe, ProbeDirection, ServerRoutes};
 use uuid::Uuid;
 
 /// Entries in one page of a listing; the page stays below the largest message.
@@ -212,6 +214,10 @@ pub enum Request {
         /// A proof for each device.
         proofs: Vec<Proof>,
     },
+    /// A body for nothing but the way that it takes.
+    Probe(Probe),
+    /// How the server sees the routes of this session.
+    Routes,
     /// A sign of life.
     Ping,
     /// Ends the session.
@@ -266,6 +272,8 @@ pub enum Answer {
         /// The dynamic storage port.
         port: u16,
     },
+    /// The routes as the server sees them.
+    Routes(ServerRoutes),
     /// A sign of life.
     Ping,
     /// Of a later version.
@@ -499,6 +507,8 @@ impl FromClient {
                 slot: *slot,
                 incarnation: *incarnation,
             })),
+            Request::Probe(probe) => Some(Kind::Probe(probe.to_wire())),
+            Request::Routes => Some(Kind::Routes(wire::Empty {})),
             Request::Ping => Some(Kind::Ping(wire::Empty {})),
             Request::Close => Some(Kind::Close(wire::Empty {})),
             Request::Unsupported => None,
@@ -556,6 +566,10 @@ impl FromClient {
                 slot: meet.slot,
                 incarnation: meet.incarnation,
             },
+            Some(Kind::Probe(probe)) => {
+                Probe::from_wire(&probe)?.map_or(Request::Unsupported, Request::Probe)
+            }
+            Some(Kind::Routes(wire::Empty {})) => Request::Routes,
             Some(Kind::Ping(wire::Empty {})) => Request::Ping,
             Some(Kind::Close(wire::Empty {})) => Request::Close,
         };
@@ -596,6 +610,7 @@ impl FromServer {
                 port: (*port).into(),
             })),
             Answer::Met { epoch } => Some(Kind::Met(wire::Met { epoch: *epoch })),
+            Answer::Routes(routes) => Some(Kind::Routes(routes.to_wire())),
             Answer::Ping => Some(Kind::Ping(wire::Empty {})),
             Answer::Unknown => None,
         };
@@ -640,6 +655,7 @@ impl FromServer {
                 port: port(proved.port)?,
             },
             Some(Kind::Met(met)) => Answer::Met { epoch: met.epoch },
+            Some(Kind::Routes(routes)) => Answer::Routes(ServerRoutes::from_wire(routes)?),
             Some(Kind::Ping(wire::Empty {})) => Answer::Ping,
         };
         let call = CallId(message.call);

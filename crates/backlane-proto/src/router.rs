@@ -106,7 +106,7 @@ pub enum Reason {
     NoBody,
     /// The body is small.
     Small,
-    /// The policy allows the network alone.
+    /// The policy rules the other route out.
     Policy,
     /// This host has no pool configured.
     NoPool,
@@ -142,6 +142,12 @@ pub enum Reason {
     NetworkDown,
     /// The connection that carries requests and answers was lost.
     ControlLost,
+    /// There is no connection for requests and answers.
+    Unreachable,
+    /// The server can be reached, and client and server don't agree on a session.
+    Refused,
+    /// The body is a probe of the network.
+    Probe,
 }
 
 /// Decides which route a call takes, or that none may be used.
@@ -185,6 +191,26 @@ pub fn decide(
     }
 }
 
+/// Decides about a probe, which takes the route that it names or none.
+///
+/// # Errors
+/// When the policy rules that route out for bodies, or it is down.
+pub fn decide_probe(
+    route: Route,
+    policy: RoutePolicy,
+    health: Health,
+) -> Result<Decision, Refusal> {
+    let (up, decision) = match route {
+        Route::Network => (health.network, Decision::Network(Reason::Probe)),
+        Route::Storage => (health.storage, Decision::Storage),
+    };
+    let allowed = policy.allows(route).then_some(()).ok_or(Reason::Policy);
+    match allowed.and(up) {
+        Ok(()) => Ok(decision),
+        Err(reason) => Err(Refusal { policy, reason }),
+    }
+}
+
 impl Decision {
     /// The route.
     #[must_use]
@@ -207,7 +233,7 @@ impl Decision {
 
 impl Reason {
     /// Every reason, with its number, its name in JSON and its sentence.
-    const TABLE: [(Self, u32, &'static str, &'static str); 21] = [
+    const TABLE: [(Self, u32, &'static str, &'static str); 24] = [
         (
             Self::Unknown,
             0,
@@ -221,12 +247,7 @@ impl Reason {
             "the call carries no object's bytes",
         ),
         (Self::Small, 2, "small", "the body is small"),
-        (
-            Self::Policy,
-            3,
-            "policy",
-            "the route policy allows the network alone",
-        ),
+        (Self::Policy, 3, "policy", "the route policy says so"),
         (
             Self::NoPool,
             4,
@@ -328,6 +349,24 @@ impl Reason {
             20,
             "control_lost",
             "the connection that carries requests and answers was lost",
+        ),
+        (
+            Self::Unreachable,
+            21,
+            "unreachable",
+            "the server could not be reached",
+        ),
+        (
+            Self::Refused,
+            22,
+            "refused",
+            "client and server did not agree on a session",
+        ),
+        (
+            Self::Probe,
+            23,
+            "probe",
+            "the body is a probe of the network",
         ),
     ];
 
@@ -438,6 +477,24 @@ mod tests {
                     Route::Storage => health.storage.is_ok(),
                 };
                 prop_assert!(up);
+            }
+        }
+
+        #[test]
+        fn a_probe_takes_the_route_that_it_names_where_that_is_up_and_within_the_policy(
+            by_storage in any::<bool>(), health in any_health(), policy in any_policy(),
+        ) {
+            let (route, up) = match by_storage {
+                true => (Route::Storage, health.storage),
+                false => (Route::Network, health.network),
+            };
+            match decide_probe(route, policy, health) {
+                Ok(decision) => {
+                    prop_assert!(policy.allows(route) && up.is_ok());
+                    prop_assert_eq!(decision.route(), route);
+                }
+                Err(refusal) if policy.allows(route) => prop_assert_eq!(Err(refusal.reason), up),
+                Err(refusal) => prop_assert_eq!(refusal.reason, Reason::Policy),
             }
         }
 

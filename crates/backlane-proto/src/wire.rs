@@ -148,7 +148,10 @@ pub(crate) struct Unsupported {
 pub(crate) struct FromClient {
     #[prost(uint64, tag = "1")]
     pub(crate) call: u64,
-    #[prost(oneof = "from_client::Kind", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10")]
+    #[prost(
+        oneof = "from_client::Kind",
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12"
+    )]
     pub(crate) kind: Option<from_client::Kind>,
 }
 
@@ -173,6 +176,10 @@ pub(crate) mod from_client {
         Close(super::Empty),
         #[prost(message, tag = "10")]
         Meet(super::Meet),
+        #[prost(message, tag = "11")]
+        Probe(super::Probe),
+        #[prost(message, tag = "12")]
+        Routes(super::Empty),
     }
 }
 
@@ -239,6 +246,36 @@ pub(crate) struct Met {
 }
 
 #[derive(Clone, PartialEq, Message)]
+pub(crate) struct Probe {
+    #[prost(uint32, tag = "1")]
+    pub(crate) direction: u32,
+    #[prost(uint64, tag = "2")]
+    pub(crate) bytes: u64,
+    #[prost(uint32, tag = "3")]
+    pub(crate) route: u32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Routes {
+    #[prost(uint32, optional, tag = "1")]
+    pub(crate) network_down: Option<u32>,
+    #[prost(uint32, optional, tag = "2")]
+    pub(crate) storage_down: Option<u32>,
+    #[prost(message, optional, tag = "3")]
+    pub(crate) pool: Option<PoolStatus>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct PoolStatus {
+    #[prost(bytes = "vec", tag = "1")]
+    pub(crate) uuid: Vec<u8>,
+    #[prost(uint32, optional, tag = "2")]
+    pub(crate) down: Option<u32>,
+    #[prost(string, tag = "3")]
+    pub(crate) detail: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
 pub(crate) struct Prove {
     #[prost(bytes = "vec", tag = "1")]
     pub(crate) pool: Vec<u8>,
@@ -264,7 +301,7 @@ pub(crate) struct Proof {
 pub(crate) struct FromServer {
     #[prost(uint64, tag = "1")]
     pub(crate) call: u64,
-    #[prost(oneof = "from_server::Kind", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10")]
+    #[prost(oneof = "from_server::Kind", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
     pub(crate) kind: Option<from_server::Kind>,
 }
 
@@ -289,6 +326,8 @@ pub(crate) mod from_server {
         Ping(super::Empty),
         #[prost(message, tag = "10")]
         Met(super::Met),
+        #[prost(message, tag = "11")]
+        Routes(super::Routes),
     }
 }
 

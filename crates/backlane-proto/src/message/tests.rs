@@ -65,8 +65,20 @@ fn any_request() -> impl Strategy<Value = Request> {
             incarnation,
         }),
         (member, any_proofs()).prop_map(|(member, proofs)| Request::Prove { member, proofs }),
+        (any::<bool>(), any::<u64>(), any_route()).prop_map(|(up, bytes, route)| {
+            let direction = match up {
+                true => ProbeDirection::ToServer,
+                false => ProbeDirection::ToClient,
+            };
+            Request::Probe(Probe {
+                direction,
+                bytes,
+                route,
+            })
+        }),
         proptest::sample::select(vec![
             Request::Cancel,
+            Request::Routes,
             Request::Ping,
             Request::Close,
             Request::Unsupported
@@ -100,6 +112,7 @@ fn any_answer() -> impl Strategy<Value = Answer> {
         ".{0,20}".prop_map(Answer::Unsupported),
         any::<u64>().prop_map(|epoch| Answer::Met { epoch }),
         (any_proofs(), any::<u16>()).prop_map(|(proofs, port)| Answer::Proved { proofs, port }),
+        any_server_routes().prop_map(Answer::Routes),
         proptest::sample::select(vec![
             Answer::Ready,
             Answer::Done,
@@ -107,6 +120,20 @@ fn any_answer() -> impl Strategy<Value = Answer> {
             Answer::Unknown
         ]),
     ]
+}
+
+fn any_server_routes() -> impl Strategy<Value = ServerRoutes> {
+    let reason = proptest::sample::select(Reason::all().collect::<Vec<_>>());
+    let pool = (
+        any::<u128>(),
+        proptest::option::of((reason, ".{0,20}".prop_map(String::from))),
+    );
+    let pool = pool.prop_map(|(uuid, down)| PoolStatus {
+        uuid: Uuid::from_u128(uuid),
+        down,
+    });
+    (any_health(), proptest::option::of(pool))
+        .prop_map(|(health, pool)| ServerRoutes { health, pool })
 }
 
 fn hello() -> Opening {
