@@ -18,10 +18,12 @@ mod socket;
 mod tls;
 pub mod token;
 
-pub use client::{Blocking, ClientConfig, Events, PoolChoice, RouteDown, RouteStatus, Session};
+pub use client::{
+    Blocking, ClientConfig, Events, PoolChoice, PoolUse, RouteDown, RouteStatus, Session, Survey,
+};
 pub use enroll::{EnrolledHost, enroll, enroll_through};
 pub use error::Error;
 pub use identity::{Authority, Identity, IdentityError};
 pub use pool::DESIGNATED_STORAGE_PORT;
 pub use server::{DataPorts, Server, ServerOptions, ServerPool};
-pub use storage_socket::{EngineChoice, EngineKind};
+pub use storage_socket::{EngineChoice, EngineKind, IoStats};

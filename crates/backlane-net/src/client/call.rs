@@ -16,8 +16,8 @@ use crate::{
 };
 use backlane_proto::{
     Answer, ByteRange, Call, CallId, CallKind, ChunkFlag, ChunkHeader, Decision, ObjectInfo,
-    ObjectKind, ObjectName, PackContents, Reason, Request, Route, calls::Expected,
-    codec::BODY_BYTES_MAX,
+    ObjectKind, ObjectName, PackContents, Probe, ProbeDirection, Reason, Request, Route,
+    calls::Expected, codec::BODY_BYTES_MAX, message::PROBE_BYTES_MAX,
 };
 use bytes::{Bytes, BytesMut};
 use std::{sync::Arc, time::Duration};
@@ -44,7 +44,8 @@ pub(super) enum Outcome {
     Listing(Vec<ObjectInfo>),
     Body(Bytes),
     Answer(Answer),
-    Done,
+    /// The body is where it should be; it, and the answer to it, took so long.
+    Done(Duration),
 }
 
 impl Wanted {
@@ -162,6 +163,33 @@ pub(super) async fn ask(shared: &Arc<Shared>, request: Request) -> Result<Answer
     })
 }
 
+/// Makes a probe, once: it is not repeated by another route.
+pub(super) async fn probe(shared: &Arc<Shared>, probe: Probe) -> Result<Outcome, Error> {
+    let permit = permit(shared).await?;
+    let (decision, chunks) = shared.route_probe(probe.route)?;
+    let request = Request::Probe(probe);
+    match probe.direction {
+        ProbeDirection::ToServer => {
+            let mut task = Task::begin(shared, permit, request, None)?;
+            task.way = Some((probe.route, chunks));
+            let bytes = usize::try_from(probe.bytes.min(PROBE_BYTES_MAX)).unwrap_or(usize::MAX);
+            let body = Bytes::from(vec![0; bytes]);
+            run(task, Work::Put { body, decision }).await
+        }
+        ProbeDirection::ToClient => {
+            let expected = Expected {
+                route: Some(probe.route),
+                bytes_max: probe.bytes,
+                exact: true,
+            };
+            let task = Task::begin(shared, permit, request, Some(expected))?;
+            let began = Instant::now();
+            run(task, Work::Get).await?;
+            Ok(Outcome::Done(began.elapsed()))
+        }
+    }
+}
+
 /// What a task does for its caller.
 enum Work {
     List,
@@ -244,10 +272,7 @@ impl Task {
         match work {
             Work::List => self.serve_list().await.map(Outcome::Listing),
             Work::Get => self.serve_get().await.map(Outcome::Body),
-            Work::Put { body, decision } => {
-                self.serve_put(body, decision).await?;
-                Ok(Outcome::Done)
-            }
+            Work::Put { body, decision } => self.serve_put(body, decision).await.map(Outcome::Done),
             Work::Ask => self.answer().await.map(Outcome::Answer),
         }
     }
@@ -301,19 +326,20 @@ impl Task {
         Ok(())
     }
 
-    async fn serve_put(&mut self, body: Bytes, decision: Decision) -> Result<(), Error> {
+    async fn serve_put(&mut self, body: Bytes, decision: Decision) -> Result<Duration, Error> {
         let bytes = body.len() as u64;
         match self.answer().await? {
             Answer::Ready => {}
             // The server has the object already.
-            Answer::Done => return Ok(()),
+            Answer::Done => return Ok(Duration::ZERO),
             other => return Err(self.unexpected(&other)),
         }
+        let began = Instant::now();
         self.send_body(body).await?;
         match self.answer().await? {
             Answer::Done => {
                 self.shared.account.sent(decision, bytes);
-                Ok(())
+                Ok(began.elapsed())
             }
             other => Err(self.unexpected(&other)),
         }

@@ -2,7 +2,7 @@
 
 use super::{
     ClientConfig, RouteDown,
-    line::{self, Liner, Tried},
+    line::{self, Line, Liner, Tried},
     shared::{Shared, Terms},
     storage::{Hand, Keeper},
 };
@@ -12,40 +12,71 @@ use std::{future::Future, sync::Arc, time::Duration};
 use tokio::{sync::oneshot, task::JoinSet, time::timeout};
 
 /// Connects; the session's tasks run from here on.
-pub(super) async fn connect(mut config: ClientConfig) -> Result<Arc<Shared>, Error> {
-    // Through the pool at once, beside the network.
-    let pool = config.pool.take();
-    let pool = pool.filter(|_| config.policy.allows(Route::Storage));
-    let hand = Hand::new(pool.is_some());
-    // Ends with this set, until the session holds it.
-    let mut keeping = JoinSet::new();
-    if let Some(choice) = pool {
-        keeping.spawn(Keeper::new(choice, config.identity.name(), &hand).run());
-    }
-    let liner = Arc::new(Liner::new(&config, &hand)?);
-    let line = liner.open(None, HEAD_START).await?;
-    let calls_max = usize::try_from(line.welcome.calls_max).unwrap_or(1);
-    let terms = Terms {
-        server: config.server.clone(),
-        host: line.welcome.host.clone(),
-        policy: line.welcome.policy,
-        calls_max: calls_max.clamp(1, backlane_proto::calls::CALLS_MAX as usize),
-        route_wait: config.route_wait,
-    };
-    let shared = Arc::new(Shared::new(terms, &hand));
-    let mut abandoned = Abandoned(Some(Arc::clone(&shared)));
-    shared.spawn(async move { while keeping.join_next().await.is_some() {} });
-    let (network, network_tried) = oneshot::channel();
-    let (storage, storage_tried) = oneshot::channel();
-    let tried = Tried { network, storage };
-    shared.spawn(line::keep(Arc::clone(&shared), liner, line, tried));
-    let storage = timeout(config.storage_wait, storage_tried);
-    // Whatever storage came to by then stands in the routes.
-    let _ = tokio::join!(network_tried, storage);
+pub(super) async fn connect(config: ClientConfig) -> Result<Arc<Shared>, Error> {
+    let start = Start::new(config)?;
+    let line = start.liner.open(None, HEAD_START).await?;
+    let shared = start.session(line).await;
     usable(&shared).inspect_err(|error| shared.fail(error.clone()))?;
-    shared.account.start();
-    abandoned.0 = None;
     Ok(shared)
+}
+
+/// A session before its first line.
+pub(super) struct Start {
+    config: ClientConfig,
+    pub(super) liner: Arc<Liner>,
+    hand: Arc<Hand>,
+    /// Ends with this set, until the session holds it.
+    keeping: JoinSet<()>,
+}
+
+impl Start {
+    /// Goes for the pool at once, beside the network.
+    pub(super) fn new(mut config: ClientConfig) -> Result<Self, Error> {
+        let pool = config.pool.take();
+        let pool = pool.filter(|_| config.policy.allows(Route::Storage));
+        let hand = Hand::new(pool.is_some());
+        let mut keeping = JoinSet::new();
+        if let Some(choice) = pool {
+            keeping.spawn(Keeper::new(choice, config.identity.name(), &hand).run());
+        }
+        Ok(Self {
+            liner: Arc::new(Liner::new(&config, &hand)?),
+            config,
+            hand,
+            keeping,
+        })
+    }
+
+    /// A session on this line, with whatever routes there are after the first attempts.
+    pub(super) async fn session(self, line: Line) -> Arc<Shared> {
+        let Self {
+            config,
+            liner,
+            hand,
+            mut keeping,
+        } = self;
+        let calls_max = usize::try_from(line.welcome.calls_max).unwrap_or(1);
+        let terms = Terms {
+            server: config.server,
+            host: line.welcome.host.clone(),
+            policy: line.welcome.policy,
+            calls_max: calls_max.clamp(1, backlane_proto::calls::CALLS_MAX as usize),
+            route_wait: config.route_wait,
+        };
+        let shared = Arc::new(Shared::new(terms, &hand));
+        let mut abandoned = Abandoned(Some(Arc::clone(&shared)));
+        shared.spawn(async move { while keeping.join_next().await.is_some() {} });
+        let (network, network_tried) = oneshot::channel();
+        let (storage, storage_tried) = oneshot::channel();
+        let tried = Tried { network, storage };
+        shared.spawn(line::keep(Arc::clone(&shared), liner, line, tried));
+        let storage = timeout(config.storage_wait, storage_tried);
+        // Whatever storage came to by then stands in the routes.
+        let _ = tokio::join!(network_tried, storage);
+        shared.account.start();
+        abandoned.0 = None;
+        shared
+    }
 }
 
 /// How long the network alone is tried at the beginning.

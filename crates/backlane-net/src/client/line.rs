@@ -121,12 +121,12 @@ impl Liner {
         }
     }
 
-    async fn by_network(&self, before: Option<Continues>) -> Result<Line, Error> {
+    pub(super) async fn by_network(&self, before: Option<Continues>) -> Result<Line, Error> {
         let control = self.dialer.dial(&self.server).await?;
         self.hello(control, Route::Network, before).await
     }
 
-    async fn by_storage(&self, before: Option<Continues>) -> Result<Line, Error> {
+    pub(super) async fn by_storage(&self, before: Option<Continues>) -> Result<Line, Error> {
         let no_route = |down: RouteDown| {
             let (policy, reason) = (self.policy, down.reason);
             Error::no_route(Refusal { policy, reason }, down.detail)

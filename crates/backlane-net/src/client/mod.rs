@@ -13,11 +13,12 @@ mod line;
 mod link;
 mod shared;
 mod storage;
+mod survey;
 
 use crate::{Authority, Error, Identity};
 use backlane_proto::{
-    ByteRange, Event, ObjectInfo, ObjectKind, ObjectName, PackContents, Reason, RoutePolicy,
-    RouteReport,
+    Answer, ByteRange, Event, ObjectInfo, ObjectKind, ObjectName, PackContents, Probe, Reason,
+    Request, RoutePolicy, RouteReport, ServerRoutes,
 };
 pub use blocking::Blocking;
 use bytes::Bytes;
@@ -25,7 +26,8 @@ use call::{Outcome, Wanted};
 use shared::Shared;
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 pub(crate) use storage::through_pool;
-use storage_socket::{EngineChoice, EngineKind};
+use storage_socket::{EngineChoice, EngineKind, IoStats};
+pub use survey::Survey;
 use tokio::{
     sync::{broadcast, watch},
     time::timeout,
@@ -93,6 +95,21 @@ pub struct RouteDown {
     pub detail: String,
 }
 
+/// A pool that a session has joined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolUse {
+    /// The pool.
+    pub uuid: Uuid,
+    /// The slot that was taken.
+    pub slot: u32,
+    /// How many devices it has.
+    pub devices: usize,
+    /// What does the I/O.
+    pub engine: EngineKind,
+    /// What this process has asked of the devices so far.
+    pub io: IoStats,
+}
+
 /// A session with a server. Clones share it; it ends with [`Session::close`] or when the last clone is dropped.
 #[derive(Clone)]
 pub struct Session {
@@ -138,6 +155,14 @@ impl Session {
         let shared = connect::connect(config).await?;
         let inner = Arc::new(Inner { shared });
         Ok(Self { inner })
+    }
+
+    /// Tries every connection that the policy allows, whatever comes of it, and says what did.
+    ///
+    /// # Errors
+    /// When this host's key or certificate can't be used.
+    pub async fn survey(config: ClientConfig) -> Result<Survey, Error> {
+        survey::survey(config).await
     }
 
     /// This host's name as the server knows it.
@@ -195,6 +220,29 @@ impl Session {
         self.make(Wanted::Remove(name)).await.map(drop)
     }
 
+    /// Sends a body to nowhere by a route, or has one sent by it, and says how long it took: to the server, from its word
+    /// that the body may come to its answer.
+    ///
+    /// # Errors
+    /// When the policy rules the route out, it is down, or it fails under the body; nothing is repeated.
+    pub async fn probe(&self, probe: Probe) -> Result<Duration, Error> {
+        match call::probe(&self.inner.shared, probe).await? {
+            Outcome::Done(elapsed) => Ok(elapsed),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// How the server sees the routes of this session.
+    ///
+    /// # Errors
+    /// When it doesn't say.
+    pub async fn server_routes(&self) -> Result<ServerRoutes, Error> {
+        match call::ask(&self.inner.shared, Request::Routes).await? {
+            Answer::Routes(routes) => Ok(routes),
+            other => Err(self.unexpected(&Outcome::Answer(other))),
+        }
+    }
+
     async fn make(&self, wanted: Wanted) -> Result<Outcome, Error> {
         call::make(&self.inner.shared, &wanted).await
     }
@@ -220,7 +268,19 @@ impl Session {
     /// What does the I/O on the pool, while this session has one.
     #[must_use]
     pub fn engine(&self) -> Option<EngineKind> {
-        self.inner.shared.pool.engine()
+        self.pool().map(|pool| pool.engine)
+    }
+
+    /// The pool, while this session has it.
+    #[must_use]
+    pub fn pool(&self) -> Option<PoolUse> {
+        self.inner.shared.pool.in_use()
+    }
+
+    /// How many calls are under way.
+    #[must_use]
+    pub fn calls(&self) -> usize {
+        self.inner.shared.calls()
     }
 
     /// Why the session is over, if it is.
@@ -329,6 +389,7 @@ mod tests {
     fn futures_of_a_session_run_on_any_thread() {
         fn moves<T: Send>(_: fn(ClientConfig, Session, ObjectName) -> T) {}
         moves(|config, _, _| Session::connect(config));
+        moves(|config, _, _| Session::survey(config));
         moves(|_, session, _| async move { session.list(ObjectKind::Pack).await });
         moves(|_, session, name| async move { session.get(name, None).await });
         moves(|_, session, name| async move {

@@ -7,8 +7,8 @@
 use super::{RouteDown, RouteStatus, account::Account, storage::Hand};
 use crate::{Error, framed::Chunk};
 use backlane_proto::{
-    Answer, CallId, Calls, Decision, Event, Fate, FromClient, Health, Reason, Request, Route,
-    RoutePolicy, Violation, calls::Expected,
+    Answer, CallId, Calls, Decision, Event, Fate, FromClient, Health, Reason, Refusal, Request,
+    Route, RoutePolicy, Violation, calls::Expected,
 };
 use bytes::BytesMut;
 use std::{
@@ -180,6 +180,7 @@ impl Shared {
         begun.map_err(|violation| Error::protocol("this client", violation))?;
         let put = match &request {
             Request::Put { route, .. } => Some(*route),
+            Request::Probe(probe) if expected.is_none() => Some(probe.route),
             _ => None,
         };
         if let Some(expected) = expected {
@@ -246,6 +247,11 @@ impl Shared {
     /// When the server was last heard on the line.
     pub(super) fn heard_at(&self) -> Instant {
         self.state().heard
+    }
+
+    /// How many calls are under way.
+    pub(super) fn calls(&self) -> usize {
+        self.state().pending.len()
     }
 
     /// The session has no line at present.
@@ -339,20 +345,23 @@ impl Shared {
         call: backlane_proto::Call,
     ) -> Result<(Decision, mpsc::Sender<Chunk>), Error> {
         let state = self.state();
-        if let Some(error) = &state.end {
-            return Err(error.clone());
-        }
-        let health = state.health();
-        let decision = backlane_proto::decide(call, self.policy, health, self.account.carried())
-            .map_err(|refusal| Error::no_route(refusal, state.detail(refusal.reason)))?;
-        let RouteState::Up(way) = state.route(decision.route()) else {
-            return Err(Error::protocol(
-                "this client",
-                "the router chose a route that is down",
-            ));
-        };
-        self.account.decided(decision, call.bytes);
-        Ok((decision, way.chunks.clone()))
+        let (health, carried) = (state.health(), self.account.carried());
+        let way = state.way(backlane_proto::decide(call, self.policy, health, carried))?;
+        self.account.decided(way.0, call.bytes);
+        Ok(way)
+    }
+
+    /// The way of a probe to the server.
+    pub(super) fn route_probe(
+        &self,
+        route: Route,
+    ) -> Result<(Decision, mpsc::Sender<Chunk>), Error> {
+        let state = self.state();
+        state.way(backlane_proto::decide_probe(
+            route,
+            self.policy,
+            state.health(),
+        ))
     }
 
     /// A route came up; what is given back says when the server has let go of it.
@@ -486,6 +495,24 @@ impl State {
             // A writer that has ended ends the line.
             let _ = line.send(FromClient { call, request });
         }
+    }
+
+    fn way(
+        &self,
+        decided: Result<Decision, Refusal>,
+    ) -> Result<(Decision, mpsc::Sender<Chunk>), Error> {
+        if let Some(error) = &self.end {
+            return Err(error.clone());
+        }
+        let decision =
+            decided.map_err(|refusal| Error::no_route(refusal, self.detail(refusal.reason)))?;
+        let RouteState::Up(way) = self.route(decision.route()) else {
+            return Err(Error::protocol(
+                "this client",
+                "the router chose a route that is down",
+            ));
+        };
+        Ok((decision, way.chunks.clone()))
     }
 
     fn route(&self, route: Route) -> &RouteState {

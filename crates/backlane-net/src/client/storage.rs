@@ -5,7 +5,7 @@
 //! after a while, as long as the session lasts.
 
 use super::{
-    PoolChoice, RouteDown, call,
+    PoolChoice, PoolUse, RouteDown, call,
     line::{Keys, tell_when},
     link::run_pair,
     shared::Shared,
@@ -28,9 +28,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
-use storage_socket::{
-    Doorbell, EngineKind, Identity, Pool, PoolOptions, Port, Role, SlotIndex, Stream,
-};
+use storage_socket::{Doorbell, Identity, Pool, PoolOptions, Port, Role, SlotIndex, Stream};
 use tokio::{
     sync::{Notify, oneshot, watch},
     time::{Instant, sleep},
@@ -177,9 +175,6 @@ pub(super) struct Terms {
 pub(super) async fn keep(shared: Arc<Shared>, terms: Terms, tried: Option<oneshot::Sender<()>>) {
     let mut tried = tried;
     let hand = Arc::clone(&shared.pool);
-    if !hand.is_there() {
-        return shared.route_down(Route::Storage, &RouteDown::new(Reason::NoPool, ""));
-    }
     if !shared.policy.allows(Route::Storage) {
         let down = RouteDown::new(Reason::Policy, shared.policy);
         shared.route_down(Route::Storage, &down);
@@ -187,6 +182,9 @@ pub(super) async fn keep(shared: Arc<Shared>, terms: Terms, tried: Option<onesho
             leave(pool);
         }
         return;
+    }
+    if !hand.is_there() {
+        return shared.route_down(Route::Storage, &RouteDown::new(Reason::NoPool, ""));
     }
     if terms.server_pool.is_none() {
         let down = RouteDown::new(Reason::ServerHasNoPool, &shared.server);
@@ -491,9 +489,17 @@ impl Hand {
         pool.map(|(pool, _)| pool)
     }
 
-    /// What does the pool's I/O.
-    pub(super) fn engine(&self) -> Option<EngineKind> {
-        self.lock().pool.as_ref().map(|(pool, _)| pool.engine().0)
+    /// The pool, while it is held.
+    pub(super) fn in_use(&self) -> Option<PoolUse> {
+        let held = self.lock();
+        let (pool, slot) = held.pool.as_ref()?;
+        Some(PoolUse {
+            uuid: pool.uuid(),
+            slot: slot.0,
+            devices: pool.device_count(),
+            engine: pool.engine().0,
+            io: pool.io_stats(),
+        })
     }
 
     /// The server was heard of over the network.

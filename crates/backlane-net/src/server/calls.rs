@@ -6,6 +6,7 @@
 use super::{
     Core,
     connection::failure,
+    probe::{Nowhere, Zeros},
     session::{Piece, Session},
 };
 use crate::{
@@ -14,9 +15,11 @@ use crate::{
     service::{BodySink, BodySource, ServiceError},
 };
 use backlane_proto::{
-    Answer, ByteRange, Call, CallId, CallKind, ChunkFlag, ChunkHeader, ErrorCode, Failure, Health,
-    ObjectKind, ObjectName, PackContents, Reason, Refusal, Request, Route, codec::BODY_BYTES_MAX,
-    message::LISTING_PAGE_ENTRIES,
+    Answer, ByteRange, Call, CallId, CallKind, ChunkFlag, ChunkHeader, Decision, ErrorCode,
+    Failure, Health, ObjectKind, ObjectName, PackContents, Probe, ProbeDirection, Reason, Refusal,
+    Request, Route, ServerRoutes,
+    codec::BODY_BYTES_MAX,
+    message::{LISTING_PAGE_ENTRIES, PROBE_BYTES_MAX},
 };
 use bytes::Bytes;
 use std::{future::Future, sync::Arc};
@@ -60,7 +63,10 @@ enum Failed {
     RouteEnded(Route),
     Cancelled,
     SessionOver,
-    BodyTooLarge(u64),
+    BodyTooLarge {
+        bytes: u64,
+        most: u64,
+    },
     /// The service gave more or fewer bytes than it said.
     Length {
         said: u64,
@@ -110,6 +116,15 @@ impl Serving {
                 self.last(answer.map_err(Failed::Storage)?).await;
                 Ok(())
             }
+            Request::Probe(probe) => self.probe(probe).await,
+            Request::Routes => {
+                let routes = ServerRoutes {
+                    health: self.session.health(),
+                    pool: core.storage.as_ref().map(|storage| storage.status()),
+                };
+                self.last(Answer::Routes(routes)).await;
+                Ok(())
+            }
             // Pings, closings and cancellations are no calls; the rest is of a later version.
             Request::Ping | Request::Close | Request::Cancel | Request::Unsupported => {
                 let what = format!("the request of call {}", self.call);
@@ -149,18 +164,23 @@ impl Serving {
         let objects = self.session.objects().ok_or(Failed::SessionOver)?;
         let mut source = self.or_cancelled(objects.get(name, range)).await??;
         let bytes = source.length();
-        if bytes > BODY_BYTES_MAX {
-            return Err(Failed::BodyTooLarge(bytes));
-        }
+        fits(bytes, BODY_BYTES_MAX)?;
         let kind = CallKind::Get(name.kind);
-        let (decision, chunks) = self
-            .session
-            .route_out(Call { kind, bytes }, routes)
-            .map_err(Failed::Route)?;
+        let way = self.session.route_out(Call { kind, bytes }, routes);
+        self.give(&mut *source, way.map_err(Failed::Route)?).await
+    }
+
+    /// Answers with a body.
+    async fn give(
+        &mut self,
+        source: &mut dyn BodySource,
+        (decision, chunks): (Decision, mpsc::Sender<Chunk>),
+    ) -> Result<(), Failed> {
+        let bytes = source.length();
         let answer = Answer::Body { bytes, decision };
         self.session.answer(self.call, answer).await;
         let route = decision.route();
-        let sent = self.send_body(&mut *source, bytes, route, &chunks).await;
+        let sent = self.send_body(source, bytes, route, &chunks).await;
         match &sent {
             Ok(()) => self.answered = true,
             Err(Failed::RouteEnded(_)) => {}
@@ -220,18 +240,52 @@ impl Serving {
         bytes: u64,
         route: Route,
     ) -> Result<(), Failed> {
-        let policy = self.session.policy;
-        if !policy.allows(route) {
-            let reason = Reason::Policy;
-            return Err(Failed::Route(Refusal { policy, reason }));
-        }
-        if bytes > BODY_BYTES_MAX {
-            return Err(Failed::BodyTooLarge(bytes));
-        }
+        self.within_policy(route)?;
+        fits(bytes, BODY_BYTES_MAX)?;
         let objects = self.session.objects().ok_or(Failed::SessionOver)?;
         let sink = self
             .or_cancelled(objects.put(name, contents, bytes))
             .await??;
+        self.take(sink, bytes, route).await
+    }
+
+    /// A body for nothing but its way.
+    async fn probe(&mut self, probe: Probe) -> Result<(), Failed> {
+        let Probe {
+            direction,
+            bytes,
+            route,
+        } = probe;
+        fits(bytes, PROBE_BYTES_MAX)?;
+        match direction {
+            ProbeDirection::ToServer => {
+                self.within_policy(route)?;
+                self.take(Box::new(Nowhere), bytes, route).await
+            }
+            ProbeDirection::ToClient => {
+                let way = self.session.route_probe(route).map_err(Failed::Route)?;
+                self.give(&mut Zeros::new(bytes), way).await
+            }
+        }
+    }
+
+    fn within_policy(&self, route: Route) -> Result<(), Failed> {
+        let policy = self.session.policy;
+        let reason = Reason::Policy;
+        match policy.allows(route) {
+            true => Ok(()),
+            false => Err(Failed::Route(Refusal { policy, reason })),
+        }
+    }
+
+    /// Asks for a body, and takes it.
+    async fn take(
+        &mut self,
+        sink: Box<dyn BodySink>,
+        bytes: u64,
+        route: Route,
+    ) -> Result<(), Failed> {
+        let policy = self.session.policy;
         let pieces = self.session.expect(self.call, route, bytes);
         let mut pieces = pieces.map_err(|reason| Failed::Route(Refusal { policy, reason }))?;
         self.session.answer(self.call, Answer::Ready).await;
@@ -278,6 +332,13 @@ impl Serving {
     }
 }
 
+fn fits(bytes: u64, most: u64) -> Result<(), Failed> {
+    match bytes <= most {
+        true => Ok(()),
+        false => Err(Failed::BodyTooLarge { bytes, most }),
+    }
+}
+
 impl Drop for Serving {
     fn drop(&mut self) {
         if !self.answered {
@@ -319,8 +380,8 @@ impl From<Failed> for Failure {
                 None,
             ),
             Failed::SessionOver => (ErrorCode::Failed, "the session is over".to_owned(), None),
-            Failed::BodyTooLarge(bytes) => {
-                let text = format!("{bytes} bytes are more than the {BODY_BYTES_MAX} of a session");
+            Failed::BodyTooLarge { bytes, most } => {
+                let text = format!("a body of {bytes} bytes is more than {most}");
                 (ErrorCode::BadBody, text, None)
             }
             Failed::Length { said, gave } => {

@@ -7,6 +7,7 @@
 mod calls;
 mod connection;
 mod link;
+mod probe;
 mod session;
 mod storage;
 

@@ -557,17 +557,32 @@ impl Session {
         theirs: Health,
     ) -> Result<(Decision, mpsc::Sender<Chunk>), Refusal> {
         let mut state = self.state();
-        let health = Health {
-            network: state.network.as_ref().map(|_| ()).map_err(|reason| *reason),
-            storage: state.storage.as_ref().map(|_| ()).map_err(|reason| *reason),
-        };
+        let (policy, health) = (self.policy, state.health().and(theirs));
         let carried = state.ledger.carried();
-        let decision = backlane_proto::decide(call, self.policy, health.and(theirs), carried)?;
-        let chunks = state.route(decision.route()).clone();
+        let way = state.way(
+            policy,
+            backlane_proto::decide(call, policy, health, carried)?,
+        )?;
+        state.ledger.add(way.0.route(), call.bytes);
+        Ok(way)
+    }
+
+    /// The way of a probe to the client.
+    pub(super) fn route_probe(
+        &self,
+        route: Route,
+    ) -> Result<(Decision, mpsc::Sender<Chunk>), Refusal> {
+        let state = self.state();
         let policy = self.policy;
-        let chunks = chunks.map_err(|reason| Refusal { policy, reason })?;
-        state.ledger.add(decision.route(), call.bytes);
-        Ok((decision, chunks))
+        state.way(
+            policy,
+            backlane_proto::decide_probe(route, policy, state.health())?,
+        )
+    }
+
+    /// The routes, as this side sees them.
+    pub(super) fn health(&self) -> Health {
+        self.state().health()
     }
 
     /// A route came up; refused while it is up already.
@@ -614,6 +629,24 @@ impl Ringing {
 }
 
 impl State {
+    fn health(&self) -> Health {
+        let health = |route: &Result<_, Reason>| route.as_ref().map(drop).map_err(|why| *why);
+        Health {
+            network: health(&self.network),
+            storage: health(&self.storage),
+        }
+    }
+
+    fn way(
+        &self,
+        policy: RoutePolicy,
+        decision: Decision,
+    ) -> Result<(Decision, mpsc::Sender<Chunk>), Refusal> {
+        let chunks = self.route(decision.route()).clone();
+        let chunks = chunks.map_err(|reason| Refusal { policy, reason })?;
+        Ok((decision, chunks))
+    }
+
     fn route(&self, route: Route) -> &Result<mpsc::Sender<Chunk>, Reason> {
         match route {
             Route::Network => &self.network,

@@ -17,7 +17,7 @@ use crate::{
     service::Service,
 };
 use backlane_proto::{
-    Answer, Event, Reason, Route,
+    Answer, Event, PoolStatus, Reason, Route,
     message::LogLevel,
     proof::{Member, Proof, Side},
 };
@@ -111,6 +111,14 @@ impl Storage {
     /// What does the I/O, until the server leaves the pool.
     pub(super) fn engine(&self) -> Option<EngineKind> {
         lock(&self.pool).as_ref().ok().map(|pool| pool.engine().0)
+    }
+
+    /// The pool, and whether it can be used now.
+    pub(super) fn status(&self) -> PoolStatus {
+        PoolStatus {
+            uuid: self.uuid,
+            down: self.pool().err().map(|down| (down.reason, down.detail)),
+        }
     }
 
     fn pool(&self) -> Result<Pool, RouteDown> {

@@ -15,4 +15,5 @@ mod proof;
 mod routes;
 mod service;
 mod storage;
+mod survey;
 mod world;

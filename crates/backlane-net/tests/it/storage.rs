@@ -57,7 +57,7 @@ impl Files {
         }
     }
 
-    fn client(&self, slots: &[u32]) -> PoolChoice {
+    pub(crate) fn client(&self, slots: &[u32]) -> PoolChoice {
         PoolChoice {
             uuid: None,
             devices: self.devices.clone(),
