@@ -17,8 +17,8 @@ mod survey;
 
 use crate::{Authority, Error, Identity};
 use backlane_proto::{
-    Answer, ByteRange, Event, ObjectInfo, ObjectKind, ObjectName, PackContents, Probe, Reason,
-    Request, RoutePolicy, RouteReport, ServerRoutes,
+    Answer, ByteRange, Event, Health, ObjectInfo, ObjectKind, ObjectName, PackContents, Probe,
+    Reason, Request, RoutePolicy, RouteReport, ServerRoutes,
 };
 pub use blocking::Blocking;
 use bytes::Bytes;
@@ -360,6 +360,18 @@ impl Events {
                 },
                 _ = self.over.wait_for(|over| *over) => return None,
             }
+        }
+    }
+}
+
+impl RouteStatus {
+    /// The same for the router, without the facts.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        let health = |way: &Result<(), RouteDown>| way.as_ref().copied().map_err(|it| it.reason);
+        Health {
+            network: health(&self.network),
+            storage: health(&self.storage),
         }
     }
 }

@@ -247,8 +247,12 @@ async fn open(
             calls: Calls::new(),
             open: HashMap::new(),
             ledger: ByRoute::default(),
-            network: Err(Reason::NetworkDown),
+            network: Err(match policy.allows(Route::Network) {
+                true => Reason::NetworkDown,
+                false => Reason::Policy,
+            }),
             storage: Err(match pool {
+                _ if !policy.allows(Route::Storage) => Reason::Policy,
                 Some(_) => Reason::Pending,
                 None => Reason::ServerHasNoPool,
             }),

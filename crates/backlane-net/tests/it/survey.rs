@@ -5,7 +5,7 @@ use crate::{
     storage::{Files, config, world},
     world::{Proxy, World, in_time, until},
 };
-use backlane_net::{ClientConfig, DataPorts, Error, RouteStatus, Session, Survey};
+use backlane_net::{ClientConfig, DataPorts, Error, Session, Survey};
 use backlane_proto::{
     Answer, CallId, ErrorCode, Health, ObjectKind, PoolStatus, Probe, ProbeDirection, Reason,
     Request, Route, RoutePolicy, ServerRoutes, message::PROBE_BYTES_MAX,
@@ -24,16 +24,6 @@ fn probe(direction: ProbeDirection, bytes: u64, route: Route) -> Probe {
 
 async fn survey(config: ClientConfig) -> Survey {
     in_time("a survey", Session::survey(config)).await.unwrap()
-}
-
-/// Why each of the two is down.
-fn reasons(routes: &RouteStatus) -> Health {
-    let reason =
-        |route: &Result<(), backlane_net::RouteDown>| route.clone().map_err(|it| it.reason);
-    Health {
-        network: reason(&routes.network),
-        storage: reason(&routes.storage),
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -197,18 +187,19 @@ async fn a_survey_tries_requests_by_both_mechanisms_and_bodies_by_both() {
             }
         };
         assert_eq!(
-            reasons(&found.control),
+            found.control.health(),
             ruled_out(RoutePolicy::allows_control),
             "{policy}"
         );
         assert_eq!(
-            reasons(&found.data),
+            found.data.health(),
             ruled_out(RoutePolicy::allows),
             "{policy}"
         );
-        in_time("the close", found.session.unwrap().close())
-            .await
-            .unwrap();
+        let session = found.session.unwrap();
+        let there = in_time("an answer", session.server_routes()).await.unwrap();
+        assert_eq!(there.health, found.data.health(), "{policy}");
+        in_time("the close", session.close()).await.unwrap();
     }
 }
 
@@ -223,9 +214,9 @@ async fn a_survey_says_why_there_is_no_session() {
     let found = survey(config.clone()).await;
     assert!(found.session.is_none());
     let (network, storage) = (Err(Reason::Unreachable), Err(Reason::PoolNotFound));
-    assert_eq!(reasons(&found.control), Health { network, storage });
+    assert_eq!(found.control.health(), Health { network, storage });
     let network = Err(Reason::Policy);
-    assert_eq!(reasons(&found.data), Health { network, storage });
+    assert_eq!(found.data.health(), Health { network, storage });
     let named = found.control.storage.unwrap_err().detail;
     assert!(named.contains("/nonexistent/lun7"), "{named}");
 
@@ -236,7 +227,7 @@ async fn a_survey_says_why_there_is_no_session() {
     let found = survey(config).await;
     let network = Err(Reason::Refused);
     let storage = Err(Reason::NoPool);
-    assert_eq!(reasons(&found.control), Health { network, storage });
+    assert_eq!(found.control.health(), Health { network, storage });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -249,8 +240,8 @@ async fn a_survey_finds_the_way_through_the_pool_when_there_is_no_network() {
     let found = survey(config).await;
     let network = Err(Reason::Unreachable);
     let storage = Ok(());
-    assert_eq!(reasons(&found.control), Health { network, storage });
-    assert_eq!(reasons(&found.data).storage, Ok(()));
+    assert_eq!(found.control.health(), Health { network, storage });
+    assert_eq!(found.data.health().storage, Ok(()));
     let session = found.session.unwrap();
     for direction in BOTH_WAYS {
         let probe = probe(direction, 3_000_000, Route::Storage);
