@@ -78,6 +78,8 @@ pub(crate) enum Command {
     Forget(ForgetArgs),
     /// Remove what no snapshot of a host's repository needs. Runs on the server's machine.
     Prune(PruneArgs),
+    /// Show which route each kind of call would take now, and why, and how fast both routes are. Runs on a client.
+    Path(PathArgs),
     /// Measure.
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -435,6 +437,16 @@ pub(crate) struct ForgetArgs {
 pub(crate) struct PruneArgs {
     #[command(flatten)]
     pub(crate) repository: MaintainArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PathArgs {
+    /// The server to try [default: what the configuration says; without a port, at the port of that one].
+    #[arg(value_name = "HOST[:PORT]", value_hint = ValueHint::Hostname)]
+    pub(crate) host: Option<String>,
+    /// The policy to try [default: what the configuration says, or else prefer-storage].
+    #[arg(long, value_enum, value_name = "POLICY")]
+    pub(crate) route: Option<RouteChoice>,
 }
 
 #[derive(Debug, Subcommand)]

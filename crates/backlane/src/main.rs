@@ -3,6 +3,7 @@
 //! The binary: it turns flags into calls of the libraries, and their results into output and exit codes. Exit codes:
 //! 0 done, 1 failed, 2 wrong usage, 3 done with warnings.
 
+mod advice;
 mod cli;
 mod commands;
 mod config;

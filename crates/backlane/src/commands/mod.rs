@@ -6,6 +6,7 @@ mod damage;
 pub(crate) mod documents;
 mod join;
 mod maintain;
+mod path;
 mod pool;
 mod query;
 mod restore;
@@ -37,6 +38,7 @@ pub(crate) fn run(command: &Command, context: &Context) -> Result<Outcome> {
         Command::Check(args) => query::check(args, context),
         Command::Forget(args) => maintain::forget(args, context),
         Command::Prune(args) => maintain::prune(args, context),
+        Command::Path(args) => path::run(args, context),
         Command::Bench(command) => bench::run(command, context),
     }
 }
