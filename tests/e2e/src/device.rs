@@ -4,8 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
+use crate::chain::Chain;
+use crate::lane::Side;
 use crate::output;
 
 /// The logical block size of a device.
@@ -17,17 +19,33 @@ pub enum Sector {
     B4096,
 }
 
+/// How the two sides reach the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Medium {
+    /// By loop devices over its file.
+    Plain,
+    /// By chains that can be made to fail.
+    Breakable,
+}
+
 /// One disk, seen by either side through a block device of its own.
 ///
-/// The two are loop devices over one file. They share no cache: a program that forgets direct I/O reads what it read
-/// before, as it would on two machines.
+/// The two share no cache: a program that forgets direct I/O reads what it read before, as it would on two machines.
 #[derive(Debug)]
 pub struct SharedDevice {
     /// The disk as the server sees it.
     pub at_server: PathBuf,
     /// The disk as the clients see it.
     pub at_client: PathBuf,
-    loops: [Loop; 2],
+    file: PathBuf,
+    ways: [Way; 2],
+}
+
+/// One side's way to the disk.
+#[derive(Debug)]
+enum Way {
+    Plain(Loop),
+    Breakable(Box<Chain>),
 }
 
 impl SharedDevice {
@@ -35,16 +53,41 @@ impl SharedDevice {
     ///
     /// # Errors
     /// When the kernel refuses: `dir` lies on a file system without direct I/O, say.
-    pub fn new(dir: &Path, bytes: u64, sector: Sector) -> Result<Self> {
+    pub fn new(dir: &Path, bytes: u64, sector: Sector, medium: Medium) -> Result<Self> {
         let file = dir.join(format!("{}.disk", crate::sweep::unique("shared")));
-        let made = std::fs::File::create(&file).and_then(|disk| disk.set_len(bytes));
+        let made = fs::File::create(&file).and_then(|disk| disk.set_len(bytes));
         made.with_context(|| format!("creating {}", file.display()))?;
-        let loops = [Loop::new(&file, sector)?, Loop::new(&file, sector)?];
+        let way = |side: &str| match medium {
+            Medium::Plain => Loop::new(&file, sector).map(Way::Plain),
+            Medium::Breakable => {
+                let chain = Chain::new(file.with_extension(side), &file, sector)?;
+                Ok(Way::Breakable(Box::new(chain)))
+            }
+        };
+        let ways = [way("server")?, way("client")?];
         Ok(Self {
-            at_server: loops[0].0.clone(),
-            at_client: loops[1].0.clone(),
-            loops,
+            at_server: ways[0].path().to_owned(),
+            at_client: ways[1].path().to_owned(),
+            file,
+            ways,
         })
+    }
+
+    /// One side's chain.
+    ///
+    /// # Errors
+    /// Where the medium is plain.
+    pub fn chain(&mut self, side: Side) -> Result<&mut Chain> {
+        match &mut self.ways[side as usize] {
+            Way::Plain(_) => bail!("the way to the disk can't be broken"),
+            Way::Breakable(chain) => Ok(chain),
+        }
+    }
+
+    /// What the disk is kept in: written to here, it is as if another host wrote to it.
+    #[must_use]
+    pub fn file(&self) -> &Path {
+        &self.file
     }
 
     /// Bytes read from and written to the disk from both sides, by the counters of the block layer.
@@ -52,7 +95,8 @@ impl SharedDevice {
     /// # Errors
     /// When the counters can't be read.
     pub fn bytes(&self) -> Result<u64> {
-        Ok(self.loops[0].bytes()? + self.loops[1].bytes()?)
+        let [server, client] = &self.ways;
+        Ok(server.device()?.bytes()? + client.device()?.bytes()?)
     }
 
     /// Takes the disk away from the clients: their device is empty from now on.
@@ -60,7 +104,7 @@ impl SharedDevice {
     /// # Errors
     /// When the kernel refuses.
     pub fn detach_client(&self) -> Result<()> {
-        let name = &self.loops[1].0;
+        let name = self.ways[1].device()?.path();
         let backing = Path::new("/sys/block")
             .join(name.file_name().context("a loop device has a name")?)
             .join("loop/backing_file");
@@ -73,11 +117,33 @@ impl SharedDevice {
     }
 }
 
+impl Way {
+    /// What a program opens.
+    fn path(&self) -> &Path {
+        match self {
+            Self::Plain(device) => device.path(),
+            Self::Breakable(chain) => &chain.link,
+        }
+    }
+
+    fn device(&self) -> Result<&Loop> {
+        match self {
+            Self::Plain(device) => Ok(device),
+            Self::Breakable(chain) => chain.device(),
+        }
+    }
+}
+
+/// A loop device, detached on drop.
 #[derive(Debug)]
-struct Loop(PathBuf);
+pub(crate) struct Loop(PathBuf);
 
 impl Loop {
-    fn new(file: &Path, sector: Sector) -> Result<Self> {
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub(crate) fn new(file: &Path, sector: Sector) -> Result<Self> {
         let size = match sector {
             Sector::B512 => "512",
             Sector::B4096 => "4096",

@@ -7,6 +7,7 @@
 //! Everything that is made here carries a name of its own and is gone when its value is dropped, also after a panic;
 //! what a killed test left behind, the next one sweeps away.
 
+mod chain;
 mod data;
 mod device;
 mod lane;
@@ -17,8 +18,9 @@ mod sweep;
 mod system;
 mod terminal;
 
+pub use chain::{CHAIN, Chain};
 pub use data::{plant, same};
-pub use device::{Sector, SharedDevice, Tmpfs};
+pub use device::{Medium, Sector, SharedDevice, Tmpfs};
 pub use lane::{Lane, Side, Wire};
 pub use need::{ready, ready_with};
 pub use process::{Ended, Process, binary, output, until};

@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::data::{plant, same};
-use crate::device::{Sector, SharedDevice, Tmpfs};
+use crate::device::{Medium, Sector, SharedDevice, Tmpfs};
 use crate::lane::{Lane, Side, Wire};
 use crate::process::{Ended, Process, binary, output, until};
 
@@ -27,6 +27,8 @@ pub struct Setup {
     pub pool_bytes: u64,
     /// Block size of the shared disks.
     pub sector: Sector,
+    /// How the two sides reach the shared disks.
+    pub medium: Medium,
     /// How many slots the pool has, where it isn't what `pool create` takes by default.
     pub max_members: Option<u32>,
     /// Puts the server's objects on a file system of this size.
@@ -51,6 +53,7 @@ impl Default for Setup {
             devices: 1,
             pool_bytes: 256 << 20,
             sector: Sector::B4096,
+            medium: Medium::Plain,
             max_members: None,
             objects_bytes: None,
             engine: Engine::Auto,
@@ -139,7 +142,7 @@ impl System {
         // Whole blocks, whatever their size.
         let bytes = setup.pool_bytes / u64::from(setup.devices) / 4096 * 4096;
         let devices = (0..setup.devices)
-            .map(|_| SharedDevice::new(dir.path(), bytes, setup.sector))
+            .map(|_| SharedDevice::new(dir.path(), bytes, setup.sector, setup.medium))
             .collect::<Result<_>>()?;
         let objects = setup
             .objects_bytes

@@ -8,7 +8,9 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use backlane_e2e::{Lane, Process, Sector, SharedDevice, Side, Tmpfs, Wire, output, ready};
+use backlane_e2e::{
+    Lane, Medium, Process, Sector, SharedDevice, Side, Tmpfs, Wire, output, ready, ready_with,
+};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// Runs `work` on a thread of this process that lives on one side of the wire.
@@ -88,7 +90,7 @@ fn both_sides_see_one_disk_and_its_counters_count() -> Result<()> {
     }
     let dir = tempfile::tempdir_in(backlane_e2e::base())?;
     for (sector, bytes) in [(Sector::B512, "512"), (Sector::B4096, "4096")] {
-        let device = SharedDevice::new(dir.path(), 64 << 20, sector)?;
+        let device = SharedDevice::new(dir.path(), 64 << 20, sector, Medium::Plain)?;
         for path in [&device.at_server, &device.at_client] {
             let shown = output(Command::new("blockdev").arg("--getss").arg(path))?;
             assert_eq!(shown.trim(), bytes);
@@ -114,6 +116,63 @@ fn both_sides_see_one_disk_and_its_counters_count() -> Result<()> {
 }
 
 #[test]
+fn one_side_alone_loses_the_disk_and_gets_it_back() -> Result<()> {
+    const BYTES: u64 = 8 << 20;
+    if !ready_with(&backlane_e2e::CHAIN) {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir_in(backlane_e2e::base())?;
+    let medium = Medium::Breakable;
+    let mut device = SharedDevice::new(dir.path(), BYTES, Sector::B4096, medium)?;
+    let [server, client] = [&device.at_server, &device.at_client].map(Clone::clone);
+    let at_server = |length: u64| read(&server, length);
+    let at_client = |length: u64| read(&client, length);
+    let written = fidelity::Random::new(1).bytes(usize::try_from(BYTES)?);
+    std::fs::write(device.file(), &written)?;
+
+    device.chain(Side::Client)?.fail()?;
+    assert!(at_client(4096).is_err());
+    assert!(at_server(BYTES)? == written);
+    device.chain(Side::Client)?.heal()?;
+    assert!(at_client(BYTES)? == written);
+
+    // A program that has the disk open has lost it for ever, another one finds it again.
+    let open = std::fs::File::open(&client)?;
+    device.chain(Side::Client)?.remove()?;
+    assert!((&open).read_exact(&mut [0]).is_err());
+    assert!(!client.exists());
+    assert!(at_server(BYTES)? == written);
+    device.chain(Side::Client)?.insert()?;
+    assert!((&open).read_exact(&mut [0]).is_err());
+    assert!(at_client(BYTES)? == written);
+
+    device.chain(Side::Client)?.hang()?;
+    let hanging = std::thread::spawn(move || read(&client, 4096));
+    assert!(at_server(BYTES)? == written);
+    assert!(!hanging.is_finished());
+    device.chain(Side::Client)?.resume()?;
+    assert!(hanging.join().expect("no panic")? == written[..4096]);
+
+    device.chain(Side::Server)?.set_rate(32)?;
+    let start = Instant::now();
+    assert!(at_server(BYTES)? == written);
+    // At the rate it takes two seconds; some may come at once.
+    assert!(start.elapsed() > Duration::from_secs(1));
+    Ok(())
+}
+
+/// The beginning of a device, without the kernel's cache.
+fn read(device: &Path, bytes: u64) -> Result<Vec<u8>> {
+    let mut dd = Command::new("dd");
+    dd.arg(format!("if={}", device.display()))
+        .arg(format!("count={}", bytes / 4096))
+        .args(["bs=4096", "iflag=direct"]);
+    let done = dd.output()?;
+    ensure!(done.status.success(), "{done:?}");
+    Ok(done.stdout)
+}
+
+#[test]
 fn nothing_stays_behind_not_even_after_a_panic() -> Result<()> {
     if !ready() {
         return Ok(());
@@ -123,7 +182,8 @@ fn nothing_stays_behind_not_even_after_a_panic() -> Result<()> {
     let (tell, told) = std::sync::mpsc::channel();
     let ended = std::thread::spawn(move || {
         let lane = Lane::new(Wire::GIGABIT).expect("a lane");
-        let device = SharedDevice::new(&at, 1 << 20, Sector::B512).expect("a device");
+        let device =
+            SharedDevice::new(&at, 1 << 20, Sector::B512, Medium::Plain).expect("a device");
         let tmpfs = Tmpfs::new(&at.join("full"), 1 << 20).expect("a file system");
         let mut sleep = lane.command(Side::Client, "sleep");
         let process = Process::start(sleep.arg("1000"), &at, None).expect("a process");

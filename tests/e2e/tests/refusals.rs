@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use backlane_e2e::{
-    Scene, Sector, Setup, SharedDevice, Side, System, output, plant, ready, same, until,
+    Medium, Scene, Sector, Setup, SharedDevice, Side, System, output, plant, ready, same, until,
 };
 use rustix::process::Signal;
 
@@ -106,7 +106,7 @@ fn device_of_another_pool_is_refused_by_name() -> Result<()> {
         return Ok(());
     }
     let system = System::new(&Setup::default())?;
-    let other = SharedDevice::new(&system.path(""), 64 * MIB, Sector::B4096)?;
+    let other = SharedDevice::new(&system.path(""), 64 * MIB, Sector::B4096, Medium::Plain)?;
     let mut create = system.command(Side::Server);
     output(
         create
@@ -174,7 +174,7 @@ fn disk_too_small_for_a_pool_is_refused() -> Result<()> {
         return Ok(());
     }
     let system = System::without_server(&Setup::default())?;
-    let small = SharedDevice::new(&system.path(""), MIB, Sector::B4096)?;
+    let small = SharedDevice::new(&system.path(""), MIB, Sector::B4096, Medium::Plain)?;
     let mut create = system.command(Side::Server);
     create
         .args(["pool", "create", "--name", "small"])
