@@ -72,8 +72,7 @@ impl Lane {
         ])?;
         for side in [Side::Server, Side::Client] {
             let name = lane.namespace(side);
-            let address = format!("{}/24", side.address());
-            ip(&["-n", name, "address", "add", &address, "dev", "lane"])?;
+            ip(&["-n", name, "address", "add", &prefixed(side), "dev", "lane"])?;
             ip(&["-n", name, "link", "set", "lane", "up"])?;
             ip(&["-n", name, "link", "set", "lo", "up"])?;
             if let Some(mbit) = wire.mbit {
@@ -131,6 +130,66 @@ impl Lane {
         ip(&["-n", &self.client.0, "link", "set", "lane", "up"])
     }
 
+    /// Takes the server's address away: what comes for it finds nobody.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn remove_address(&self) -> Result<()> {
+        self.server_address("del")
+    }
+
+    /// Gives the server its address again.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn add_address(&self) -> Result<()> {
+        self.server_address("add")
+    }
+
+    fn server_address(&self, verb: &str) -> Result<()> {
+        let [name, address] = [&self.server.0, &prefixed(Side::Server)];
+        ip(&["-n", name, "address", verb, address, "dev", "lane"])
+    }
+
+    /// Loses all that the server sends, in silence; what the client sends arrives. The server's packets get the address
+    /// of an interface that isn't there.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn lose_answers(&self) -> Result<()> {
+        let nobody = ["lladdr", "02:00:00:00:00:01", "dev", "lane", "nud"];
+        self.neighbour("replace", &[&nobody[..], &["permanent"]].concat())
+    }
+
+    /// Ends [`Lane::lose_answers`].
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn deliver_answers(&self) -> Result<()> {
+        self.neighbour("del", &["dev", "lane"])
+    }
+
+    fn neighbour(&self, verb: &str, more: &[&str]) -> Result<()> {
+        let to = ["-n", &self.server.0, "neigh", verb, Side::Client.address()];
+        ip(&[&to[..], more].concat())
+    }
+
+    /// Resets every TCP connection that crosses the wire.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn reset_connections(&self) -> Result<()> {
+        let mut ss = self.command(Side::Server, "ss");
+        ss.args([
+            "--kill",
+            "--tcp",
+            "--numeric",
+            "dst",
+            Side::Client.address(),
+        ]);
+        output(&mut ss).map(drop)
+    }
+
     /// The name of a side's namespace, for tools that want it.
     #[must_use]
     pub fn namespace(&self, side: Side) -> &str {
@@ -159,6 +218,10 @@ impl Drop for Namespace {
             eprintln!("left behind: {why:#}");
         }
     }
+}
+
+fn prefixed(side: Side) -> String {
+    format!("{}/24", side.address())
 }
 
 fn ip(arguments: &[&str]) -> Result<()> {

@@ -10,6 +10,7 @@
 mod chain;
 mod data;
 mod device;
+mod fault;
 mod lane;
 mod need;
 mod process;
@@ -21,6 +22,7 @@ mod terminal;
 pub use chain::{CHAIN, Chain};
 pub use data::{plant, same};
 pub use device::{Medium, Sector, SharedDevice, Tmpfs};
+pub use fault::Fault;
 pub use lane::{Lane, Side, Wire};
 pub use need::{ready, ready_with};
 pub use process::{Ended, Process, binary, output, until};

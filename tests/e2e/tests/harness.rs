@@ -83,6 +83,57 @@ fn wire_carries_no_more_than_its_rate_and_its_counters_count() -> Result<()> {
     Ok(())
 }
 
+/// A connection, seen from the server's side and from the client's; neither waits longer than a second for the other.
+fn connected(lane: &Lane) -> Result<[TcpStream; 2]> {
+    const PATIENCE: Option<Duration> = Some(Duration::from_secs(1));
+    let (tell, told) = std::sync::mpsc::channel();
+    let server = on(lane, Side::Server, move || {
+        let listener = TcpListener::bind((Side::Server.address(), 0))?;
+        tell.send(listener.local_addr()?)?;
+        Ok(listener.accept()?.0)
+    })?;
+    let address = told.recv()?;
+    let client = on(lane, Side::Client, move || Ok(TcpStream::connect(address)?))?;
+    let ends = [server, client].map(|end| end.join().expect("nobody panics"));
+    let [server, client] = ends;
+    let ends = [server?, client?];
+    for end in &ends {
+        end.set_read_timeout(PATIENCE)?;
+    }
+    Ok(ends)
+}
+
+#[test]
+fn network_loses_answers_alone_or_everything_until_it_is_mended() -> Result<()> {
+    if !ready_with(&["ss"]) {
+        return Ok(());
+    }
+    let lane = Lane::new(Wire::GIGABIT)?;
+    let [mut server, mut client] = connected(&lane)?;
+    let mut byte = [0];
+
+    lane.lose_answers()?;
+    client.write_all(b"q")?;
+    server.read_exact(&mut byte)?;
+    server.write_all(b"a")?;
+    assert!(client.read_exact(&mut byte).is_err());
+    lane.deliver_answers()?;
+    client.set_read_timeout(None)?;
+    client.read_exact(&mut byte)?;
+
+    lane.remove_address()?;
+    client.write_all(b"q")?;
+    assert!(server.read_exact(&mut byte).is_err());
+    lane.add_address()?;
+    server.set_read_timeout(None)?;
+    server.read_exact(&mut byte)?;
+
+    lane.reset_connections()?;
+    let reset = client.read_exact(&mut byte).expect_err("a reset");
+    assert_eq!(reset.kind(), std::io::ErrorKind::ConnectionReset);
+    Ok(())
+}
+
 #[test]
 fn both_sides_see_one_disk_and_its_counters_count() -> Result<()> {
     if !ready() {
