@@ -1,9 +1,10 @@
-//! Tasks of the developers: `cargo xtask tidy`, `sim`, `fuzz`, `bench` and `ci`.
+//! Tasks of the developers: `cargo xtask tidy`, `sim`, `fuzz`, `bench`, `matrix` and `ci`.
 //!
 //! What belongs to one run of the toolchain is here rather than in shell; `./dev` only installs what is missing.
 
 mod bench;
 mod ci;
+mod e2e;
 mod fuzz;
 mod sim;
 mod tidy;
@@ -30,6 +31,8 @@ enum Task {
     Fuzz(fuzz::FuzzArgs),
     /// Measure storage sockets on four kinds of devices, as root: the figures of docs/performance.md.
     Bench(bench::BenchArgs),
+    /// Make every fault at every moment of jobs, as root, and print what comes of them: docs/reliability.md.
+    Matrix(e2e::ProgramArgs),
     /// Everything that a change must pass, with the time of each step.
     Ci,
 }
@@ -52,6 +55,7 @@ fn main() -> Result<ExitCode> {
         Task::Sim(args) => sim::run(&root, &args),
         Task::Fuzz(args) => fuzz::run(&root, &args),
         Task::Bench(args) => bench::run(&root, &args),
+        Task::Matrix(args) => e2e::run(&root, "fault-matrix", &args),
         Task::Ci => ci::run(&root),
     }
 }

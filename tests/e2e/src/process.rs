@@ -153,6 +153,17 @@ impl Process {
         Ok(self.child.try_wait().context("waiting")?.is_none())
     }
 
+    /// Whether it has ended, as far as it could: a thread that the kernel keeps in an I/O on a device that hangs ends with
+    /// that I/O, and until then nobody learns how the program ended.
+    ///
+    /// # Errors
+    /// When the system can't say.
+    pub fn has_exited(&mut self) -> Result<bool> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id()));
+        let zombie = status.is_ok_and(|status| status.contains("\nState:\tZ"));
+        Ok(zombie || !self.is_running()?)
+    }
+
     /// Whether it does I/O by `io_uring`, as the kernel's list of its open files has it.
     ///
     /// # Errors

@@ -129,16 +129,8 @@ impl Scene {
     /// Waits until no living process holds a connection through the pool.
     ///
     /// # Errors
-    /// When one goes on to do so.
+    /// As [`System::connections_are_gone`].
     pub fn connections_are_gone(&self) -> Result<()> {
-        until("no member has a connection", || {
-            let document = self.system.members()?;
-            let members = document["members"].as_array();
-            ensure!(members.is_some(), "no members in {document}");
-            Ok(members
-                .into_iter()
-                .flatten()
-                .all(|member| member["state"] != "alive" || member["connections"] == 0))
-        })
+        self.system.connections_are_gone()
     }
 }

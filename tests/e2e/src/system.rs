@@ -500,6 +500,34 @@ impl System {
         Ok(())
     }
 
+    /// Runs restic, the stock tool of the format, on a client's repository.
+    ///
+    /// # Errors
+    /// When it can't be started or doesn't end; a failure is in what it returns.
+    pub fn restic(&self, client: &Client, arguments: &[&str]) -> Result<Ended> {
+        let mut command = Command::new("restic");
+        command.arg("--repo").arg(self.repository(client)?);
+        command.arg("--password-file").arg(&client.key_file);
+        command.args(["--no-lock", "--no-cache"]).args(arguments);
+        Process::start(&mut command, self.dir.path(), Some(""))?.wait()
+    }
+
+    /// Waits until no living process holds a connection through the pool.
+    ///
+    /// # Errors
+    /// When one goes on to do so.
+    pub fn connections_are_gone(&self) -> Result<()> {
+        until("no member has a connection", || {
+            let document = self.members()?;
+            let members = document["members"].as_array();
+            ensure!(members.is_some(), "no members in {document}");
+            Ok(members
+                .into_iter()
+                .flatten()
+                .all(|member| member["state"] != "alive" || member["connections"] == 0))
+        })
+    }
+
     /// The members of the pool, as the server's administrator sees them.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Result, ensure};
-use backlane_e2e::{Client, Ended, Process, Setup, System, ready, ready_with, same};
+use backlane_e2e::{Client, Process, Setup, System, ready, ready_with, same};
 use fidelity::{Difference, Kind, TreeOptions, make_tree};
 
 /// All that a tree can have.
@@ -122,17 +122,12 @@ fn stock_restic_reads_what_was_written() -> Result<()> {
     grow(&source, &options)?;
     system.backup(&client, &source, &[])?.success()?;
 
-    let restic = |arguments: &[&str]| -> Result<Ended> {
-        let mut command = Command::new("restic");
-        command.arg("--repo").arg(system.repository(&client)?);
-        command.arg("--password-file").arg(&client.key_file);
-        command.args(["--no-lock", "--no-cache"]).args(arguments);
-        Process::start(&mut command, &system.path(""), Some(""))?.wait()
-    };
-    let checked = restic(&["check", "--read-data"])?.success()?;
+    let checked = system
+        .restic(&client, &["check", "--read-data"])?
+        .success()?;
     assert!(checked.stdout.contains("no errors were found"), "{checked}");
     let at = target.display().to_string();
-    let restored = restic(&["restore", "latest", "--target", &at])?;
+    let restored = system.restic(&client, &["restore", "latest", "--target", &at])?;
     println!("{restored}");
     let within = target.join(source.strip_prefix("/")?);
     let differences = fidelity::compare(&source, &within)?;
