@@ -1,7 +1,7 @@
 //! `backlane path` says which route calls would take and why, whatever is wrong, and jobs then take it.
 
 use anyhow::{Context, Result};
-use backlane_e2e::{Client, Job, Sector, Setup, SharedDevice, Side, System, output, ready};
+use backlane_e2e::{Client, Job, Medium, Sector, Setup, SharedDevice, Side, System, output, ready};
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
@@ -146,7 +146,7 @@ fn path_names_what_is_wrong_with_the_pool_and_what_to_do() -> Result<()> {
     let system = System::new(&Setup::default())?;
     let (without, joined) = system.join("without", &system.token("without", &[])?, &[])?;
     joined.success()?;
-    let other = SharedDevice::new(&system.path(""), 64 * MIB, Sector::B4096)?;
+    let other = SharedDevice::new(&system.path(""), 64 * MIB, Sector::B4096, Medium::Plain)?;
     let mut create = system.command(Side::Server);
     output(
         create

@@ -429,7 +429,7 @@ impl Task {
                             let detail = format!("server {server}: {}", failure.text);
                             if let Some((route, way)) = &self.way {
                                 let down = RouteDown::new(reason, &detail);
-                                self.shared.left_there(*route, way, down);
+                                self.shared.left_there(*route, Some(way), down);
                             }
                             Error::NoRoute {
                                 policy: self.shared.policy,

@@ -58,6 +58,8 @@ pub(super) async fn read_control<R: AsyncRead + Unpin>(shared: &Shared, mut from
             }
             // The confirmation of a close.
             (CallId::SESSION, Answer::Done) => return Error::Closed,
+            // Unasked: its end of a pair is gone.
+            (CallId::SESSION, Answer::Routes(routes)) => shared.server_lost(routes),
             (call, answer) => {
                 if let Err(violation) = shared.answered(call, answer) {
                     return Error::protocol(server, violation);

@@ -8,7 +8,7 @@ use super::{RouteDown, RouteStatus, account::Account, storage::Hand};
 use crate::{Error, framed::Chunk};
 use backlane_proto::{
     Answer, CallId, Calls, Decision, Event, Fate, FromClient, Health, Reason, Refusal, Request,
-    Route, RoutePolicy, Violation, calls::Expected,
+    Route, RoutePolicy, ServerRoutes, Violation, calls::Expected,
 };
 use bytes::BytesMut;
 use std::{
@@ -381,10 +381,16 @@ impl Shared {
     }
 
     /// The server has said of a body on this way that its end of the pair is gone, which may take this side long to see.
-    pub(super) fn left_there(&self, route: Route, way: &mpsc::Sender<Chunk>, down: RouteDown) {
+    pub(super) fn left_there(
+        &self,
+        route: Route,
+        way: Option<&mpsc::Sender<Chunk>>,
+        down: RouteDown,
+    ) {
         let mut state = self.state();
         let known = state.route_mut(route);
-        if matches!(known, RouteState::Up(known) if known.chunks.same_channel(way)) {
+        let is_way = |known: &Way| way.is_none_or(|way| known.chunks.same_channel(way));
+        if matches!(known, RouteState::Up(known) if is_way(known)) {
             let before = std::mem::replace(known, RouteState::Down(down.clone()));
             if let RouteState::Up(Way { leave, .. }) = before {
                 self.account.lost(route, &down);
@@ -392,6 +398,17 @@ impl Shared {
                 let _ = leave.send(down);
             }
             self.changes.send_replace(());
+        }
+    }
+
+    /// The server has lost its end of the storage pair. What it says comes in the order of its answers, so that a pair which
+    /// is up here is the one that it means.
+    pub(super) fn server_lost(&self, routes: ServerRoutes) {
+        if let Err(reason) = routes.health.storage {
+            let pool = routes.pool.and_then(|pool| pool.down);
+            let detail = pool.map_or_else(String::new, |(_, detail)| detail);
+            let detail = format!("server {}: {detail}", self.server);
+            self.left_there(Route::Storage, None, RouteDown::new(reason, detail));
         }
     }
 

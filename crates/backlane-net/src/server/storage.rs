@@ -17,7 +17,7 @@ use crate::{
     service::Service,
 };
 use backlane_proto::{
-    Answer, Event, PoolStatus, Reason, Route,
+    Answer, CallId, Event, PoolStatus, Reason, Route, ServerRoutes,
     message::LogLevel,
     proof::{Member, Proof, Side},
 };
@@ -450,17 +450,24 @@ async fn data_pair(
     };
     session.log(LogLevel::Info, format!("storage: {down}"));
     let slot = SlotIndex(member.slot);
-    // A later pair of the same slot may have the bell by now.
-    let mut bells = lock(&storage.bells);
-    if bells.get(&slot).is_some_and(|bell| bell.pair == pair) {
-        bells.remove(&slot);
-        session.ring_no_more(slot);
-        if let Ok(pool) = storage.pool() {
-            pool.set_doorbell(slot, Doorbell::Absent);
+    {
+        // A later pair of the same slot may have the bell by now.
+        let mut bells = lock(&storage.bells);
+        if bells.get(&slot).is_some_and(|bell| bell.pair == pair) {
+            bells.remove(&slot);
+            session.ring_no_more(slot);
+            if let Ok(pool) = storage.pool() {
+                pool.set_doorbell(slot, Doorbell::Absent);
+            }
         }
     }
-    drop(bells);
     tracing::info!(host = %session.host, %slot, %down, "storage pair ended");
+    if !session.is_over() {
+        // Where this side alone has lost the device, the client would wait for bodies that are on their way for ever.
+        let (health, pool) = (session.health(), Some(storage.status()));
+        let routes = Answer::Routes(ServerRoutes { health, pool });
+        session.answer(CallId::SESSION, routes).await;
+    }
 }
 
 async fn carry(session: &Session, listener: Listener, member: Member) -> RouteDown {
