@@ -226,12 +226,15 @@ pub(super) async fn keep(shared: Arc<Shared>, liner: Arc<Liner>, first: Line, tr
     let ended = loop {
         let (route, before) = (line.route, line.id());
         let begun = Instant::now();
-        let lost = run(&shared, &liner, line, tried.take()).await;
+        let (lost, mut hung) = run(&shared, &liner, line, tried.take()).await;
         if shared.is_ending() || is_final(&lost) {
             break lost;
         }
         tracing::warn!(server = %shared.server, %route, error = %lost, "requests have no way to the server");
         shared.line_lost(route, &lost);
+        // Nothing of it may act on the next line.
+        hung.shutdown().await;
+        shared.nothing_is_up(&lost);
         if begun.elapsed() < FLAP {
             pauses.pause().await;
         }
@@ -299,8 +302,13 @@ async fn again(
     }
 }
 
-/// Runs a line, and what hangs on it, until it ends.
-async fn run(shared: &Arc<Shared>, liner: &Arc<Liner>, line: Line, tried: Option<Tried>) -> Error {
+/// Runs a line, and what hangs on it, until it ends; what hangs on it has to end then.
+async fn run(
+    shared: &Arc<Shared>,
+    liner: &Arc<Liner>,
+    line: Line,
+    tried: Option<Tried>,
+) -> (Error, JoinSet<()>) {
     let id = line.id();
     let (requests, to_send) = mpsc::unbounded_channel();
     shared.line_up(line.route, requests);
@@ -338,9 +346,7 @@ async fn run(shared: &Arc<Shared>, liner: &Arc<Liner>, line: Line, tried: Option
         error = write_control(shared, to, to_send) => error,
         error = watch_control(shared, line.route) => error,
     };
-    // Nothing of it may act on the next line.
-    hung.shutdown().await;
-    lost
+    (lost, hung)
 }
 
 impl Line {

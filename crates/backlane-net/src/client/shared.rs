@@ -233,6 +233,14 @@ impl Shared {
         }
     }
 
+    /// A pair that came up while the line ended is none.
+    pub(super) fn nothing_is_up(&self, error: &Error) {
+        let down = RouteDown::new(Reason::ControlLost, error);
+        for route in [Route::Network, Route::Storage] {
+            self.route_down(route, &down);
+        }
+    }
+
     /// The server was heard on the line.
     pub(super) fn heard(&self) {
         self.state().heard = Instant::now();

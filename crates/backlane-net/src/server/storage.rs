@@ -462,9 +462,9 @@ async fn data_pair(
         }
     }
     tracing::info!(host = %session.host, %slot, %down, "storage pair ended");
-    if !session.is_over() {
+    let (health, pool) = (session.health(), Some(storage.status()));
+    if !session.is_over() && health.storage.is_err() {
         // Where this side alone has lost the device, the client would wait for bodies that are on their way for ever.
-        let (health, pool) = (session.health(), Some(storage.status()));
         let routes = Answer::Routes(ServerRoutes { health, pool });
         session.answer(CallId::SESSION, routes).await;
     }
