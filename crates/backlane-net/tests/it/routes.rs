@@ -139,9 +139,11 @@ async fn bodies_leave_a_network_that_is_lost_and_return_to_it() {
     let (proxy, session) = proxied(&world, world.client("db1")).await;
     let stuck = Stuck::begin(&world, &session, 4).await;
     assert_eq!(proxy.count(), 3);
-    // The last of the three is the data connection.
-    proxy.passed.lock().unwrap()[2].abort();
-    until("another data connection", || proxy.count() == 4).await;
+    // The first of the three carries the requests; of the others either may be the data connection.
+    for passed in &proxy.passed.lock().unwrap()[1..] {
+        passed.abort();
+    }
+    until("other connections", || proxy.count() == 5).await;
     stuck.go_on(&world, &session).await;
     let report = in_time("the close", session.close()).await.unwrap();
     assert!(report.repeated.objects >= 1, "{report:?}");
@@ -200,14 +202,15 @@ async fn requests_that_lose_their_connection_are_made_again_on_another() {
     let report = in_time("the close", session.close()).await.unwrap();
     assert_eq!(report.repeated.bytes, 60_000_000, "{report:?}");
     let changes: Vec<_> = report.changes.iter().map(|it| &it.change).collect();
+    // Which of the two losses is seen first is open.
+    let lost = |change: &&Change| matches!(change, Change::ControlLost(Route::Network, ..));
+    assert!(changes[..2].iter().any(lost), "{report:?}");
     assert!(
         matches!(
-            changes[..],
+            changes[2..],
             [
-                Change::ControlLost(Route::Network, Reason::ControlLost, _),
-                Change::Lost(Route::Network, ..),
                 Change::Control(Route::Network),
-                Change::TakenBack(Route::Network),
+                Change::TakenBack(Route::Network)
             ]
         ),
         "{report:?}"
