@@ -83,7 +83,9 @@ impl World {
                 let shares = !other.group.devices.and(grant.group.devices).is_empty();
                 let is_contested = (self.contested.contains(&other.slot) && index != by)
                     || self.cloned_epoch == Some(other.epoch);
-                if is_same || !shares || is_contested {
+                // Each takes the other for its own predecessor, which the lock of one host would have kept from living.
+                let are_clones = self.cloned_epoch.is_some() && is_server(index) && index != by;
+                if is_same || !shares || is_contested || are_clones {
                     continue;
                 }
                 let overlaps = |mine: &Segment| {
