@@ -92,6 +92,16 @@ fn a_job_goes_on_through_the_pool_when_the_wire_is_cut() -> Result<()> {
     scene.system.lane.cut()?;
     let ended = backup.wait()?;
     assert_eq!(moved(&ended)?, "storage", "{ended}");
+    // Nobody waits for rings that can't come: five and a half seconds where one does.
+    let document = ended.json()?;
+    let when = |up: bool, what: &str| {
+        let mut changes = document["route_changes"].as_array().into_iter().flatten();
+        let change = changes.rfind(|change| change["up"] == up && change["what_moved"] == what);
+        change.and_then(|change| change["after_seconds"].as_f64())
+    };
+    let (lost, back) = (when(false, "requests"), when(true, "bodies"));
+    let (lost, back) = lost.zip(back).context("no such changes")?;
+    assert!(back - lost < 4.0, "{ended}");
     // The next ones begin there.
     let [backup, restore] = scene.round_trip("prefer-storage")?;
     for job in [&backup, &restore] {

@@ -453,9 +453,13 @@ impl Hand {
         held.tell();
     }
 
-    /// The line that the server has proved itself on is gone.
+    /// The line that the server has proved itself on is gone, and no ring comes any more.
     pub(super) fn unbind(&self) {
-        self.lock().bound = false;
+        let mut held = self.lock();
+        held.bound = false;
+        if let Some((pool, slot)) = &held.pool {
+            pool.set_doorbell(*slot, Doorbell::Absent);
+        }
     }
 
     /// The events connection came or went. Without it the pool must look by itself.
