@@ -1,7 +1,7 @@
 //! Which route the bulk takes: what the program says is compared with what the kernel counted.
 
 use anyhow::{Context, Result, ensure};
-use backlane_e2e::{Engine, Job, Scene, Sector, Setup, System, Wire, plant, ready, same};
+use backlane_e2e::{Engine, Fault, Job, Scene, Sector, Setup, System, Wire, plant, ready, same};
 use rustix::process::Signal;
 
 const MIB: u64 = 1 << 20;
@@ -258,4 +258,18 @@ fn report(job: &str, wire: Wire, done: &Job) -> Result<f64> {
         done.device_bytes,
     );
     Ok(ratio)
+}
+
+#[test]
+fn a_pool_that_was_written_over_is_used_by_the_next_job() -> Result<()> {
+    let Some(mut scene) = Scene::new(&Setup::default(), 64 * MIB)? else {
+        return Ok(());
+    };
+    let backup = scene.underway(8 * MIB)?;
+    backup.signal(Signal::KILL)?;
+    backup.wait()?;
+    Fault::DiskOverwritten.begin(&mut scene.system)?;
+    // It takes the slot of the first, of which nothing can be read any more, and which the server holds for alive.
+    scene.round_trip("require-storage")?;
+    Ok(())
 }
