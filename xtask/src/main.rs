@@ -1,4 +1,4 @@
-//! Tasks of the developers: `cargo xtask tidy`, `sim`, `fuzz`, `bench`, `matrix` and `ci`.
+//! Tasks of the developers: `cargo xtask tidy`, `sim`, `fuzz`, `bench`, `matrix`, `soak` and `ci`.
 //!
 //! What belongs to one run of the toolchain is here rather than in shell; `./dev` only installs what is missing.
 
@@ -33,6 +33,8 @@ enum Task {
     Bench(bench::BenchArgs),
     /// Make every fault at every moment of jobs, as root, and print what comes of them: docs/reliability.md.
     Matrix(e2e::ProgramArgs),
+    /// Run jobs for a while as random faults come and go, as root, and look for what was kept: docs/reliability.md.
+    Soak(e2e::ProgramArgs),
     /// Everything that a change must pass, with the time of each step.
     Ci,
 }
@@ -56,6 +58,7 @@ fn main() -> Result<ExitCode> {
         Task::Fuzz(args) => fuzz::run(&root, &args),
         Task::Bench(args) => bench::run(&root, &args),
         Task::Matrix(args) => e2e::run(&root, "fault-matrix", &args),
+        Task::Soak(args) => e2e::run(&root, "soak", &args),
         Task::Ci => ci::run(&root),
     }
 }

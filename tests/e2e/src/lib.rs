@@ -17,6 +17,7 @@ mod need;
 mod process;
 mod scene;
 mod seed;
+pub mod soak;
 mod sweep;
 mod system;
 mod terminal;

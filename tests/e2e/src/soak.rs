@@ -1,0 +1,252 @@
+//! The soak: jobs of both kinds beside each other, hour after hour if need be, while random faults come and go; at the end
+//! every outcome has to have been lawful, every byte right, and nothing may have been kept.
+
+mod footprint;
+mod worker;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use fidelity::Random;
+
+pub use footprint::Footprint;
+use worker::{Tally, Worker};
+
+use crate::device::Medium;
+use crate::fault::Fault;
+use crate::lane::Side;
+use crate::system::{Client, Setup, System};
+
+/// How long to soak, and what is drawn.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    /// What faults and jobs follow from.
+    pub seed: u64,
+    /// How long faults come.
+    pub length: Duration,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Soaked {
+    /// How often each outcome of a job was seen.
+    pub outcomes: BTreeMap<&'static str, u32>,
+    /// How often each fault was made.
+    pub faults: BTreeMap<&'static str, u32>,
+    /// The server, at half-time and at the end, each time without a session.
+    pub footprints: [Footprint; 2],
+    /// How many sessions found room in the pool at the same time, at half-time and at the end.
+    pub sessions: [usize; 2],
+}
+
+/// Jobs that run beside each other, and the host of each.
+const WORKERS: [&str; 3] = ["alpha", "alpha", "beta"];
+
+/// Megabits a second of the disk.
+const DISK_MBIT: u32 = 800;
+
+/// A fault lasts from half a second up to this; so does the pause before the next.
+const SPAN_MAX: Duration = Duration::from_secs(10);
+
+/// Room for the jobs that run beside each other, and so little more that segments which somebody kept are missed.
+const POOL_BYTES: u64 = 96 << 20;
+
+/// A silent peer is dead after 60 s.
+const PEER_DEAD: Duration = Duration::from_secs(65);
+
+/// How much the server's memory may have grown.
+const GROWTH_BYTES_MAX: u64 = 64 << 20;
+
+/// What workers and the maker of faults share.
+struct Soak {
+    system: Mutex<System>,
+    /// Nobody begins another job.
+    over: AtomicBool,
+    /// When faults began and ended; the last may not have ended.
+    faults: Mutex<Vec<(Instant, Option<Instant>)>>,
+}
+
+/// Soaks.
+///
+/// # Errors
+/// When the outcome of any job was against the rule, what was stored isn't right, or something was kept.
+pub fn soak(plan: Plan) -> Result<Soaked> {
+    let mut system = System::new(&Setup {
+        medium: Medium::Breakable,
+        pool_bytes: POOL_BYTES,
+        ..Setup::default()
+    })?;
+    for side in [Side::Server, Side::Client] {
+        system.devices[0].chain(side)?.set_rate(DISK_MBIT)?;
+    }
+    let clients = BTreeMap::from([
+        ("alpha", system.client("alpha")?),
+        ("beta", system.client("beta")?),
+    ]);
+    let mut workers: Vec<_> = (0..)
+        .zip(WORKERS)
+        .map(|(number, host)| Worker::new(number, &clients[host], &system, plan.seed))
+        .collect();
+    let soak = Soak {
+        system: Mutex::new(system),
+        over: AtomicBool::new(false),
+        faults: Mutex::default(),
+    };
+    let mut random = Random::labelled(plan.seed, b"faults");
+    let mut faults = BTreeMap::new();
+    let mut tally = Tally::default();
+    let mut phase = |length| -> Result<(Footprint, usize)> {
+        soak.phase(length, &mut workers, &mut random, &mut faults, &mut tally)?;
+        soak.measure(&clients)
+    };
+    // Whatever is made once and kept has been made at half-time.
+    let (before, sessions_before) = phase(plan.length / 2)?;
+    let (after, sessions_after) = phase(plan.length / 2)?;
+    let soaked = Soaked {
+        outcomes: tally.outcomes,
+        faults,
+        footprints: [before, after],
+        sessions: [sessions_before, sessions_after],
+    };
+    ensure!(
+        tally.unlawful.is_empty(),
+        "against the rule: {}",
+        tally.unlawful.join("\n\n")
+    );
+    soaked.nothing_was_kept()?;
+    let system = soak.system();
+    for client in clients.values() {
+        system
+            .restic(client, &["check", "--read-data"])?
+            .success()?;
+    }
+    Ok(soaked)
+}
+
+impl Soak {
+    fn system(&self) -> MutexGuard<'_, System> {
+        self.system.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets jobs run and makes faults, and waits for the last job.
+    fn phase(
+        &self,
+        length: Duration,
+        workers: &mut [Worker],
+        random: &mut Random,
+        faults: &mut BTreeMap<&'static str, u32>,
+        tally: &mut Tally,
+    ) -> Result<()> {
+        self.over.store(false, Ordering::SeqCst);
+        std::thread::scope(|scope| {
+            let running: Vec<_> = workers
+                .iter_mut()
+                .map(|worker| scope.spawn(|| worker.work(self)))
+                .collect();
+            let made = self.make_faults(Instant::now() + length, random, faults);
+            self.over.store(true, Ordering::SeqCst);
+            for worker in running {
+                tally.add(worker.join().expect("a worker doesn't panic")?);
+            }
+            made
+        })
+    }
+
+    fn make_faults(
+        &self,
+        end: Instant,
+        random: &mut Random,
+        faults: &mut BTreeMap<&'static str, u32>,
+    ) -> Result<()> {
+        while Instant::now() < end {
+            std::thread::sleep(span(random));
+            let fault = MADE[below(random, MADE.len())];
+            *faults.entry(fault.name()).or_default() += 1;
+            self.faults().push((Instant::now(), None));
+            fault.begin(&mut self.system())?;
+            std::thread::sleep(span(random));
+            fault.end(&mut self.system())?;
+            if let Some((_, ended)) = self.faults().last_mut() {
+                *ended = Some(Instant::now());
+            }
+        }
+        Ok(())
+    }
+
+    fn faults(&self) -> MutexGuard<'_, Vec<(Instant, Option<Instant>)>> {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a fault was there at any time of these.
+    fn had_fault(&self, from: Instant, to: Instant) -> bool {
+        let faults = self.faults();
+        let mut faults = faults.iter();
+        faults.any(|(begun, ended)| *begun < to && ended.is_none_or(|ended| ended > from))
+    }
+
+    /// What the server holds when nothing runs, and how many sessions have room in the pool.
+    fn measure(&self, clients: &BTreeMap<&str, Client>) -> Result<(Footprint, usize)> {
+        // Whoever was killed holds segments until then.
+        std::thread::sleep(PEER_DEAD);
+        let mut system = self.system();
+        system.connections_are_gone()?;
+        let sessions = footprint::sessions_at_once(&system, clients.values());
+        let sessions = sessions.with_context(|| {
+            let server = system.server().map(|server| server.said());
+            format!("the server:\n{}", server.unwrap_or_default())
+        })?;
+        system.connections_are_gone()?;
+        let footprint = Footprint::of(system.server()?.id())?;
+        Ok((footprint, sessions))
+    }
+}
+
+impl Soaked {
+    fn nothing_was_kept(&self) -> Result<()> {
+        let [before, after] = &self.footprints;
+        let kept = || format!("at half-time {before:?}, at the end {after:?}");
+        ensure!(
+            after.open_files() <= before.open_files(),
+            "open files: {}",
+            kept()
+        );
+        ensure!(after.threads <= before.threads, "threads: {}", kept());
+        let memory_max = before.memory_bytes + GROWTH_BYTES_MAX;
+        ensure!(after.memory_bytes <= memory_max, "memory: {}", kept());
+        let [before, after] = self.sessions;
+        ensure!(
+            after == before,
+            "{before} sessions had room in the pool, {after} have now"
+        );
+        Ok(())
+    }
+}
+
+/// What is made: all but the death of the server, for whatever it keeps must add up.
+const MADE: [Fault; 11] = [
+    Fault::ServerLosesDisk,
+    Fault::ClientLosesDisk,
+    Fault::IoErrors,
+    Fault::HangingIo,
+    Fault::SlowIo,
+    Fault::DiskOverwritten,
+    Fault::CableCut,
+    Fault::AddressGone,
+    Fault::ConnectionsReset,
+    Fault::AnswersLost,
+    Fault::ServerPaused,
+];
+
+fn span(random: &mut Random) -> Duration {
+    const SPAN_MIN: Duration = Duration::from_millis(500);
+    let more = SPAN_MAX - SPAN_MIN;
+    SPAN_MIN + more.mul_f64(random.below(1000) as f64 / 1000.0)
+}
+
+/// A number below `bound`.
+fn below(random: &mut Random, bound: usize) -> usize {
+    usize::try_from(random.below(bound as u64)).expect("below a usize")
+}
