@@ -412,7 +412,7 @@ impl Coordinator {
                     host: slot.host().clone(),
                     proved: slot.proved(),
                     connections: self.held.values().filter(mine).count(),
-                    silence: slot.silence.silent(),
+                    silence: slot.silent(),
                     alive: slot.is_alive(),
                 }
             })
@@ -422,7 +422,7 @@ impl Coordinator {
     /// The member of a slot was heard of over the network: its silence counts from now.
     pub fn handle_vouched(&mut self, _now: Tick, slot: SlotIndex) {
         if let Some(slot) = self.slots.get_mut(&slot) {
-            slot.silence.reset();
+            slot.heard();
         }
     }
 

@@ -1,9 +1,10 @@
 //! Liveness by counting (§1.3): how long a peer has been silent by the observer's own successful reads.
 //!
-//! Invariant: silence grows only between two successful reads that found the same counter, and by no more than
-//! the time that one poll may take; an observer that was suspended, or whose device hung, learns nothing from that.
+//! Invariant: silence grows only by rounds in which every device that counts was read and none had a greater counter, and
+//! by no more than the time that one poll may take; an observer that was suspended, or whose device hung, learns nothing
+//! from that.
 
-use crate::types::{Counter, Tick};
+use crate::types::{Counter, DeviceIndex, DeviceMask, Tick};
 use std::time::Duration;
 
 /// The silence of one peer.
@@ -11,32 +12,49 @@ use std::time::Duration;
 pub(crate) struct Silence {
     counter: Counter,
     silent: Duration,
-    read_at: Option<Tick>,
+    /// When the last round ended.
+    round_at: Option<Tick>,
+    /// The devices that were read since.
+    read: DeviceMask,
     gap_max: Duration,
     suspected: bool,
 }
 
 impl Silence {
-    /// Counts gaps of two heartbeats at most.
+    /// Counts rounds of two heartbeats at most.
     pub(crate) fn new(heartbeat: Duration) -> Self {
         Self {
             counter: Counter(0),
             silent: Duration::ZERO,
-            read_at: None,
+            round_at: None,
+            read: DeviceMask::NONE,
             gap_max: heartbeat * 2,
             suspected: false,
         }
     }
 
-    /// A read succeeded; the newest valid counter is `counter`. Returns whether that is a sign of life.
-    pub(crate) fn observe(&mut self, now: Tick, counter: Counter) -> bool {
-        if self.read_at.is_none() || counter > self.counter {
+    /// A read of `device` succeeded; the newest valid counter is `counter`. A round takes a read of each device of `all`;
+    /// if that is none, nothing is learnt but a sign of life. Returns whether there was one.
+    pub(crate) fn observe(
+        &mut self,
+        now: Tick,
+        device: DeviceIndex,
+        counter: Counter,
+        all: DeviceMask,
+    ) -> bool {
+        if self.round_at.is_none() || counter > self.counter {
             self.counter = self.counter.max(counter);
-            self.read_at = Some(now);
+            self.round_at = Some(now);
+            self.read = DeviceMask::NONE;
             self.reset();
             return true;
         }
-        if let Some(before) = self.read_at.replace(now) {
+        self.read = self.read.or(DeviceMask::only(device));
+        if !all.is_empty()
+            && self.read.and(all) == all
+            && let Some(before) = self.round_at.replace(now)
+        {
+            self.read = DeviceMask::NONE;
             self.silent += now.since(before).min(self.gap_max);
         }
         false
@@ -70,20 +88,24 @@ mod tests {
     use super::*;
 
     const HEARTBEAT: Duration = Duration::from_secs(1);
+    const ONE: DeviceMask = DeviceMask(1);
+    const BOTH: DeviceMask = DeviceMask(3);
+
+    /// Reads a device at `at` milliseconds.
+    fn read(silence: &mut Silence, at: u64, device: u16, counter: u64, all: DeviceMask) -> bool {
+        let counter = Counter(counter);
+        silence.observe(Tick::from_millis(at), DeviceIndex(device), counter, all)
+    }
 
     #[test]
     fn silence_is_counted_only_between_successful_reads() {
         let mut silence = Silence::new(HEARTBEAT);
-        let mut now = Tick::from_millis(5);
-        silence.observe(now, Counter(7));
-        for _ in 0..10 {
-            now = now + HEARTBEAT;
-            silence.observe(now, Counter(7));
+        for beat in 0..11 {
+            read(&mut silence, 5 + beat * 1000, 0, 7, ONE);
         }
         assert_eq!(silence.silent(), HEARTBEAT * 10);
         // The observer is suspended for an hour.
-        now = now + Duration::from_secs(3600);
-        silence.observe(now, Counter(7));
+        read(&mut silence, 3_610_005, 0, 7, ONE);
         assert_eq!(silence.silent(), HEARTBEAT * 12);
         assert!(!silence.is_dead(Duration::from_secs(60)));
     }
@@ -91,11 +113,38 @@ mod tests {
     #[test]
     fn only_a_greater_counter_is_a_sign_of_life() {
         let mut silence = Silence::new(HEARTBEAT);
-        silence.observe(Tick::from_millis(0), Counter(7));
-        silence.observe(Tick::from_millis(1000), Counter(6));
-        silence.observe(Tick::from_millis(2000), Counter(7));
+        read(&mut silence, 0, 0, 7, ONE);
+        read(&mut silence, 1000, 0, 6, ONE);
+        read(&mut silence, 2000, 0, 7, ONE);
         assert_eq!(silence.silent(), HEARTBEAT * 2);
-        assert!(silence.observe(Tick::from_millis(3000), Counter(8)));
+        assert!(read(&mut silence, 3000, 0, 8, ONE));
+        assert_eq!(silence.silent(), Duration::ZERO);
+    }
+
+    #[test]
+    fn silence_counts_only_if_every_device_was_read() {
+        let mut silence = Silence::new(HEARTBEAT);
+        for beat in 0..10 {
+            read(&mut silence, beat * 1000, 0, 7, BOTH);
+        }
+        assert_eq!(silence.silent(), Duration::ZERO);
+        read(&mut silence, 9500, 1, 7, BOTH);
+        assert_eq!(silence.silent(), HEARTBEAT * 2, "one round, however long");
+        read(&mut silence, 9600, 1, 7, BOTH);
+        read(&mut silence, 10_000, 0, 7, BOTH);
+        assert_eq!(silence.silent(), HEARTBEAT * 5 / 2);
+        assert!(read(&mut silence, 11_000, 1, 8, BOTH));
+        assert_eq!(silence.silent(), Duration::ZERO);
+    }
+
+    #[test]
+    fn nothing_is_learnt_where_the_peer_cannot_be_expected_but_that_it_lives() {
+        let mut silence = Silence::new(HEARTBEAT);
+        read(&mut silence, 0, 0, 7, ONE);
+        read(&mut silence, 1000, 0, 7, ONE);
+        read(&mut silence, 2000, 0, 7, DeviceMask::NONE);
+        assert_eq!(silence.silent(), HEARTBEAT);
+        assert!(read(&mut silence, 3000, 0, 8, DeviceMask::NONE));
         assert_eq!(silence.silent(), Duration::ZERO);
     }
 
@@ -103,13 +152,13 @@ mod tests {
     fn suspicion_comes_once_at_half_the_time_out_and_again_after_a_sign_of_life() {
         let mut silence = Silence::new(HEARTBEAT);
         let dead = HEARTBEAT * 4;
-        silence.observe(Tick::from_millis(0), Counter(1));
-        silence.observe(Tick::from_millis(1000), Counter(1));
+        read(&mut silence, 0, 0, 1, ONE);
+        read(&mut silence, 1000, 0, 1, ONE);
         assert!(!silence.take_suspicion(dead));
-        silence.observe(Tick::from_millis(2000), Counter(1));
+        read(&mut silence, 2000, 0, 1, ONE);
         assert!(silence.take_suspicion(dead) && !silence.take_suspicion(dead));
         silence.reset();
-        silence.observe(Tick::from_millis(4000), Counter(1));
+        read(&mut silence, 4000, 0, 1, ONE);
         assert!(silence.take_suspicion(dead));
     }
 }

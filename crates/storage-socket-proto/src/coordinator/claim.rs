@@ -154,7 +154,8 @@ impl Coordinator {
         }
         match self.claiming.state {
             ClaimState::Watching => {
-                self.claiming.silence.observe(now, newest);
+                let there = self.areas.mask(|_| true);
+                self.claiming.silence.observe(now, index, newest, there);
             }
             ClaimState::Rereading(since) if started >= since => {
                 self.claiming.reread = self.claiming.reread.or(DeviceMask::only(index));
@@ -337,9 +338,7 @@ impl Coordinator {
                     let other = self.claiming.other.as_ref().map(|&(epoch, ..)| epoch);
                     self.claiming.predecessor = other.filter(|_| is_heir);
                     self.claiming.is_free = is_free;
-                    let newest = self.claiming.newest;
-                    self.claiming.first = Some(newest);
-                    self.claiming.silence.observe(now, newest);
+                    self.claiming.first = Some(self.claiming.newest);
                     self.claiming.state = ClaimState::Watching;
                 }
             }

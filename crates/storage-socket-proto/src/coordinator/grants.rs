@@ -15,8 +15,8 @@ use crate::{
     pair::PairOutcome,
     reasons::{RefusalReason, ResetReason},
     types::{
-        BLOCK_BYTES, ConnectionId, Counter, DeviceMask, ENTRIES, Generation, Incarnation, Port,
-        SlotIndex, Tick, UnitCount,
+        BLOCK_BYTES, ConnectionId, Counter, DeviceIndex, DeviceMask, ENTRIES, Generation,
+        Incarnation, Port, SlotIndex, Tick, UnitCount,
     },
 };
 
@@ -85,7 +85,7 @@ impl Coordinator {
             } else if pair.iter().any(|&byte| byte != 0) {
                 illegible.push(slot);
             }
-            self.watch(now, slot);
+            self.watch(now, device, slot);
         }
         self.note_scanned(now, at, (first.0, end), illegible);
     }
@@ -155,7 +155,7 @@ impl Coordinator {
         }
         if !confirms && !is_other && state == MemberState::Running {
             // It follows another coordinator, and writes to nothing that this one granted.
-            self.left_for_another(index, before);
+            self.member_left(index, before, ResetReason::PeerClosed, false);
         }
         if confirms && let Some(rest) = self.rests.remove(&index) {
             rest.release(&mut self.allocator);
@@ -207,17 +207,11 @@ impl Coordinator {
         }
     }
 
-    fn left_for_another(&mut self, index: SlotIndex, incarnation: Incarnation) {
-        if self.slots.get(&index).is_some_and(Slot::is_alive) {
-            self.member_left(index, incarnation, ResetReason::PeerClosed, false);
-        }
-    }
-
     fn member_up(&mut self, index: SlotIndex) {
         if let Some(slot) = self.slots.get_mut(&index)
             && !slot.set_alive(true)
         {
-            slot.silence.reset();
+            slot.heard();
             self.events.push_back(CoordinatorEvent::MemberUp {
                 slot: index,
                 incarnation: slot.incarnation(),
@@ -226,8 +220,8 @@ impl Coordinator {
         }
     }
 
-    /// The member is dead, has stopped, or was followed by another: what it was granted is let go of.
-    fn member_left(
+    /// The member is dead, has stopped, or was followed by another: both sides are told to end its connections.
+    fn member_down(
         &mut self,
         index: SlotIndex,
         incarnation: Incarnation,
@@ -244,16 +238,22 @@ impl Coordinator {
                 stopped,
             });
         }
-        let is_theirs =
-            |held: &&Held| held.grant.slot == index && held.grant.incarnation == incarnation;
-        let theirs: Vec<(usize, ConnectionId)> = self
-            .held
-            .values()
-            .filter(is_theirs)
-            .map(|held| (held.entry, held.grant.connection))
-            .collect();
-        for (at, connection) in theirs {
+        for (_, connection) in self.granted(index, incarnation) {
             self.answer_closed(connection, Some(reason));
+            self.tell_closed(connection, Some(reason));
+        }
+    }
+
+    /// The member writes to nothing any more: what it was granted is let go of.
+    fn member_left(
+        &mut self,
+        index: SlotIndex,
+        incarnation: Incarnation,
+        reason: ResetReason,
+        stopped: bool,
+    ) {
+        self.member_down(index, incarnation, reason, stopped);
+        for (at, connection) in self.granted(index, incarnation) {
             self.let_go(index, at, connection, Some(reason));
         }
         if let Some(slot) = self.slots.get_mut(&index)
@@ -264,50 +264,67 @@ impl Coordinator {
         }
     }
 
+    /// What a member was granted, and its place in the member's page.
+    fn granted(&self, index: SlotIndex, incarnation: Incarnation) -> Vec<(usize, ConnectionId)> {
+        let is_theirs =
+            |held: &&Held| held.grant.slot == index && held.grant.incarnation == incarnation;
+        let theirs = self.held.values().filter(is_theirs);
+        theirs
+            .map(|held| (held.entry, held.grant.connection))
+            .collect()
+    }
+
+    /// The driver is told, once, that the other side's end is over.
+    fn tell_closed(&mut self, connection: ConnectionId, reason: Option<ResetReason>) {
+        if let Some(held) = self.held.get_mut(&connection)
+            && !std::mem::replace(&mut held.told, true)
+            && !held.drained
+        {
+            self.events
+                .push_back(CoordinatorEvent::Closed { connection, reason });
+        }
+    }
+
     /// A slot isn't allowed any more: both sides are told to end its connections. Its units are free once its member has
     /// let go of them, or is dead.
     pub(super) fn revoke(&mut self, index: SlotIndex) {
         let reason = Some(ResetReason::PeerClosed);
-        let mut theirs = Vec::new();
-        for held in self.held.values_mut() {
-            if held.grant.slot == index && !held.let_go {
-                theirs.push((held.grant.connection, !held.drained && !held.told));
-                held.told = true;
-            }
-        }
-        for (connection, is_untold) in theirs {
+        let is_theirs = |held: &&Held| held.grant.slot == index && !held.let_go;
+        let theirs = self.held.values().filter(is_theirs);
+        let theirs: Vec<ConnectionId> = theirs.map(|held| held.grant.connection).collect();
+        for connection in theirs {
             self.answer_closed(connection, reason);
-            if is_untold {
-                self.events
-                    .push_back(CoordinatorEvent::Closed { connection, reason });
-            }
+            self.tell_closed(connection, reason);
         }
     }
 
-    /// Counts a slot's silence after its pages were read.
-    fn watch(&mut self, now: Tick, index: SlotIndex) {
+    /// Counts a slot's silence after its pages were read on a device.
+    fn watch(&mut self, now: Tick, device: DeviceIndex, index: SlotIndex) {
         let dead = self.config.geometry.timeouts().dead;
+        let all = self.config.geometry.all_devices().and(self.config.devices);
         let newest = self
             .slots
             .get(&index)
             .map_or(Counter(0), |slot| slot.stamp.counter);
-        if let Some(rest) = self.rests.get_mut(&index)
-            && rest.is_dead(now, newest, dead)
-        {
-            rest.release(&mut self.allocator);
-            self.rests.remove(&index);
+        if let Some(rest) = self.rests.get_mut(&index) {
+            rest.watch(now, device, newest, all);
+            if rest.is_absent(dead) {
+                rest.release(&mut self.allocator);
+                self.rests.remove(&index);
+            }
         }
         let Some(slot) = self.slots.get_mut(&index) else {
             return;
         };
-        slot.silence.observe(now, newest);
-        if !slot.is_alive() {
-            return;
-        }
+        slot.watch(now, device);
         let incarnation = slot.incarnation();
-        if slot.silence.is_dead(dead) {
+        if slot.is_absent(dead) {
             self.member_left(index, incarnation, ResetReason::PeerDead, false);
-        } else if slot.silence.take_suspicion(dead) {
+        } else if !slot.is_alive() {
+            // Nothing more is learnt of it.
+        } else if slot.is_dead(dead) {
+            self.member_down(index, incarnation, ResetReason::PeerDead, false);
+        } else if slot.take_suspicion(dead) {
             self.events.push_back(CoordinatorEvent::MemberSuspect {
                 slot: index,
                 incarnation,
@@ -515,11 +532,7 @@ impl Coordinator {
             return;
         };
         held.let_go = true;
-        if !held.told && !held.drained {
-            held.told = true;
-            self.events
-                .push_back(CoordinatorEvent::Closed { connection, reason });
-        }
+        self.tell_closed(connection, reason);
         self.release(connection);
     }
 

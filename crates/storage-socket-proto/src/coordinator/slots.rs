@@ -24,7 +24,10 @@ use std::{
 pub(super) struct Slot {
     pub(super) stamp: Stamp,
     pub(super) page: MemberPage,
-    pub(super) silence: Silence,
+    /// By the devices that aren't lost.
+    silence: Silence,
+    /// By every device: it grows only while none is lost.
+    absence: Silence,
     alive: bool,
     devices: BTreeMap<DeviceIndex, SlotDevice>,
     pub(super) answers: [AnswerEntry; ENTRIES],
@@ -68,6 +71,7 @@ impl Slot {
             stamp,
             page,
             silence: Silence::new(geometry.timeouts().heartbeat),
+            absence: Silence::new(geometry.timeouts().heartbeat),
             alive: false,
             devices: devices.iter().map(|index| (index, device(index))).collect(),
             answers: [None; ENTRIES],
@@ -89,6 +93,56 @@ impl Slot {
 
     pub(super) fn is_alive(&self) -> bool {
         self.alive
+    }
+
+    /// The member's page was read on a device: what that tells of its life.
+    pub(super) fn watch(&mut self, now: Tick, device: DeviceIndex) {
+        let (newest, named) = (self.stamp.counter, self.page.devices);
+        let all = self.devices(|_| true);
+        let there = self.devices(|device| !device.lost);
+        let is_out_of_reach = !named.is_empty() && named.and(there).is_empty();
+        let heard = if is_out_of_reach {
+            DeviceMask::NONE
+        } else {
+            there
+        };
+        self.silence.observe(now, device, newest, heard);
+        self.absence.observe(now, device, newest, all);
+    }
+
+    /// The member was heard of by another way.
+    pub(super) fn heard(&mut self) {
+        self.silence.reset();
+        self.absence.reset();
+    }
+
+    pub(super) fn silent(&self) -> Duration {
+        self.silence.silent()
+    }
+
+    /// Whether the member is dead.
+    pub(super) fn is_dead(&self, dead: Duration) -> bool {
+        self.silence.is_dead(dead)
+    }
+
+    /// Whether the member writes to nothing any more, on a device that was lost neither.
+    pub(super) fn is_absent(&self, dead: Duration) -> bool {
+        self.absence.is_dead(dead)
+    }
+
+    /// Whether the member has become suspect: true once per silence.
+    pub(super) fn take_suspicion(&mut self, dead: Duration) -> bool {
+        self.silence.take_suspicion(dead)
+    }
+
+    /// The devices for which `holds` is true.
+    fn devices(&self, holds: impl Fn(&SlotDevice) -> bool) -> DeviceMask {
+        self.devices
+            .iter()
+            .filter(|(_, device)| holds(device))
+            .fold(DeviceMask::NONE, |mask, (&index, _)| {
+                mask.or(DeviceMask::only(index))
+            })
     }
 
     /// Whether the member uses nothing that another epoch than this granted, nor will.
@@ -165,12 +219,7 @@ impl Slot {
 
     /// The devices on which the present member's page was read.
     fn visible(&self) -> DeviceMask {
-        self.devices
-            .iter()
-            .filter(|(_, device)| !device.lost && device.stamp.writer == self.stamp.writer)
-            .fold(DeviceMask::NONE, |mask, (&index, _)| {
-                mask.or(DeviceMask::only(index))
-            })
+        self.devices(|device| !device.lost && device.stamp.writer == self.stamp.writer)
     }
 
     /// The devices that both sides have proved.
@@ -403,9 +452,19 @@ impl Rest {
         }
     }
 
-    /// The slot was read; its newest valid page has this counter. Returns whether its member is dead.
-    pub(super) fn is_dead(&mut self, now: Tick, counter: Counter, dead: Duration) -> bool {
-        self.silence.observe(now, counter);
+    /// The slot was read on one of `all` devices, which may be lost; its newest valid page has this counter.
+    pub(super) fn watch(
+        &mut self,
+        now: Tick,
+        device: DeviceIndex,
+        counter: Counter,
+        all: DeviceMask,
+    ) {
+        self.silence.observe(now, device, counter, all);
+    }
+
+    /// Whether the slot's member is dead, and writes on none of the devices.
+    pub(super) fn is_absent(&self, dead: Duration) -> bool {
         self.silence.is_dead(dead)
     }
 }

@@ -141,7 +141,7 @@ impl Member {
         let key = self.config.coordinator_key.clone();
         let newest = newest(bytes, |block| CoordinatorBlock::parse(block, &place, &key));
         let Some((stamp, block)) = newest else {
-            self.watch(now, Counter(0));
+            self.watch(now, at, Counter(0));
             return None;
         };
         let epoch = Epoch(stamp.writer);
@@ -154,10 +154,10 @@ impl Member {
                 self.followed.counter = stamp.counter;
                 self.follow(now, epoch, block);
             }
-            self.watch(now, stamp.counter);
+            self.watch(now, at, stamp.counter);
         } else {
             self.watch_rival(now, at, stamp, block);
-            self.watch(now, Counter(0));
+            self.watch(now, at, Counter(0));
         }
         let is_new_here = seen_here != Some(epoch);
         if is_new_here || was_lost != self.followed.lost {
@@ -201,7 +201,8 @@ impl Member {
             }
         }
         self.followed.rival = Some(rival);
-        if rival.advances > FOREIGN_ADVANCES_MAX && self.followed.lost {
+        let has_gone = self.followed.lost || self.is_out_of_reach();
+        if rival.advances > FOREIGN_ADVANCES_MAX && has_gone {
             self.followed.rival = None;
             self.followed.counter = stamp.counter;
             self.follow(now, epoch, block);
@@ -250,14 +251,26 @@ impl Member {
         });
     }
 
-    /// Counts the coordinator's silence.
-    fn watch(&mut self, now: Tick, counter: Counter) {
+    /// Whether every device on which the coordinator said last that it reads this member's page is lost.
+    fn is_out_of_reach(&self) -> bool {
+        let named = self.followed.devices;
+        !named.is_empty() && named.and(self.areas.mask(|_| true)).is_empty()
+    }
+
+    /// Counts the coordinator's silence after its block was read on a device.
+    fn watch(&mut self, now: Tick, at: usize, counter: Counter) {
+        let device = self.areas.devices[at].index();
+        let heard = if self.is_out_of_reach() {
+            DeviceMask::NONE
+        } else {
+            self.areas.mask(|_| true)
+        };
         let Some(epoch) = self.followed.epoch.filter(|_| !self.followed.lost) else {
             return;
         };
         let dead = self.config.geometry.timeouts().dead;
         let silence = &mut self.followed.silence;
-        silence.observe(now, counter);
+        silence.observe(now, device, counter, heard);
         if silence.is_dead(dead) {
             self.lose_coordinator();
         } else if self.followed.joined && silence.take_suspicion(dead) {

@@ -12,6 +12,7 @@ mod connection;
 mod found;
 mod ghosts;
 mod grants;
+mod parted;
 mod polling;
 mod rivals;
 mod slots;
