@@ -9,10 +9,10 @@ use crate::{
     endpoint::{Ended, Endpoint},
     pairs::Pairs,
 };
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 use storage_socket_proto::{
-    ConnectionId, Coordinator, Epoch, Fence, Grant, Incarnation, IoFailure, IoId, IoRequest,
-    Member, ResetReason, Sequence, SlotIndex, Tick,
+    ConnectionId, Coordinator, DeviceIndex, Epoch, Fence, Grant, Incarnation, IoFailure, IoId,
+    IoRequest, Member, ResetReason, Sequence, SlotIndex, Tick,
 };
 
 /// Names a host: 0 and 1 are servers', then come the members', and from [`CLONES`] on their clones'.
@@ -99,6 +99,8 @@ pub(crate) struct Host {
     machine_due: Option<Tick>,
     /// Whether it may write.
     pub(crate) fence: Fence,
+    /// The devices that its machine has lost, and until when if it has found them again.
+    away: BTreeMap<DeviceIndex, Option<Tick>>,
     /// Suspended until this tick.
     pub(crate) paused: Option<Tick>,
     pub(crate) woke: Tick,
@@ -133,6 +135,7 @@ impl Host {
             touched: Vec::new(),
             machine_due: None,
             fence: Fence::Open,
+            away: BTreeMap::new(),
             paused: None,
             woke: now,
             inbox: Vec::new(),
@@ -145,6 +148,22 @@ impl Host {
             is_stopping: false,
             rested: false,
         }
+    }
+
+    /// Its machine has lost a device.
+    pub(crate) fn lose(&mut self, device: DeviceIndex) {
+        self.away.insert(device, None);
+    }
+
+    /// Its machine has found a device again.
+    pub(crate) fn find(&mut self, now: Tick, device: DeviceIndex) {
+        self.away.insert(device, Some(now));
+    }
+
+    /// Whether a device wasn't lost to its machine within the last `span`.
+    pub(crate) fn had(&self, now: Tick, device: DeviceIndex, span: Duration) -> bool {
+        let away = self.away.get(&device);
+        away.is_none_or(|until| until.is_some_and(|until| now.since(until) > span))
     }
 
     /// Tells every connection whether it may write.

@@ -102,7 +102,8 @@ impl World {
         Ok(())
     }
 
-    /// Nobody is dead who lives, was not suspended, and isn't fenced.
+    /// Nobody is dead who lives, was not suspended, isn't fenced, and can be heard: has a device in common with the
+    /// coordinator, for two that lost different ones can't tell each other of it.
     pub(super) fn check_death(
         &self,
         by: HostIndex,
@@ -117,6 +118,13 @@ impl World {
             Some(Machine::Coordinator(coordinator)) => Some(coordinator.epoch()),
             _ => None,
         };
+        let meets = |member: &Host| {
+            let coordinator = self.hosts.get(&by);
+            self.all_devices().iter().any(|device| {
+                let had = |host: &Host| host.had(self.now, device, dead);
+                coordinator.is_some_and(had) && had(member)
+            })
+        };
         // One that has left for another coordinator is down for the first, and not dead.
         let lives = self.hosts.iter().find(|(index, host)| {
             !is_server(**index)
@@ -126,6 +134,7 @@ impl World {
                 && host.paused.is_none()
                 && host.fence == Fence::Open
                 && self.now.since(host.woke) > dead
+                && meets(host)
         });
         match lives {
             Some((index, _)) => {

@@ -121,11 +121,15 @@ impl World {
             }
             MemberEvent::DeviceLost { device, .. } => {
                 hit.transition(Transition::MemberDeviceLost);
+                host.lose(device);
                 host.abort(now, ResetReason::DeviceLost, |grant| {
                     grant.group.devices.contains(device)
                 });
             }
-            MemberEvent::DeviceFound { .. } => hit.transition(Transition::MemberDeviceFound),
+            MemberEvent::DeviceFound { device } => {
+                hit.transition(Transition::MemberDeviceFound);
+                host.find(self.now, device);
+            }
             MemberEvent::ChallengeSeen { .. } => hit.transition(Transition::ChallengeSeen),
             MemberEvent::Stopped(reason) => self.member_stopped(index, reason)?,
             _ => {}
@@ -264,12 +268,14 @@ impl World {
             }
             CoordinatorEvent::DeviceLost { device, .. } => {
                 hit.transition(Transition::CoordinatorDeviceLost);
+                host.lose(device);
                 host.abort(now, ResetReason::DeviceLost, |grant| {
                     grant.group.devices.contains(device)
                 });
             }
-            CoordinatorEvent::DeviceFound { .. } => {
+            CoordinatorEvent::DeviceFound { device } => {
                 hit.transition(Transition::CoordinatorDeviceFound);
+                host.find(self.now, device);
             }
             CoordinatorEvent::ChallengeSeen { .. } => hit.transition(Transition::ChallengeSeen),
             CoordinatorEvent::Ended(reason) => self.coordinator_ended(index, &reason)?,
