@@ -189,13 +189,20 @@ fn a_member_that_was_dead_and_follows_another_has_let_go() {
         &mut hide(&[Some(1), Some(0)]),
     );
     assert!(coordinator_events(&mut two).contains(&CoordinatorEvent::Serving));
-    let all: &mut [&mut dyn Machine] = &mut [&mut coordinator, &mut two, &mut member];
-    bench.run(3 * SECOND, all, &mut hide(&[Some(1), Some(0), None]));
-    member.close(
-        bench.now,
-        grant.connection,
-        Some(ResetReason::CoordinatorGone),
+    // It confirms the other one before the first one reads of it.
+    bench.run(
+        3 * SECOND,
+        &mut [&mut two, &mut member],
+        &mut hide(&[Some(0), None]),
     );
+    let gone = Some(ResetReason::CoordinatorGone);
+    member.close(bench.now, grant.connection, gone);
+    bench.run(
+        3 * SECOND,
+        &mut [&mut two, &mut member],
+        &mut hide(&[Some(0), None]),
+    );
+    assert_eq!(coordinator.free_units(BOTH), all_units(&bench) - 10);
     let all: &mut [&mut dyn Machine] = &mut [&mut coordinator, &mut two, &mut member];
     bench.run(3 * SECOND, all, &mut hide(&[Some(1), Some(0), None]));
     assert_eq!(member.epoch(), Some(Epoch(2)));
