@@ -24,8 +24,9 @@ const FILE_BYTES: usize = 4 << 20;
 /// How many jobs may come to nothing before one has to be done.
 const ATTEMPTS_MAX: u32 = 8;
 
-/// Before another job where one found no way.
-const PAUSE: Duration = Duration::from_secs(3);
+/// Before another job where one found no way: a device that is lost again and again is looked at once a minute at last,
+/// and with these pauses the attempts outlast that.
+const PAUSE: Duration = Duration::from_secs(10);
 
 /// One job in so many is killed.
 const KILLED_ONE_IN: usize = 10;
@@ -124,6 +125,7 @@ impl Worker {
         arguments: &[&str],
         tally: &mut Tally,
     ) -> Result<Option<Ended>> {
+        let mut last = String::new();
         for _ in 0..ATTEMPTS_MAX {
             let policy = Policy::ALL[below(&mut self.random, Policy::ALL.len())];
             let is_killed = below(&mut self.random, KILLED_ONE_IN) == 0;
@@ -136,11 +138,14 @@ impl Worker {
             match outcome {
                 Outcome::Done => return Ok(Some(ended)),
                 Outcome::Killed => {}
-                Outcome::NoWay => std::thread::sleep(PAUSE),
+                Outcome::NoWay => {
+                    last = ended.to_string();
+                    std::thread::sleep(PAUSE);
+                }
                 Outcome::Unlawful => tally.unlawful.push(format!("{policy}: {ended}")),
             }
         }
-        let never = format!("{ATTEMPTS_MAX} jobs came to nothing: {arguments:?}");
+        let never = format!("{ATTEMPTS_MAX} jobs came to nothing, the last one by {last}");
         tally.unlawful.push(never);
         Ok(None)
     }
