@@ -170,6 +170,11 @@ pub(crate) fn pool_failed(error: &PoolError) -> RouteDown {
         PoolError::SlotsTaken { .. } => Reason::SlotsBusy,
         PoolError::NoSuchSlot { .. } => Reason::SlotRefused,
         PoolError::Foreign { .. } => Reason::OtherPool,
+        PoolError::Truncated { .. }
+        | PoolError::OtherBlocks { .. }
+        | PoolError::MixedBlocks { .. }
+        | PoolError::Unfit { .. }
+        | PoolError::Geometry(_) => Reason::Geometry,
         PoolError::TimedOut { .. } => Reason::NoAnswer,
         PoolError::Stopped { .. } => Reason::DeviceError,
         PoolError::Refused { reason, .. } => match reason {
@@ -252,6 +257,40 @@ mod tests {
         assert!(holds(&key, Side::Server, &client, &server).is_empty());
         let other = Zeroizing::new([2; KEY_BYTES]);
         assert!(holds(&other, Side::Client, &client, &server).is_empty());
+    }
+
+    #[test]
+    fn a_device_that_has_changed_is_told_from_one_that_is_missing() {
+        let path = std::path::PathBuf::from("/dev/lun7");
+        let (found, expected) = (4096, 512);
+        for (error, reason) in [
+            (
+                PoolError::OtherBlocks {
+                    path: path.clone(),
+                    found,
+                    expected,
+                },
+                Reason::Geometry,
+            ),
+            (
+                PoolError::Truncated {
+                    path: path.clone(),
+                    found: 512,
+                    expected: 4096,
+                },
+                Reason::Geometry,
+            ),
+            (
+                PoolError::Os {
+                    path,
+                    action: "open",
+                    source: io::ErrorKind::NotFound.into(),
+                },
+                Reason::PoolNotFound,
+            ),
+        ] {
+            assert_eq!(pool_failed(&error).reason, reason, "{error}");
+        }
     }
 
     #[test]

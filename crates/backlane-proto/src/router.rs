@@ -148,6 +148,8 @@ pub enum Reason {
     Refused,
     /// The body is a probe of the network.
     Probe,
+    /// A device has not the size or the blocks that the pool was made with.
+    Geometry,
 }
 
 /// Decides which route a call takes, or that none may be used.
@@ -233,7 +235,7 @@ impl Decision {
 
 impl Reason {
     /// Every reason, with its number, its name in JSON and its sentence.
-    const TABLE: [(Self, u32, &'static str, &'static str); 24] = [
+    const TABLE: [(Self, u32, &'static str, &'static str); 25] = [
         (
             Self::Unknown,
             0,
@@ -367,6 +369,12 @@ impl Reason {
             23,
             "probe",
             "the body is a probe of the network",
+        ),
+        (
+            Self::Geometry,
+            24,
+            "geometry",
+            "a device of the pool has not the size or the blocks that the pool was made with",
         ),
     ];
 

@@ -43,6 +43,10 @@ pub(crate) fn about(reason: Reason) -> Option<&'static str> {
         Reason::NetworkDown => {
             "let the server's data port through the firewall: `data-ports` in its configuration sets it"
         }
+        Reason::Geometry => {
+            "give the device the size and the logical blocks that it had; otherwise, when no job runs: \
+             `backlane pool destroy`, and make the pool anew"
+        }
         Reason::ControlLost => {
             "another is opened by itself; if it happens again, look at the network between the hosts"
         }
