@@ -426,7 +426,11 @@ impl Task {
                             detail: failure.text,
                         },
                         None => {
-                            let detail = format!("server {server}: {}", failure.text);
+                            // What the server was told by this side, this side knows better.
+                            let own = self.shared.detail(reason);
+                            let own = own.filter(|own| !own.is_empty());
+                            let detail =
+                                own.unwrap_or_else(|| format!("server {server}: {}", failure.text));
                             if let Some((route, way)) = &self.way {
                                 let down = RouteDown::new(reason, &detail);
                                 self.shared.left_there(*route, Some(way), down);

@@ -195,6 +195,21 @@ impl Liner {
         })
     }
 
+    /// Nothing came of an attempt for so long.
+    fn unanswered(&self, waited: Duration) -> Error {
+        let doing = "connecting again";
+        if self.policy.allows_control(Route::Network) {
+            let peer = self.server.clone();
+            return Error::Silent {
+                peer,
+                doing,
+                waited,
+            };
+        }
+        let (policy, reason) = (self.policy, Reason::NoAnswer);
+        Error::no_route(Refusal { policy, reason }, format!("{waited:?}, {doing}"))
+    }
+
     /// Adds a connection by network to the session of a line.
     async fn attach(
         &self,
@@ -280,19 +295,27 @@ async fn again(
         let failed = match timeout_at(deadline.max(Instant::now() + LAST_ATTEMPT), opening).await {
             Ok(Err(error)) if !is_final(&error) => error,
             Ok(done) => return done,
-            Err(_) => Error::Silent {
-                peer: shared.server.clone(),
-                doing: "connecting again",
-                waited: LAST_ATTEMPT.max(shared.route_wait),
-            },
+            Err(_) => liner.unanswered(LAST_ATTEMPT.max(shared.route_wait)),
         };
         if Instant::now() >= deadline {
-            return Err(Error::Lost {
-                server: shared.server.clone(),
-                why: format!(
-                    "{lost}; for {:?} there was no other connection: {failed}",
-                    shared.route_wait
-                ),
+            let why = format!(
+                "{lost}; for {:?} there was no other connection",
+                shared.route_wait
+            );
+            return Err(match failed {
+                // The policy leaves requests nothing but the pool.
+                Error::NoRoute {
+                    policy,
+                    reason,
+                    detail,
+                } => {
+                    let detail = format!("{detail}; {why}");
+                    Error::no_route(Refusal { policy, reason }, detail)
+                }
+                failed => Error::Lost {
+                    server: shared.server.clone(),
+                    why: format!("{why}: {failed}"),
+                },
             });
         }
         tracing::debug!(server = %shared.server, error = %failed, "no way to the server yet");

@@ -463,6 +463,11 @@ impl Shared {
         self.state().route(route).status().err()
     }
 
+    /// What this side knows beside a reason for which a route is down here.
+    pub(super) fn detail(&self, reason: Reason) -> Option<String> {
+        self.state().detail(reason)
+    }
+
     /// Hands an answer to its call; answers to calls that are over are late, and skipped.
     pub(super) fn answered(&self, call: CallId, answer: Answer) -> Result<(), Violation> {
         let mut state = self.state();
@@ -529,8 +534,10 @@ impl State {
         if let Some(error) = &self.end {
             return Err(error.clone());
         }
-        let decision =
-            decided.map_err(|refusal| Error::no_route(refusal, self.detail(refusal.reason)))?;
+        let decision = decided.map_err(|refusal| {
+            let detail = self.detail(refusal.reason).unwrap_or_default();
+            Error::no_route(refusal, detail)
+        })?;
         let RouteState::Up(way) = self.route(decision.route()) else {
             return Err(Error::protocol(
                 "this client",
@@ -562,12 +569,12 @@ impl State {
     }
 
     /// What is known beside a reason.
-    fn detail(&self, reason: Reason) -> String {
+    fn detail(&self, reason: Reason) -> Option<String> {
         [&self.storage, &self.network]
             .into_iter()
             .filter_map(|route| route.status().err())
             .find(|down| down.reason == reason)
-            .map_or_else(String::new, |down| down.detail)
+            .map(|down| down.detail)
     }
 }
 
