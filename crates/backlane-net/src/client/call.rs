@@ -20,7 +20,7 @@ use backlane_proto::{
     calls::Expected, codec::BODY_BYTES_MAX, message::PROBE_BYTES_MAX,
 };
 use bytes::{Bytes, BytesMut};
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc, oneshot},
     time::{Instant, timeout_at},
@@ -66,6 +66,18 @@ impl Wanted {
     }
 }
 
+/// For the log.
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::List(kind) => write!(f, "list {kind}"),
+            Self::Get(name, _) => write!(f, "get {name}"),
+            Self::Put(name, ..) => write!(f, "put {name}"),
+            Self::Remove(name) => write!(f, "remove {name}"),
+        }
+    }
+}
+
 /// Makes a call; again for as long as its route fails it or none is to be had, until the session's patience is over.
 pub(super) async fn make(shared: &Arc<Shared>, wanted: &Wanted) -> Result<Outcome, Error> {
     let bytes = wanted.bytes();
@@ -74,7 +86,7 @@ pub(super) async fn make(shared: &Arc<Shared>, wanted: &Wanted) -> Result<Outcom
         return Err(Error::TooLarge { name, bytes, most });
     }
     let mut changes = shared.changes.subscribe();
-    let mut deadline = None;
+    let (mut deadline, mut waits) = (None, false);
     loop {
         changes.mark_unchanged();
         // How long there may be none is the line's business.
@@ -82,7 +94,8 @@ pub(super) async fn make(shared: &Arc<Shared>, wanted: &Wanted) -> Result<Outcom
         let failed = match attempt(shared, wanted).await {
             Err(error @ (Error::RouteFailed { .. } | Error::NoRoute { .. })) => error,
             Err(error @ Error::Lost { .. }) if shared.failure().is_none() => {
-                tracing::info!(server = %shared.server, %error, "the call is made again");
+                let reason = Reason::ControlLost.name();
+                tracing::info!(server = %shared.server, call = %wanted, bytes, reason, %error, "the call is made again");
                 if wanted.name().is_some() {
                     shared.account.repeated(bytes);
                 }
@@ -90,19 +103,40 @@ pub(super) async fn make(shared: &Arc<Shared>, wanted: &Wanted) -> Result<Outcom
             }
             done => return done,
         };
-        let deadline = *deadline.get_or_insert_with(|| Instant::now() + shared.route_wait);
-        if Instant::now() >= deadline {
-            return Err(failed);
-        }
-        // A route that failed is down here before its calls are told: the next attempt takes what is left. Where
-        // nothing is, or the other side alone knows, there is something to wait for.
-        if matches!(failed, Error::NoRoute { .. }) {
-            let next = deadline.min(Instant::now() + TRY_AGAIN_AFTER);
-            // The sender lives in the session.
-            let _ = timeout_at(next, changes.changed()).await;
-        } else {
-            tracing::info!(server = %shared.server, error = %failed, "the call is made again");
-            shared.account.repeated(bytes);
+        let now = Instant::now();
+        let is_first = deadline.is_none();
+        let deadline = *deadline.get_or_insert(now + shared.route_wait);
+        match &failed {
+            // A route that failed is down here before its calls are told: the next attempt takes what is left, which
+            // needs no patience.
+            Error::RouteFailed {
+                route,
+                reason,
+                detail,
+                ..
+            } if is_first || now < deadline => {
+                let reason = reason.name();
+                tracing::info!(
+                    server = %shared.server, call = %wanted, bytes, %route, reason, detail,
+                    "its route failed: the call is made again"
+                );
+                shared.account.repeated(bytes);
+                waits = false;
+            }
+            // Where nothing is left, or the other side alone knows, there is something to wait for.
+            Error::NoRoute { reason, detail, .. } if now < deadline => {
+                if !std::mem::replace(&mut waits, true) {
+                    let reason = reason.name();
+                    tracing::info!(
+                        server = %shared.server, call = %wanted, bytes, policy = %shared.policy, reason, detail,
+                        "the call waits for a route"
+                    );
+                }
+                let next = deadline.min(now + TRY_AGAIN_AFTER);
+                // The sender lives in the session.
+                let _ = timeout_at(next, changes.changed()).await;
+            }
+            _ => return Err(failed),
         }
     }
 }
@@ -301,11 +335,21 @@ impl Task {
             }
             if let Some(answer) = self.next().await? {
                 match answer {
-                    Answer::Body { decision, .. } => self.check_incoming(decision)?,
+                    Answer::Body { bytes, decision } => {
+                        self.note(decision, bytes);
+                        self.check_incoming(decision)?;
+                    }
                     other => return Err(self.unexpected(&other)),
                 }
             }
         }
+    }
+
+    /// For the log: which route the body takes, and why.
+    fn note(&self, decision: Decision, bytes: u64) {
+        let object = self.name.map(tracing::field::display);
+        let (route, reason) = (decision.route(), decision.reason().map(Reason::name));
+        tracing::debug!(server = %self.shared.server, call = %self.id, object, bytes, %route, reason, "a body takes its route");
     }
 
     /// What the server decided must be within the policy, and the route must be there.
@@ -328,6 +372,7 @@ impl Task {
 
     async fn serve_put(&mut self, body: Bytes, decision: Decision) -> Result<Duration, Error> {
         let bytes = body.len() as u64;
+        self.note(decision, bytes);
         match self.answer().await? {
             Answer::Ready => {}
             // The server has the object already.

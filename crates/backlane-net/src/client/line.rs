@@ -102,6 +102,9 @@ impl Liner {
             Ok(done) => return done,
             Err(_) => None,
         };
+        let (route, reason) = (Route::Network, Reason::Unreachable.name());
+        let error = failed.as_ref().map(tracing::field::display);
+        tracing::info!(server = %self.server, %route, reason, error, waited = ?head_start, "requests try the pool as well");
         self.hand.want();
         let mut storage = pin!(self.by_storage(before));
         if let Some(failed) = failed {
@@ -245,7 +248,8 @@ pub(super) async fn keep(shared: Arc<Shared>, liner: Arc<Liner>, first: Line, tr
         if shared.is_ending() || is_final(&lost) {
             break lost;
         }
-        tracing::warn!(server = %shared.server, %route, error = %lost, "requests have no way to the server");
+        let reason = Reason::ControlLost.name();
+        tracing::warn!(server = %shared.server, %route, reason, error = %lost, "requests have no way to the server");
         shared.line_lost(route, &lost);
         // Nothing of it may act on the next line.
         hung.shutdown().await;
@@ -271,7 +275,6 @@ pub(super) async fn keep(shared: Arc<Shared>, liner: Arc<Liner>, first: Line, tr
                 ),
             };
         }
-        tracing::info!(server = %shared.server, route = %line.route, "requests have a way to the server again");
     };
     shared.fail(ended);
 }
@@ -332,6 +335,7 @@ async fn run(
     line: Line,
     tried: Option<Tried>,
 ) -> (Error, JoinSet<()>) {
+    tracing::info!(server = %shared.server, route = %line.route, "requests have a way to the server");
     let id = line.id();
     let (requests, to_send) = mpsc::unbounded_channel();
     shared.line_up(line.route, requests);
@@ -407,18 +411,31 @@ async fn keep_network(
     let host = host.map_or(shared.server.as_str(), |split| split.0);
     let address = format!("{host}:{port}");
     let mut pauses = Pauses::new();
+    let mut told = None;
     loop {
-        match liner.attach(&address, line, Purpose::Data).await {
+        let down = match liner.attach(&address, line, Purpose::Data).await {
             Ok(data) => {
+                tracing::info!(server = %shared.server, route = %Route::Network, "network is used");
+                told = None;
                 let (ready, running) = oneshot::channel();
                 let (from, to) = tokio::io::split(data.stream);
                 let pair = run_pair(Arc::clone(&shared), Route::Network, from, to, ready);
-                tokio::join!(pair, tell_when(running, &mut tried));
+                tokio::join!(pair, tell_when(running, &mut tried)).0
             }
             Err(error) => {
                 let down = RouteDown::new(Reason::NetworkDown, error);
                 shared.route_down(Route::Network, &down);
+                down
             }
+        };
+        if shared.is_ending() {
+            // The end of the session, which is not the route's failure.
+            return;
+        }
+        if told.as_ref() != Some(&down) {
+            let reason = down.reason.name();
+            tracing::warn!(server = %shared.server, route = %Route::Network, reason, %down, "network is not used");
+            told = Some(down);
         }
         // Whoever waited may have gone on without.
         if let Some(tried) = tried.take() {

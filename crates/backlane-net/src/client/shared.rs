@@ -605,13 +605,17 @@ mod tests {
     use bytes::Bytes;
 
     fn shared() -> (Shared, mpsc::UnboundedReceiver<FromClient>) {
+        with_patience(Duration::from_secs(600))
+    }
+
+    fn with_patience(route_wait: Duration) -> (Shared, mpsc::UnboundedReceiver<FromClient>) {
         let (line, requests) = mpsc::unbounded_channel();
         let terms = Terms {
             server: "s:1".into(),
             host: "db1".into(),
             policy: RoutePolicy::PreferStorage,
             calls_max: 8,
-            route_wait: Duration::from_secs(600),
+            route_wait,
         };
         let shared = Shared::new(terms, &Hand::new(false));
         shared.line_up(Route::Network, line);
@@ -649,6 +653,39 @@ mod tests {
         shared.answered(second, Answer::Done).unwrap();
         making.await.unwrap().unwrap();
         assert_eq!(shared.account.report().repeated.bytes, 4);
+    }
+
+    #[tokio::test]
+    async fn a_call_without_patience_takes_the_route_that_is_left_and_waits_for_none() {
+        let (shared, mut requests) = with_patience(Duration::ZERO);
+        let shared = Arc::new(shared);
+        let (chunks, _kept) = mpsc::channel(1);
+        let (others, _kept_too) = mpsc::channel(1);
+        shared.route_up(Route::Storage, chunks);
+        shared.route_up(Route::Network, others);
+        let making = putting(&shared);
+        let mut next = async || loop {
+            let message = requests.recv().await.unwrap();
+            if let Request::Put { route, .. } = message.request {
+                return (message.call, route);
+            }
+        };
+        let (first, route) = next().await;
+        assert_eq!(route, Route::Storage);
+        shared.answered(first, Answer::Ready).unwrap();
+        let down = RouteDown::new(Reason::DeviceError, "lun7");
+        shared.route_down(Route::Storage, &down);
+        let (second, route) = next().await;
+        assert_eq!(route, Route::Network);
+        shared.answered(second, Answer::Ready).unwrap();
+        shared.route_down(Route::Network, &RouteDown::new(Reason::NetworkDown, ""));
+        let failed = making.await.unwrap();
+        assert!(
+            matches!(failed, Err(Error::RouteFailed { .. })),
+            "{failed:?}"
+        );
+        let none = putting(&shared).await.unwrap();
+        assert!(matches!(none, Err(Error::NoRoute { .. })), "{none:?}");
     }
 
     #[tokio::test]

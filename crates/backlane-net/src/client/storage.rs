@@ -183,11 +183,15 @@ pub(super) async fn keep(shared: Arc<Shared>, terms: Terms, tried: Option<onesho
         }
         return;
     }
-    if !hand.is_there() {
-        return shared.route_down(Route::Storage, &RouteDown::new(Reason::NoPool, ""));
-    }
-    if terms.server_pool.is_none() {
-        let down = RouteDown::new(Reason::ServerHasNoPool, &shared.server);
+    let missing = match terms.server_pool {
+        _ if !hand.is_there() => Some(RouteDown::new(Reason::NoPool, "")),
+        None => Some(RouteDown::new(Reason::ServerHasNoPool, &shared.server)),
+        Some(_) => None,
+    };
+    if let Some(down) = missing {
+        // Nothing has failed: this is how it was set up.
+        let reason = down.reason.name();
+        tracing::info!(server = %shared.server, route = %Route::Storage, reason, %down, "storage is not used");
         shared.route_down(Route::Storage, &down);
         if let Some(pool) = hand.retire() {
             leave(pool);
@@ -207,7 +211,8 @@ pub(super) async fn keep(shared: Arc<Shared>, terms: Terms, tried: Option<onesho
             // waits for that: a process that ended meanwhile would leave the server waiting for its streams.
             return;
         }
-        tracing::warn!(server = %shared.server, reason = down.reason.name(), %down, "storage is not used");
+        let reason = down.reason.name();
+        tracing::warn!(server = %shared.server, route = %Route::Storage, reason, %down, "storage is not used");
         shared.route_down(Route::Storage, &down);
         // Whoever waited may have gone on without storage.
         if let Some(tried) = tried.take() {
@@ -251,7 +256,8 @@ impl Terms {
         greeted.map_err(|error| stream_failed(&error))?;
         shared.pool.bind();
         tracing::info!(
-            server = %shared.server, slot = member.slot, devices = joined.pool.device_count(), "storage is used"
+            server = %shared.server, route = %Route::Storage, slot = member.slot,
+            devices = joined.pool.device_count(), "storage is used"
         );
         let (ready, up) = oneshot::channel();
         let pair = run_pair(Arc::clone(shared), Route::Storage, from, to, ready);

@@ -36,11 +36,13 @@ pub(super) async fn run(
     let mut serving = Serving {
         session,
         call,
+        asked: asked(&request),
         cancel,
         answered: false,
     };
     let served = serving.serve(&core, request).await;
     if let Err(failed) = served {
+        serving.note(&failed);
         serving.last(Answer::Failed(failed.into())).await;
     }
 }
@@ -49,6 +51,8 @@ pub(super) async fn run(
 struct Serving {
     session: Arc<Session>,
     call: CallId,
+    /// What was asked for, for the log.
+    asked: String,
     cancel: Arc<Notify>,
     answered: bool,
 }
@@ -292,7 +296,10 @@ impl Serving {
         let stored = self.store(sink, &mut pieces, route).await;
         let answer = match stored {
             Ok(()) => Answer::Done,
-            Err(failed) => Answer::Failed(failed.into()),
+            Err(failed) => {
+                self.note(&failed);
+                Answer::Failed(failed.into())
+            }
         };
         // What still comes of the body after a failure finds the call ended, and is skipped.
         self.last(answer).await;
@@ -324,11 +331,39 @@ impl Serving {
         }
     }
 
+    /// For the log: a call that a route is the trouble of.
+    fn note(&self, failed: &Failed) {
+        let (route, reason) = match failed {
+            Failed::Route(refusal) => (None, refusal.reason),
+            // The client asks again within milliseconds; the pool has told it once.
+            Failed::Storage(down) if down.reason == Reason::ChallengeNotSeen => return,
+            Failed::Storage(down) => (Some(Route::Storage), down.reason),
+            Failed::RouteEnded(route) => (Some(*route), Reason::of_ended(*route)),
+            _ => return,
+        };
+        let Session { host, policy, .. } = &*self.session;
+        let (route, reason) = (route.map(tracing::field::display), reason.name());
+        tracing::info!(%host, call = %self.call, asked = self.asked, %policy, route, reason, "call refused");
+    }
+
     /// Gives the last answer. The call ends before it, so that whoever reads the answer may begin another.
     async fn last(&mut self, answer: Answer) {
         self.session.end_call(self.call);
         self.session.answer(self.call, answer).await;
         self.answered = true;
+    }
+}
+
+fn asked(request: &Request) -> String {
+    match request {
+        Request::List(kind) => format!("list {kind}"),
+        Request::Get { name, .. } => format!("get {name}"),
+        Request::Put { name, route, .. } => format!("put {name} by {route}"),
+        Request::Remove(name) => format!("remove {name}"),
+        Request::Meet { slot, .. } => format!("meet slot {slot}"),
+        Request::Prove { member, .. } => format!("prove slot {}", member.slot),
+        Request::Probe(probe) => format!("probe {}", probe.route),
+        _ => String::new(),
     }
 }
 

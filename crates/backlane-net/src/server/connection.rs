@@ -12,7 +12,7 @@ use crate::{
     tls::{self, ALPN_ENROLL, ALPN_SESSION},
 };
 use backlane_proto::{
-    ErrorCode, Failure, Opened, Opening, Route,
+    ErrorCode, Failure, Opened, Opening, Reason, Route,
     message::{Attach, Enroll, Enrolled, Purpose},
 };
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
@@ -88,8 +88,16 @@ pub(super) async fn serve(
         Err(error) => protocol(&error.to_string()),
     };
     drop(permit);
-    tracing::info!(%peer, ?refusal, "connection refused");
+    tracing::info!(%peer, reason = reason_name(&refusal), ?refusal, "connection refused");
     farewell(&mut stream, &refusal, &peer).await;
+}
+
+/// The name of a refusal's reason, if it has one.
+pub(super) fn reason_name(refusal: &Opened) -> Option<&'static str> {
+    match refusal {
+        Opened::Refused(failure) => failure.reason.map(Reason::name),
+        _ => None,
+    }
 }
 
 type FirstMessage = Result<Option<Opening>, ReadError>;

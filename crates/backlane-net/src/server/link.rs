@@ -82,24 +82,33 @@ async fn write_events<W: AsyncWrite + Unpin>(
 
 /// Serves a session's network data connection.
 pub(super) async fn network_pair(session: Arc<Session>, mut stream: Connection, peer: Peer) {
-    if !session.policy.allows(Route::Network) {
-        let text = "this session's bodies take storage alone";
-        let refusal = refuse(text, Some(Reason::Policy));
-        return farewell(&mut stream, &refusal, &peer).await;
-    }
+    let (route, host) = (Route::Network, &session.host);
     let (sender, chunks) = mpsc::channel(CHUNKS_QUEUED_MAX);
-    if !session.route_up(Route::Network, sender) {
-        let refusal = refuse("the session has a data connection already", None);
-        return farewell(&mut stream, &refusal, &peer).await;
+    let refused = match session.policy.allows(route) {
+        false => Some((
+            "this session's bodies take storage alone",
+            Some(Reason::Policy),
+        )),
+        true if !session.route_up(route, sender) => {
+            Some(("the session has a data connection already", None))
+        }
+        true => None,
+    };
+    if let Some((text, reason)) = refused {
+        let name = reason.map(Reason::name);
+        tracing::info!(%peer, %host, %route, reason = name, text, "network pair refused");
+        return farewell(&mut stream, &refuse(text, reason), &peer).await;
     }
-    if let Err(error) = write_message(&mut stream, &Opened::Attached.encode()).await {
-        tracing::debug!(%peer, %error, "data connection ended");
-        return session.route_down(Route::Network, Reason::NetworkDown);
-    }
-    let (from, to) = tokio::io::split(stream);
-    let ended = run_pair(&session, Route::Network, from, to, chunks).await;
-    session.route_down(Route::Network, Reason::NetworkDown);
-    tracing::debug!(%peer, %ended, "data connection ended");
+    tracing::info!(%peer, %host, %route, "network pair begins");
+    let down = match write_message(&mut stream, &Opened::Attached.encode()).await {
+        Ok(()) => {
+            let (from, to) = tokio::io::split(stream);
+            run_pair(&session, route, from, to, chunks).await
+        }
+        Err(error) => pair_ended(route, &ReadError::Io(error)),
+    };
+    session.route_down(route, Reason::NetworkDown);
+    tracing::info!(%peer, %host, %route, reason = down.reason.name(), %down, "network pair ended");
 }
 
 /// Carries bodies both ways over a data pair until it or the session ends; tells why. The route was brought up before.

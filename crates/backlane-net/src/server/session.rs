@@ -5,7 +5,7 @@
 
 use super::{
     Core, calls,
-    connection::{Connection, Peer, failure, farewell, protocol},
+    connection::{Connection, Peer, failure, farewell, protocol, reason_name},
     storage::Met,
 };
 use crate::{
@@ -108,7 +108,7 @@ pub(super) async fn serve(
     let (session, welcome, to_write) = match open(&core, &stream, route, hello).await {
         Ok(opened) => opened,
         Err(refusal) => {
-            tracing::info!(%peer, ?refusal, "session refused");
+            tracing::info!(%peer, reason = reason_name(&refusal), ?refusal, "session refused");
             return farewell(&mut stream, &refusal, &peer).await;
         }
     };

@@ -69,6 +69,8 @@ pub(super) struct Met {
     slot: SlotIndex,
     incarnation: u64,
     challenges: Challenges,
+    /// That the client has not proved it is in the log.
+    noted: bool,
 }
 
 /// How often the slots of enrolled hosts are read.
@@ -136,7 +138,8 @@ impl Storage {
                 },
                 () = self.keep_allowing(&core) => return,
             };
-            tracing::error!(pool = %self.uuid, %down, "the pool is lost: it is claimed again as soon as it can be");
+            let reason = down.reason.name();
+            tracing::error!(pool = %self.uuid, reason, %down, "the pool is lost: it is claimed again as soon as it can be");
             *lock(&self.pool) = Err(down);
             // Its driver has ended, or does now: the lock of this host is free after that.
             close(pool).await;
@@ -227,6 +230,7 @@ impl Storage {
             slot,
             incarnation,
             challenges,
+            noted: false,
         });
         Ok(Answer::Met {
             epoch: pool.writer(),
@@ -263,7 +267,15 @@ impl Storage {
         let key = &session.proof_key;
         let devices = proved(key, Side::Client, member, (&theirs, &own), &proofs);
         if devices.is_empty() {
-            return Err(RouteDown::new(Reason::ChallengeNotSeen, ""));
+            let down = RouteDown::new(Reason::ChallengeNotSeen, "");
+            // The client may look again, fifty times a second.
+            if let Some(met) = lock(&session.met).as_mut()
+                && !std::mem::replace(&mut met.noted, true)
+            {
+                let (host, reason) = (&session.host, down.reason.name());
+                tracing::info!(%host, %slot, route = %Route::Storage, reason, "not proved yet");
+            }
+            return Err(down);
         }
         let mut answer = prove(key, Side::Server, member, &theirs, &own);
         answer.retain(|proof| devices.contains(&proof.device));
@@ -461,7 +473,8 @@ async fn data_pair(
             }
         }
     }
-    tracing::info!(host = %session.host, %slot, %down, "storage pair ended");
+    let (host, route, reason) = (&session.host, Route::Storage, down.reason.name());
+    tracing::info!(%host, %slot, %route, reason, %down, "storage pair ended");
     let (health, pool) = (session.health(), Some(storage.status()));
     if !session.is_over() && health.storage.is_err() {
         // Where this side alone has lost the device, the client would wait for bodies that are on their way for ever.
@@ -516,7 +529,8 @@ async fn accept(
     if let Err(error) = greeted {
         return Ok(stream_failed(&error));
     }
-    tracing::info!(host = %session.host, slot = member.slot, "storage pair begins");
+    let (host, route) = (&session.host, Route::Storage);
+    tracing::info!(%host, slot = member.slot, %route, "storage pair begins");
     Ok(run_pair(session, Route::Storage, from, to, chunks).await)
 }
 
