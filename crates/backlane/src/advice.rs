@@ -60,3 +60,32 @@ pub(crate) fn about(reason: Reason) -> Option<&'static str> {
         _ => "use the same version of Backlane on both hosts",
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn page_of_reasons_says_what_the_code_says() {
+        let page = include_str!("../../../docs/reasons.md");
+        let rows: Vec<&str> = page
+            .lines()
+            .filter(|line| line.starts_with("| ") && line[2..].starts_with(char::is_numeric))
+            .collect();
+        assert_eq!(rows.len(), Reason::all().count(), "{rows:#?}");
+        for (row, reason) in rows.into_iter().zip(Reason::all()) {
+            let said = |by| {
+                let (code, name) = (reason.code(), reason.name());
+                let advice = about(reason).unwrap_or("nothing: nothing is wrong");
+                format!("| {code} | `{name}` | {reason} | {by} | {advice} |")
+            };
+            assert!(
+                ["client", "server", "both"]
+                    .map(said)
+                    .contains(&row.to_owned()),
+                "the page has\n{row}\nand the code\n{}",
+                said("client")
+            );
+        }
+    }
+}

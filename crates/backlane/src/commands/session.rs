@@ -16,7 +16,7 @@ use crate::{
     signals::Cancel,
 };
 use anyhow::{Context as _, Result, bail};
-use backlane_net::{Blocking, RouteDown, Session};
+use backlane_net::{Blocking, Session};
 use backlane_proto::RoutePolicy;
 use backlane_repo::{InitOptions, ObjectStore, RepoError, Repository, StoreError};
 use std::{sync::Arc, time::Duration};
@@ -109,11 +109,14 @@ impl Client {
 
     /// What each route carried so far, and why storage can't be used if it can't.
     pub(crate) fn routes(&self) -> Routes {
-        let mut routes = Routes::from(&self.session.report());
-        if self.session.session().policy() != RoutePolicy::Network
-            && let Err(down) = self.session.session().routes().storage
+        let session = self.session.session();
+        let mut routes = Routes::new(&self.session.report(), session.policy());
+        if session.policy() != RoutePolicy::Network
+            && let Err(down) = session.routes().storage
         {
-            routes.storage_down = Some(describe(&down));
+            routes.storage_down = Some(down.to_string());
+            routes.storage_down_reason = Some(down.reason.name().to_owned());
+            routes.storage_down_code = Some(down.reason.code());
         }
         routes
     }
@@ -140,13 +143,6 @@ fn is_made_by_another(error: &RepoError) -> bool {
         _ => return false,
     };
     matches!(cause, StoreError::Denied { .. })
-}
-
-fn describe(down: &RouteDown) -> String {
-    match down.detail.as_str() {
-        "" => down.reason.to_string(),
-        detail => format!("{} ({detail})", down.reason),
-    }
 }
 
 /// Runs a command that only reads; an interruption ends its session at once.

@@ -1,7 +1,10 @@
 //! The summary of a job: what each route carried, and every reason for which the network was taken.
 
 use crate::output::{bytes, rate, table};
-use backlane_proto::report::{Change as Changed, RouteChange, RouteReport};
+use backlane_proto::{
+    Reason, Route, RoutePolicy,
+    report::{Change as Changed, RouteChange, RouteReport},
+};
 use serde::{Deserialize, Serialize};
 
 /// What the routes of one job carried, both directions together.
@@ -27,12 +30,20 @@ pub(crate) struct Routes {
     pub(crate) bytes_repeated: u64,
     /// What carried requests and answers when the job ended: `network` or `storage`.
     pub(crate) control: Option<String>,
+    /// The name of the reason why that is storage, where it is.
+    pub(crate) control_reason: Option<String>,
+    /// Its number.
+    pub(crate) control_code: Option<u32>,
     /// The routes that were lost and taken back under way, and where requests went, the oldest first.
     pub(crate) route_changes: Vec<Change>,
     /// How many of the newest changes are not in that list.
     pub(crate) route_changes_left_out: u64,
     /// Why storage could not be used when the job ended; none where it could, or was not wanted.
     pub(crate) storage_down: Option<String>,
+    /// The reason's name, for programs.
+    pub(crate) storage_down_reason: Option<String>,
+    /// Its number.
+    pub(crate) storage_down_code: Option<u32>,
 }
 
 /// Something that was lost or taken back.
@@ -48,6 +59,8 @@ pub(crate) struct Change {
     pub(crate) up: bool,
     /// The reason's name, for programs, of a loss.
     pub(crate) reason: Option<String>,
+    /// Its number.
+    pub(crate) code: Option<u32>,
     /// The reason and the facts in words, of a loss.
     pub(crate) what: Option<String>,
 }
@@ -59,7 +72,9 @@ impl Change {
             route,
             ..
         } = self;
-        match (self.what_moved.as_str(), &self.what) {
+        let lost = self.reason.as_ref().zip(self.what.as_ref());
+        let lost = lost.map(|(reason, what)| format!("{reason}: {what}"));
+        match (self.what_moved.as_str(), lost) {
             (REQUESTS, Some(what)) => {
                 format!("  requests lost their way by {route} after {after_seconds:.1} s: {what}\n")
             }
@@ -91,6 +106,7 @@ impl From<&RouteChange> for Change {
             route: route.to_string(),
             up: loss.is_none(),
             reason: loss.map(|(reason, _)| reason.name().to_owned()),
+            code: loss.map(|(reason, _)| reason.code()),
             what: loss.map(|(reason, detail)| match detail.as_str() {
                 "" => reason.to_string(),
                 detail => format!("{reason} ({detail})"),
@@ -104,6 +120,8 @@ impl From<&RouteChange> for Change {
 pub(crate) struct NetworkReason {
     /// The reason's name, for programs.
     pub(crate) reason: String,
+    /// Its number.
+    pub(crate) code: u32,
     /// The same in words.
     pub(crate) what: String,
     /// How many bodies.
@@ -116,22 +134,32 @@ impl NetworkReason {
     /// One line of a summary.
     pub(crate) fn text(&self) -> String {
         let Self {
+            reason,
             what,
             objects,
             bytes,
             ..
         } = self;
         format!(
-            "  by network: {}, {} ({what})\n",
+            "  by network: {}, {} ({reason}: {what})\n",
             counted(*objects),
             crate::output::bytes(*bytes)
         )
     }
 }
 
-impl From<&RouteReport> for Routes {
-    fn from(report: &RouteReport) -> Self {
+impl Routes {
+    /// What a job's session reports that was held under a policy.
+    pub(crate) fn new(report: &RouteReport, policy: RoutePolicy) -> Self {
         let (storage, network) = (report.storage(), report.network());
+        let control_reason = match report.control {
+            // The network is tried first wherever it may be.
+            Some(Route::Storage) if policy.allows_control(Route::Network) => {
+                Some(Reason::Unreachable)
+            }
+            Some(Route::Storage) => Some(Reason::Policy),
+            Some(Route::Network) | None => None,
+        };
         Self {
             bytes_storage: storage.bytes,
             bytes_network: network.bytes,
@@ -144,6 +172,7 @@ impl From<&RouteReport> for Routes {
                 .iter()
                 .map(|(reason, traffic)| NetworkReason {
                     reason: reason.name().to_owned(),
+                    code: reason.code(),
                     what: reason.to_string(),
                     objects: traffic.objects,
                     bytes: traffic.bytes,
@@ -152,14 +181,16 @@ impl From<&RouteReport> for Routes {
             objects_repeated: report.repeated.objects,
             bytes_repeated: report.repeated.bytes,
             control: report.control.map(|route| route.to_string()),
+            control_reason: control_reason.map(|reason| reason.name().to_owned()),
+            control_code: control_reason.map(Reason::code),
             route_changes: report.changes.iter().map(Change::from).collect(),
             route_changes_left_out: report.changes_left_out,
             storage_down: None,
+            storage_down_reason: None,
+            storage_down_code: None,
         }
     }
-}
 
-impl Routes {
     /// The table of routes, and a line for each reason.
     pub(crate) fn text(&self, seconds: f64) -> String {
         let row = |route: &str, objects: u64, carried: u64| {
@@ -180,8 +211,10 @@ impl Routes {
         for reason in &self.network_reasons {
             text.push_str(&reason.text());
         }
-        if self.control.as_deref() == Some("storage") {
-            text.push_str("  requests and answers go through the pool\n");
+        if let Some(reason) = &self.control_reason {
+            text.push_str(&format!(
+                "  requests and answers go through the pool ({reason})\n"
+            ));
         }
         for change in &self.route_changes {
             text.push_str(&change.text());
@@ -197,8 +230,12 @@ impl Routes {
                 bytes(self.bytes_repeated)
             ));
         }
-        if let Some(why) = &self.storage_down {
-            text.push_str(&format!("  storage was not usable: {why}\n"));
+        if let Some((reason, why)) = self
+            .storage_down_reason
+            .as_ref()
+            .zip(self.storage_down.as_ref())
+        {
+            text.push_str(&format!("  storage was not usable: {reason}: {why}\n"));
         }
         text
     }
@@ -214,7 +251,7 @@ fn counted(objects: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use backlane_proto::{Decision, Reason, Route};
+    use backlane_proto::Decision;
     use std::time::Duration;
 
     #[test]
@@ -238,14 +275,20 @@ mod tests {
         }
         report.control = Some(Route::Storage);
         report.repeated(5 << 20);
-        let text = Routes::from(&report).text(1.0);
+        let routes = Routes::new(&report, RoutePolicy::PreferStorage);
+        let codes: Vec<_> = routes.route_changes.iter().map(|it| it.code).collect();
+        assert_eq!(codes, [Some(14), None, Some(20), None]);
+        let moved = routes.route_changes.iter().map(|it| it.what_moved.as_str());
+        let moved: Vec<_> = moved.collect();
+        assert_eq!(moved, ["bodies", "bodies", "requests", "requests"]);
+        let text = routes.text(1.0);
         for line in [
-            "  storage was lost after 12.0 s: a device of the pool failed (/dev/lun7)\n",
+            "  storage was lost after 12.0 s: device_error: a device of the pool failed (/dev/lun7)\n",
             "  storage was taken back after 31.0 s\n",
-            "  requests lost their way by network after 40.0 s: the connection that carries requests and answers was lost \
+            "  requests lost their way by network after 40.0 s: control_lost: the connection that carries requests and answers was lost \
              (no answer)\n",
             "  requests went by storage from 41.0 s on\n",
-            "  requests and answers go through the pool\n",
+            "  requests and answers go through the pool (unreachable)\n",
             "  begun once more: 1 object, 5.0 MiB\n",
         ] {
             assert!(text.contains(line), "{text}");
@@ -257,14 +300,15 @@ mod tests {
         let mut report = RouteReport::default();
         report.sent(Decision::Storage, 3 << 20);
         report.sent(Decision::Network(Reason::Small), 100);
-        let routes = Routes::from(&report);
+        let routes = Routes::new(&report, RoutePolicy::PreferStorage);
+        assert_eq!(routes.network_reasons[0].code, 2);
         let text = routes.text(1.0);
         assert!(
             text.contains("storage        1  3.0 MiB  3.0 MiB/s"),
             "{text}"
         );
         assert!(
-            text.contains("by network: 1 object, 100 B (the body is small)"),
+            text.contains("by network: 1 object, 100 B (small: the body is small)"),
             "{text}"
         );
     }

@@ -68,6 +68,7 @@ impl DemoDocument {
                 .entry(&reason.reason)
                 .or_insert_with(|| NetworkReason {
                     reason: reason.reason.clone(),
+                    code: reason.code,
                     what: reason.what.clone(),
                     objects: 0,
                     bytes: 0,
