@@ -18,7 +18,10 @@ use std::{net::SocketAddr, os::unix::ffi::OsStrExt, path::PathBuf, time::Duratio
     propagate_version = true,
     max_term_width = 100
 )]
-#[command(after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done with warnings.")]
+#[command(
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done with warnings, \
+                  4 the policy allowed no route that was left."
+)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) common: Common,

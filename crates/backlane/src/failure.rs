@@ -2,12 +2,12 @@
 //!
 //! The libraries' errors carry facts; the advice is added here, where it is known what the user typed.
 
-use crate::output::SCHEMA;
+use crate::{advice, output::SCHEMA};
 use anyhow::Error;
-use backlane_proto::ObjectKind;
+use backlane_proto::{ErrorCode, ObjectKind, Reason, RoutePolicy};
 use backlane_repo::{RepoError, StoreError};
 use serde::Serialize;
-use std::{fmt, io};
+use std::{borrow::Cow, fmt, io};
 
 /// One line of advice, put on an error's way up with [`Advise::advise`].
 #[derive(Debug)]
@@ -61,23 +61,34 @@ pub(crate) struct FailureDocument {
     /// What happened and why, in one sentence.
     error: String,
     hint: Option<String>,
+    /// The name of the reason why the policy left no route, where that is what happened.
+    reason: Option<&'static str>,
+    /// Its number.
+    code: Option<u32>,
 }
 
 impl FailureDocument {
     /// Takes a failure apart.
     pub(crate) fn new(error: &Error) -> Self {
+        let reason = no_route(error);
         Self {
             schema: SCHEMA,
             error: sentences(error).join(": "),
-            hint: advice(error),
+            hint: hint(error),
+            reason: reason.map(Reason::name),
+            code: reason.map(Reason::code),
         }
     }
 }
 
-/// The failure in words: `error: what: because: because`, and `hint: …` where there is advice.
+/// The failure in words: `error: what: because: because`, `reason: …` where there was no route, and `hint: …` where there
+/// is advice.
 pub(crate) fn explain(error: &Error) -> String {
     let mut text = format!("error: {}", sentences(error).join(": "));
-    if let Some(hint) = advice(error) {
+    if let Some(reason) = no_route(error) {
+        text.push_str(&format!("\nreason: {} ({})", reason.name(), reason.code()));
+    }
+    if let Some(hint) = hint(error) {
         text.push_str("\nhint: ");
         text.push_str(&hint);
     }
@@ -98,12 +109,25 @@ fn sentences(error: &Error) -> Vec<String> {
     sentences
 }
 
-fn advice(error: &Error) -> Option<String> {
+/// Why no route was left that the policy allows, where that is what the failure is.
+pub(crate) fn no_route(error: &Error) -> Option<Reason> {
+    use backlane_net::Error as Net;
+    match error.chain().find_map(of_session)? {
+        Net::NoRoute { reason, .. } | Net::RouteFailed { reason, .. } => Some(*reason),
+        Net::Refused {
+            code: ErrorCode::Route,
+            ..
+        } => Some(Reason::Policy),
+        _ => None,
+    }
+}
+
+fn hint(error: &Error) -> Option<String> {
     if let Some(hint) = error.downcast_ref::<Hint>() {
         return Some(hint.to_string());
     }
     if let Some(hint) = error.chain().find_map(advice_about) {
-        return Some(hint.to_owned());
+        return Some(hint.into_owned());
     }
     let kind = error
         .chain()
@@ -124,38 +148,51 @@ fn advice(error: &Error) -> Option<String> {
 }
 
 /// Advice about errors of the libraries that mean the same whatever was typed.
-fn advice_about(cause: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
-    match cause.downcast_ref() {
-        Some(backlane_client::Error::Repository(error)) => return about_repository(error),
-        Some(backlane_client::Error::NotInSnapshot { .. }) => return Some(LOOK_INSIDE),
+fn advice_about(cause: &(dyn std::error::Error + 'static)) -> Option<Cow<'static, str>> {
+    if let Some(error) = of_session(cause) {
+        return about_session(error);
+    }
+    let hint = match cause.downcast_ref() {
+        Some(backlane_client::Error::NotInSnapshot { .. }) => LOOK_INSIDE,
         Some(backlane_client::Error::DeleteIncomplete { .. }) => {
-            return Some(
-                "restore without --delete, or from another snapshot; --delete-despite-warnings deletes all the same",
-            );
+            "restore without --delete, or from another snapshot; --delete-despite-warnings deletes all the same"
         }
-        _ => {}
+        _ => about_repository(of_repository(cause)?)?,
+    };
+    Some(hint.into())
+}
+
+fn of_repository<'a>(cause: &'a (dyn std::error::Error + 'static)) -> Option<&'a RepoError> {
+    match cause.downcast_ref() {
+        Some(backlane_client::Error::Repository(error)) => Some(error),
+        _ => cause.downcast_ref(),
     }
+}
+
+/// A session's error. Those of repositories pass on the words of what is inside them, which thus stands in no chain.
+fn of_session<'a>(cause: &'a (dyn std::error::Error + 'static)) -> Option<&'a backlane_net::Error> {
     if let Some(error) = cause.downcast_ref() {
-        return about_repository(error);
+        return Some(error);
     }
-    cause.downcast_ref().and_then(about_session)
+    let store = match of_repository(cause)? {
+        RepoError::Store(error) => error,
+        RepoError::WriteFailed { cause } => cause,
+        _ => return None,
+    };
+    match store {
+        StoreError::Failed(inner) => inner.downcast_ref(),
+        _ => None,
+    }
 }
 
 const LOOK_INSIDE: &str =
     "`backlane ls SNAPSHOT` lists what is in it; paths are absolute, as they were backed up";
 
 fn about_repository(error: &RepoError) -> Option<&'static str> {
-    // These pass on the words of what is inside them, which thus stands in no chain.
-    let store = |error: &StoreError| match error {
-        StoreError::Failed(inner) => inner.downcast_ref().and_then(about_session),
-        _ => None,
-    };
     if let Some(object) = error.object().filter(|_| error.is_damage()) {
         return Some(about_damage(object.kind));
     }
     match error {
-        RepoError::Store(error) => store(error),
-        RepoError::WriteFailed { cause } => store(cause),
         RepoError::SnapshotNotFound { .. } | RepoError::SnapshotAmbiguous { .. } => {
             Some("`backlane snapshots` lists what there is")
         }
@@ -183,20 +220,33 @@ fn about_damage(kind: ObjectKind) -> &'static str {
     }
 }
 
-fn about_session(error: &backlane_net::Error) -> Option<&'static str> {
+fn about_session(error: &backlane_net::Error) -> Option<Cow<'static, str>> {
     use backlane_net::Error as Net;
-    match error {
-        Net::Connect { .. } => {
-            Some("is `backlane server run` running there, and is that its port?")
+    let hint = match error {
+        Net::Connect { .. } => "is `backlane server run` running there, and is that its port?",
+        Net::Token { .. } => "`backlane server enroll HOST` on the server prints a new token",
+        Net::Full { .. } => "make room on the server's disk and run it again",
+        Net::Busy { .. } => "wait until the other job on this repository has ended",
+        Net::Refused {
+            code: ErrorCode::Route,
+            ..
+        } => advice::about(Reason::Policy)?,
+        Net::NoRoute { policy, reason, .. } => return about_route(*policy, *reason),
+        Net::RouteFailed { reason, .. } => advice::about(*reason)?,
+        _ => return None,
+    };
+    Some(hint.into())
+}
+
+/// What to do about the reason, and what makes it matter.
+fn about_route(policy: RoutePolicy, reason: Reason) -> Option<Cow<'static, str>> {
+    let hint = advice::about(reason)?;
+    Some(match policy {
+        RoutePolicy::RequireStorage | RoutePolicy::StorageOnly => {
+            format!("{hint}; or let the job go by network: --route prefer-storage").into()
         }
-        Net::Token { .. } => Some("`backlane server enroll HOST` on the server prints a new token"),
-        Net::Full { .. } => Some("make room on the server's disk and run it again"),
-        Net::Busy { .. } => Some("wait until the other job on this repository has ended"),
-        Net::NoRoute { .. } => {
-            Some("--route prefer-storage lets a job go by network where storage can't be used")
-        }
-        _ => None,
-    }
+        _ => hint.into(),
+    })
 }
 
 #[cfg(test)]
@@ -230,6 +280,41 @@ mod tests {
             explain(&error),
             "error: backup failed: no space left\nhint: make room on the server's disk and run it again"
         );
+    }
+
+    #[test]
+    fn job_without_a_route_names_the_reason_and_what_to_do_about_it() {
+        let policy = RoutePolicy::RequireStorage;
+        for reason in Reason::all() {
+            let net = backlane_net::Error::NoRoute {
+                policy,
+                reason,
+                detail: "/dev/lun7".to_owned(),
+            };
+            let failed = StoreError::Failed(Box::new(net));
+            let repo = RepoError::WriteFailed {
+                cause: failed.into(),
+            };
+            let error = Error::new(backlane_client::Error::from(repo)).context("backup failed");
+            assert_eq!(no_route(&error), Some(reason));
+            let (text, name) = (explain(&error), reason.name());
+            let told = format!("/dev/lun7)\nreason: {name} ({})", reason.code());
+            assert!(text.contains(&told), "{text}");
+            if let Some(advice) = advice::about(reason) {
+                assert!(text.contains(&format!("\nhint: {advice}; or ")), "{text}");
+            }
+            let document = serde_json::to_value(FailureDocument::new(&error)).expect("a document");
+            assert_eq!(document["reason"], name);
+            assert_eq!(document["code"], reason.code());
+        }
+    }
+
+    #[test]
+    fn what_is_no_matter_of_routes_has_no_reason() {
+        let error = Error::new(backlane_net::Error::Closed);
+        assert_eq!(no_route(&error), None);
+        let document = serde_json::to_value(FailureDocument::new(&error)).expect("a document");
+        assert_eq!(document["reason"], serde_json::Value::Null);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! LAN-free backup and restore through a block device that both hosts share.
 //!
 //! The binary: it turns flags into calls of the libraries, and their results into output and exit codes. Exit codes:
-//! 0 done, 1 failed, 2 wrong usage, 3 done with warnings.
+//! 0 done, 1 failed, 2 wrong usage, 3 done with warnings, 4 the policy allowed no route that was left.
 
 mod advice;
 mod cli;
@@ -18,7 +18,7 @@ use backlane_net::EngineChoice;
 use clap::Parser;
 use cli::{Cli, Common};
 use failure::{FailureDocument, Usage};
-use output::{Outcome, Output, StdoutClosed};
+use output::{NO_ROUTE_CODE, Outcome, Output, StdoutClosed};
 use signals::Cancel;
 use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 use tracing_subscriber::EnvFilter;
@@ -103,6 +103,8 @@ fn report(error: &anyhow::Error, output: Output) -> ExitCode {
     eprintln!("{}", failure::explain(error));
     if error.is::<Usage>() {
         ExitCode::from(USAGE_CODE)
+    } else if failure::no_route(error).is_some() {
+        ExitCode::from(NO_ROUTE_CODE)
     } else {
         ExitCode::FAILURE
     }

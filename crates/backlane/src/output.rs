@@ -23,7 +23,12 @@ pub(crate) enum Outcome {
     Warnings,
     /// The command ran, and its result, which was printed, is that something is wrong.
     Failed,
+    /// The command ran, and its result, which was printed, is that the policy allows no route that is left.
+    NoRoute,
 }
+
+/// Exit code where the policy allowed no route that was left.
+pub(crate) const NO_ROUTE_CODE: u8 = 4;
 
 impl Outcome {
     /// The outcome of a job that has given so many warnings.
@@ -42,6 +47,7 @@ impl From<Outcome> for ExitCode {
             Outcome::Done => Self::SUCCESS,
             Outcome::Warnings => Self::from(3),
             Outcome::Failed => Self::FAILURE,
+            Outcome::NoRoute => Self::from(NO_ROUTE_CODE),
         }
     }
 }

@@ -258,7 +258,20 @@ impl Ended {
     /// # Errors
     /// With all that the program wrote.
     pub fn refused(&self, words: &[&str]) -> Result<()> {
-        ensure!(self.code() == 1, "no refusal: {self}");
+        self.ended_with(1, words)
+    }
+
+    /// As [`Ended::refused`], of a job that its policy left no route: the exit code is 4, and there are a reason and advice.
+    ///
+    /// # Errors
+    /// With all that the program wrote.
+    pub fn without_a_route(&self, words: &[&str]) -> Result<()> {
+        self.ended_with(4, words)?;
+        self.ended_with(4, &["\nreason: ", "\nhint: "])
+    }
+
+    fn ended_with(&self, code: i32, words: &[&str]) -> Result<()> {
+        ensure!(self.code() == code, "another exit code than {code}: {self}");
         let text = self.text();
         for word in words {
             ensure!(text.contains(&word.to_lowercase()), "no `{word}` in {self}");

@@ -187,7 +187,8 @@ fn path_names_what_is_wrong_with_the_pool_and_what_to_do() -> Result<()> {
             );
         }
         probe(&document, "network")?;
-        let (_, document) = path(&system, client, &["--route", "require-storage"], 0)?;
+        // As a job would end.
+        let (_, document) = path(&system, client, &["--route", "require-storage"], 4)?;
         assert_eq!(
             document["verdict"],
             format!("bodies take no route, because {why}")

@@ -122,7 +122,9 @@ fn device_of_another_pool_is_refused_by_name() -> Result<()> {
     std::fs::write(&client.config, config.replace(&right, &wrong))?;
     let source = system.small_source(1);
     let required = system.backup(&client, &source, &["--route", "require-storage"])?;
-    required.ended.refused(&["pool", &wrong])?;
+    required
+        .ended
+        .without_a_route(&["reason: other_pool (7)", &wrong])?;
     let preferred = system
         .backup(&client, &source, &["--route", "prefer-storage"])?
         .success()?;
@@ -207,13 +209,14 @@ fn pool_without_room_for_a_session_is_not_waited_for() -> Result<()> {
     let reasons = document["network_reasons"].as_array();
     let named = reasons.is_some_and(|all| all.iter().all(|r| r["reason"] == "no_free_segments"));
     assert!(named, "{document}");
+    assert_eq!(document["storage_down_reason"], "no_free_segments");
     let down = document["storage_down"].as_str().unwrap_or_default();
     assert!(down.contains("the pool has no free segments"), "{document}");
 
     let required = system.backup(&beta, &source, &["--route", "require-storage"])?;
     required
         .ended
-        .refused(&["require-storage", "the pool has no free segments"])?;
+        .without_a_route(&["require-storage", "reason: no_free_segments (13)"])?;
     assert!(
         required.wire_bytes < MIB,
         "{} on the wire",

@@ -1,7 +1,10 @@
 //! Which route the bulk takes: what the program says is compared with what the kernel counted.
 
 use anyhow::{Context, Result, ensure};
-use backlane_e2e::{Engine, Fault, Job, Scene, Sector, Setup, System, Wire, plant, ready, same};
+use backlane_e2e::{
+    CHAIN, Engine, Fault, Job, Medium, Process, Scene, Sector, Setup, Side, System, Wire, plant,
+    ready, ready_with, same, until,
+};
 use rustix::process::Signal;
 
 const MIB: u64 = 1 << 20;
@@ -214,13 +217,12 @@ fn require_storage_without_a_pool_fails_and_puts_no_body_on_the_wire() -> Result
     let backup = scene.backup("require-storage")?;
     let restore = scene.restore("require-storage")?;
     for refused in [backup, restore] {
-        assert_eq!(refused.ended.code(), 1, "{}", refused.ended);
         let device = scene.system.devices[0].at_client.display().to_string();
-        assert!(
-            refused.ended.text().contains(&device),
-            "{} does not name {device}",
-            refused.ended
-        );
+        refused.ended.without_a_route(&[
+            &device,
+            "reason: pool_not_found (6)",
+            "hint: check that every device is attached",
+        ])?;
         assert!(
             refused.wire_bytes < CONTROL_BYTES_MAX,
             "{} on the wire",
@@ -228,6 +230,101 @@ fn require_storage_without_a_pool_fails_and_puts_no_body_on_the_wire() -> Result
         );
     }
     Ok(())
+}
+
+#[test]
+fn a_move_and_a_refusal_stand_in_what_a_person_reads() -> Result<()> {
+    if !ready_with(&CHAIN) {
+        return Ok(());
+    }
+    let setup = Setup {
+        medium: Medium::Breakable,
+        ..Setup::default()
+    };
+    let Some(mut scene) = Scene::new(&setup, 128 * MIB)? else {
+        return Ok(());
+    };
+    let device = scene.system.devices[0].at_client.display().to_string();
+    let source = scene.source.display().to_string();
+    let moved = without_its_disk(
+        &mut scene,
+        &["backup", &source, "--route", "prefer-storage"],
+    )?;
+    let moved = moved.success()?;
+    let told = |text: &str, words: &[&str]| {
+        let told = text
+            .lines()
+            .any(|line| words.iter().all(|word| line.contains(word)));
+        assert!(told, "no line with {words:?} in {text}");
+    };
+    told(
+        &moved.stdout,
+        &["storage was lost after ", "s: device_error: "],
+    );
+    told(&moved.stdout, &["by network: ", "_error: a device"]);
+    told(&moved.stderr, &["network is used", "route=network"]);
+    let lost = ["storage is not used", "route=storage", "device_error"];
+    told(&moved.stderr, &lost);
+    let again = [
+        "the call is made again",
+        "call=put ",
+        "route=storage",
+        "device_error",
+    ];
+    told(&moved.stderr, &again);
+    let said = scene.system.server()?.said();
+    for pair in [
+        &["network pair begins", "route=network"][..],
+        &["network pair ended", "reason="],
+        &["storage pair ended", "route=storage", "reason="],
+    ] {
+        told(&said, &[pair, &["host=alpha"]].concat());
+    }
+
+    let (snapshot, target) = (
+        format!("latest:{source}"),
+        scene.target.display().to_string(),
+    );
+    for policy in ["require-storage", "storage-only"] {
+        Fault::ClientLosesDisk.end(&mut scene.system)?;
+        let restore = ["restore", &snapshot, "--target", &target];
+        let only = ["--route", policy, "--route-wait", "3s"];
+        let refused = without_its_disk(&mut scene, &[restore, only].concat())?;
+        refused.without_a_route(&[])?;
+        let failure = format!("error: no route under policy {policy}: ");
+        told(&refused.stderr, &[&failure, &device]);
+        if policy == "require-storage" {
+            let waits = ["the call waits for a route", "call=get "];
+            told(&refused.stderr, &waits);
+        }
+    }
+    let refusal = [
+        "call refused",
+        "host=alpha",
+        "get ",
+        "policy=require-storage",
+        "reason=",
+    ];
+    told(&scene.system.server()?.said(), &refusal);
+    Ok(())
+}
+
+/// Runs a job as a person does, and takes its disk away when some of the job has gone through it.
+fn without_its_disk(scene: &mut Scene, arguments: &[&str]) -> Result<backlane_e2e::Ended> {
+    for side in [Side::Server, Side::Client] {
+        scene.system.devices[0].chain(side)?.set_rate(240)?;
+    }
+    let before = scene.system.device_bytes()?;
+    let mut command = scene.system.command(Side::Client);
+    command.arg("--config").arg(&scene.client.config);
+    command.arg("--verbose").args(arguments);
+    let mut job = Process::start(&mut command, &scene.system.path(""), Some(""))?;
+    until("the job is under way", || {
+        ensure!(job.is_running()?, "it ended too soon: {}", job.said());
+        Ok(scene.system.device_bytes()? - before > 64 * MIB)
+    })?;
+    Fault::ClientLosesDisk.begin(&mut scene.system)?;
+    job.wait()
 }
 
 /// Every byte of a body that took the network has a reason, by the job's own document.

@@ -10,7 +10,7 @@ use crate::fault::Fault;
 pub enum Expected {
     /// The job is done, within these bounds.
     Done(Bounds),
-    /// The job fails, its message has this word, and the next job goes on.
+    /// The job fails for want of a route that its policy allows, its message has this word, and the next job goes on.
     Fails(&'static str),
 }
 

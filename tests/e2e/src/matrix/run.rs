@@ -123,7 +123,7 @@ impl<'a> Stage<'a> {
         let seen = match expected {
             Expected::Done(bounds) => done(ended, stall, bounds)?,
             Expected::Fails(word) => {
-                ended.refused(&[word])?;
+                ended.without_a_route(&[word])?;
                 let kept = self.packs()?;
                 self.goes_on()?;
                 ensure!(kept.is_subset(&self.packs()?), "packs are gone: {ended}");

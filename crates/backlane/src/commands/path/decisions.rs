@@ -76,6 +76,12 @@ pub(super) fn verdict(policy: RoutePolicy, seen: &Seen) -> String {
     }
 }
 
+/// Whether bodies have a route, in both directions.
+pub(super) fn carries(policy: RoutePolicy, seen: &Seen) -> bool {
+    let decided = [PUT, GET].map(|kind| decided(policy, seen, kind, LARGE));
+    decided.iter().all(Result::is_ok)
+}
+
 fn decided(
     policy: RoutePolicy,
     seen: &Seen,
