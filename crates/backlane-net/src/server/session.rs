@@ -38,6 +38,8 @@ use tokio::{
 const LET_GO_LOOK: Duration = Duration::from_millis(5);
 /// Answers that wait for the control connection; calls wait beyond that.
 const ANSWERS_QUEUED_MAX: usize = 64;
+/// Calls in memory: those that may be open, and as many again that are over and wait to give their last answer.
+const TASKS_MAX: usize = 2 * backlane_proto::calls::CALLS_OPEN_MAX as usize;
 /// Events that wait for the events connection; more are dropped, as a slow reader must not slow the work.
 const EVENTS_QUEUED_MAX: usize = 256;
 /// How long the last answers of a session may take.
@@ -318,8 +320,15 @@ where
     let mut stopping = core.stopping.subscribe();
     let mut over = session.over.subscribe();
     loop {
+        let next = async {
+            // A client that takes no answers gets no further.
+            while tasks.len() >= TASKS_MAX {
+                tasks.join_next().await;
+            }
+            read_message_while(&mut from, || session.is_client_alive()).await
+        };
         let raw = tokio::select! {
-            raw = read_message_while(&mut from, || session.is_client_alive()) => raw,
+            raw = next => raw,
             _ = stopping.wait_for(|stopping| *stopping) => return End::ShuttingDown,
             () = session.replaced.notified() => return End::Replaced,
             _ = over.wait_for(|over| *over) => {

@@ -13,9 +13,12 @@ use backlane_proto::{
     message::{Attach, Hello, Purpose, SessionSecret, Welcome},
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
@@ -60,19 +63,11 @@ impl Peer {
     }
 
     async fn send(&mut self, message: &[u8]) {
-        let length = u32::try_from(message.len()).unwrap();
-        // The server may have closed on us by now; what it said is read after.
-        let _ = self.0.write_all(&length.to_le_bytes()).await;
-        let _ = self.0.write_all(message).await;
-        let _ = self.0.flush().await;
+        send(&mut self.0, message).await;
     }
 
     async fn receive(&mut self) -> std::io::Result<Vec<u8>> {
-        let mut length = [0; 4];
-        self.0.read_exact(&mut length).await?;
-        let mut message = vec![0; u32::from_le_bytes(length) as usize];
-        self.0.read_exact(&mut message).await?;
-        Ok(message)
+        receive(&mut self.0).await
     }
 
     async fn opened(&mut self) -> Opened {
@@ -104,6 +99,22 @@ impl Peer {
         let ended = async { while self.receive().await.is_ok() {} };
         in_time("the end of the connection", ended).await;
     }
+}
+
+/// Sends a message to a peer that may have closed on us by now; what it said is read after.
+pub(crate) async fn send(to: &mut (impl AsyncWrite + Unpin), message: &[u8]) {
+    let length = u32::try_from(message.len()).unwrap();
+    let _ = to.write_all(&length.to_le_bytes()).await;
+    let _ = to.write_all(message).await;
+    let _ = to.flush().await;
+}
+
+pub(crate) async fn receive(from: &mut (impl AsyncRead + Unpin)) -> std::io::Result<Vec<u8>> {
+    let mut length = [0; 4];
+    from.read_exact(&mut length).await?;
+    let mut message = vec![0; u32::from_le_bytes(length) as usize];
+    from.read_exact(&mut message).await?;
+    Ok(message)
 }
 
 fn hello(versions: VersionRange, policy: RoutePolicy) -> Vec<u8> {
@@ -221,10 +232,15 @@ async fn garbage_and_giant_lengths_end_the_connection_with_a_word() {
     peer.0.flush().await.unwrap();
     refused_with(&peer.opened().await, ErrorCode::Protocol);
 
-    for garbage in [vec![0xff; 40], vec![0; MESSAGE_BYTES_MAX + 1]] {
+    let mut garbage = [0xff; 44];
+    garbage[..4].copy_from_slice(&40_u32.to_le_bytes());
+    // A length alone is refused before its bytes come.
+    let long = u32::try_from(MESSAGE_BYTES_MAX + 1).unwrap();
+    for bytes in [&garbage[..], &long.to_le_bytes()] {
         let mut peer = Peer::host(&world, "db1").await;
         peer.welcomed(RoutePolicy::Network).await;
-        peer.send(&garbage).await;
+        peer.0.write_all(bytes).await.unwrap();
+        peer.0.flush().await.unwrap();
         let (call, answer) = peer.answer().await;
         assert_eq!(call, CallId::SESSION);
         assert!(
@@ -454,6 +470,41 @@ async fn calls_beyond_the_bound_or_out_of_order_end_the_session() {
     until("no sink", || store.open_sinks.load(Ordering::SeqCst) == 0).await;
     until("no session", || store.held.load(Ordering::SeqCst) == 0).await;
     still_serves(&world).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_takes_no_answers_is_not_listened_to() {
+    let world = World::new().await;
+    let store = world.service.store("db1");
+    // So many that a few answers fill what lies between the two.
+    for n in 0..4000_u32 {
+        let name = name_of(ObjectKind::Pack, &n.to_le_bytes());
+        let object = (PackContents::Data, bytes::Bytes::new());
+        store.objects.lock().unwrap().insert(name, object);
+    }
+    let mut peer = Peer::host(&world, "db1").await;
+    peer.welcomed(RoutePolicy::Network).await;
+    let mut asked = 0;
+    let listens = async {
+        // A few at a time, so that never too many are under way.
+        while asked < 1000 {
+            for _ in 0..32 {
+                asked += 1;
+                peer.ask(asked, Request::List(ObjectKind::Pack)).await;
+            }
+            until("lists to be made", || {
+                store.listed.load(Ordering::SeqCst) == asked
+            })
+            .await;
+        }
+    };
+    let listens = tokio::time::timeout(Duration::from_secs(3), listens).await;
+    assert!(listens.is_err(), "the server listens after {asked} calls");
+    // It goes on as soon as its answers are taken.
+    for _ in 0..asked {
+        let (_, answer) = peer.answer().await;
+        assert!(matches!(answer, Answer::Listing { .. }), "{answer:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

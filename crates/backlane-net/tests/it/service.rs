@@ -55,6 +55,8 @@ pub(crate) struct Store {
     pub(crate) full: std::sync::atomic::AtomicBool,
     /// How many objects were removed, ever.
     pub(crate) removals: AtomicU64,
+    /// How many lists were made.
+    pub(crate) listed: AtomicU64,
 }
 
 impl Memory {
@@ -69,6 +71,7 @@ impl Memory {
                 held: AtomicUsize::new(0),
                 full: false.into(),
                 removals: AtomicU64::new(0),
+                listed: AtomicU64::new(0),
             })
         };
         Arc::clone(stores.entry(host.to_owned()).or_insert_with(new))
@@ -136,6 +139,7 @@ impl Drop for Held {
 impl ObjectService for Held {
     fn list(&self, kind: ObjectKind) -> BoxFuture<'_, Result<Vec<ObjectInfo>, ServiceError>> {
         Box::pin(async move {
+            self.0.listed.fetch_add(1, Ordering::SeqCst);
             let objects = self.0.objects.lock().unwrap();
             let of_kind = objects.iter().filter(|(name, _)| name.kind == kind);
             let info = |(name, (_, body)): (&ObjectName, &(PackContents, Bytes))| ObjectInfo {
