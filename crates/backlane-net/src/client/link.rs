@@ -216,12 +216,14 @@ where
     // Whoever started the pair may have gone.
     let _ = ready.send(());
     let down = tokio::select! {
+        // What the server says of it goes before what follows from that here.
+        biased;
+        Ok(down) = left => down,
         down = read_pair(&shared, route, from) => down,
         written = write_chunks(to, chunks) => match written {
             Ok(()) => RouteDown::new(Reason::StreamReset, "the session is over"),
             Err(error) => pair_ended(route, &ReadError::Io(error)),
         },
-        Ok(down) = left => down,
     };
     shared.route_down(route, &down);
     down
