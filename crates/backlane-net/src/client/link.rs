@@ -276,3 +276,91 @@ fn lost(server: &str, error: ReadError) -> Error {
         error => error,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::{
+        call::{Wanted, make},
+        shared::tests::shared,
+    };
+    use backlane_proto::{
+        ByteRange, Decision, Health, ObjectId, ObjectKind, ObjectName, ServerRoutes,
+    };
+    use tokio::time::Instant;
+
+    const LONG: Duration = Duration::from_secs(1000);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_is_not_waited_for_any_more_when_the_server_says_that_its_end_of_the_pair_is_gone()
+     {
+        let (shared, mut requests) = shared();
+        let shared = Arc::new(shared);
+        // As far as this side sees, the pair is well.
+        let (pair, _other_end) = tokio::io::duplex(64);
+        let (from, to) = tokio::io::split(pair);
+        let (ready, up) = oneshot::channel();
+        tokio::spawn(run_pair(
+            Arc::clone(&shared),
+            Route::Storage,
+            from,
+            to,
+            ready,
+        ));
+        up.await.unwrap();
+        let (control, mut server) = tokio::io::duplex(4096);
+        let reader = Arc::clone(&shared);
+        tokio::spawn(async move { read_control(&reader, control).await });
+        let wanted = Wanted::Get(
+            ObjectName {
+                kind: ObjectKind::Pack,
+                id: ObjectId::NONE,
+            },
+            Some(ByteRange {
+                offset: 0,
+                length: 4,
+            }),
+        );
+        let caller = Arc::clone(&shared);
+        tokio::spawn(async move { make(&caller, &wanted).await.map(drop) });
+        let call = requests.recv().await.unwrap().call;
+        let announced = Answer::Body {
+            bytes: 4,
+            decision: Decision::Storage,
+        };
+        let health = Health {
+            storage: Err(Reason::DeviceError),
+            ..Health::WELL
+        };
+        let gone = Answer::Routes(ServerRoutes { health, pool: None });
+        for (call, answer) in [(call, announced), (CallId::SESSION, gone)] {
+            let message = FromServer { call, answer }.encode();
+            write_message(&mut server, &message).await.unwrap();
+        }
+        let begun = Instant::now();
+        let again = async {
+            loop {
+                let message = requests.recv().await.unwrap();
+                if let Request::Get { routes, .. } = message.request {
+                    return routes.storage;
+                }
+            }
+        };
+        let storage = timeout(LONG, again).await.unwrap();
+        assert_eq!(storage, Err(Reason::DeviceError));
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_line_is_left_for_silence_only_while_the_server_owes_an_answer() {
+        let (shared, _requests) = shared();
+        // The network may take its place at once.
+        let kept = timeout(LONG, watch_control(&shared, Route::Storage)).await;
+        assert!(kept.is_err(), "{kept:?}");
+        let _call = shared.begin(Request::Routes, None).unwrap();
+        let begun = Instant::now();
+        let left = timeout(LONG, watch_control(&shared, Route::Storage)).await;
+        assert!(matches!(left, Ok(Error::Silent { .. })), "{left:?}");
+        assert!(begun.elapsed() < LEAVE_AFTER + ASK_AFTER);
+    }
+}

@@ -598,13 +598,14 @@ impl RouteState {
 const RESERVE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::client::call::{Wanted, make};
     use backlane_proto::{ErrorCode, Failure, ObjectId, ObjectKind, ObjectName, PackContents};
     use bytes::Bytes;
 
-    fn shared() -> (Shared, mpsc::UnboundedReceiver<FromClient>) {
+    /// A session with a line that a test reads and answers.
+    pub(in crate::client) fn shared() -> (Shared, mpsc::UnboundedReceiver<FromClient>) {
         with_patience(Duration::from_secs(600))
     }
 

@@ -12,6 +12,7 @@ mod devices;
 mod enroll;
 mod hostile;
 mod proof;
+mod rogue;
 mod routes;
 mod service;
 mod storage;

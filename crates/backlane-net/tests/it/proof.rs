@@ -8,7 +8,7 @@ use crate::{
 };
 use aws_lc_rs::hmac;
 use backlane_proto::{
-    Answer, Decision, Health, ObjectKind, PackContents, Reason, Request, RoutePolicy,
+    Answer, CallId, Decision, Health, ObjectKind, PackContents, Reason, Request, RoutePolicy,
     message::SessionId,
     proof::{Member, Proof, Seen, Side, transcript},
 };
@@ -213,6 +213,29 @@ async fn a_second_pair_is_refused_and_the_first_stays() {
         .unwrap();
     assert_eq!(&chunk[16..], b"body");
     drop((first, second));
+    let pool = prover.pool.clone();
+    tokio::task::spawn_blocking(move || pool.close())
+        .await
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_says_unasked_that_its_end_of_the_pair_is_gone() {
+    let files = Files::new(2);
+    let world = world(&files).await;
+    let mut prover = Prover::new(&files, Peer::host(&world, "db1").await).await;
+    let (_, port) = in_time("the proof", prover.prove_until_seen()).await;
+    let mut pair = prover.pair(port).await;
+    in_time("the greeting", pair.read_exact(&mut [0; 16]))
+        .await
+        .unwrap();
+    drop(pair);
+    let (call, answer) = prover.peer.answer().await;
+    assert_eq!(call, CallId::SESSION);
+    assert!(
+        matches!(&answer, Answer::Routes(routes) if routes.health.storage == Err(Reason::StreamReset)),
+        "{answer:?}"
+    );
     let pool = prover.pool.clone();
     tokio::task::spawn_blocking(move || pool.close())
         .await

@@ -314,16 +314,80 @@ async fn a_session_goes_on_when_its_server_stops_in_good_order_and_starts_again(
             }
         });
         in_time("the stop", world.stop()).await;
-        world = World::with(|_, options| {
-            options.listen = addr;
-            options.identity = ca.server();
-            options.authority = ca.authority();
-            options.service = Arc::clone(&service) as _;
-        })
-        .await;
+        world = World::again(addr, ca.clone(), Arc::clone(&service), |_| ()).await;
         in_time("the calls", calls).await.unwrap().unwrap();
     }
     let name = put(&session, &body).await;
     assert_eq!(session.get(name, None).await.unwrap(), body);
     in_time("the close", session.close()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handshake_that_is_cut_says_nothing_for_good() {
+    let world = World::with(|_, options| options.data_ports = DataPorts::Designated).await;
+    let (proxy, session) = proxied(&world, world.client("db1")).await;
+    until("three connections", || proxy.count() == 3).await;
+    let (addr, ca, service) = (world.addr, world.ca.clone(), Arc::clone(&world.service));
+    world.kill().await;
+    // The proxy takes connections all the same, and drops each of them as soon as it is asked for TLS.
+    until("handshakes that were cut", || proxy.count() > 3).await;
+    assert!(session.failure().is_none(), "{:?}", session.failure());
+    let _world = World::again(addr, ca, service, |_| ()).await;
+    in_time("a list", session.list(ObjectKind::Pack))
+        .await
+        .unwrap();
+    in_time("the close", session.close()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pool_that_is_lost_while_there_is_no_line_is_left_and_joined_again() {
+    let files = files();
+    let server = world(&files).await;
+    let config = config(&server, &files, RoutePolicy::StorageOnly);
+    let session = Session::connect(config).await.unwrap();
+    let (addr, ca, service) = (server.addr, server.ca.clone(), Arc::clone(&server.service));
+    in_time("the stop", server.stop()).await;
+    let device = Away::pull(&files);
+    until("the pool to be left", || session.pool().is_none()).await;
+    device.returns();
+    let _server = World::again(addr, ca, service, |options| {
+        options.pool = Some(files.server());
+    })
+    .await;
+    let body = body(3_000_000, 11);
+    let name = put(&session, &body).await;
+    assert_eq!(session.get(name, None).await.unwrap(), body);
+    in_time("the close", session.close()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_stops_says_so_to_sessions_through_the_pool_too() {
+    let files = Files::new(1);
+    let world = world(&files).await;
+    let mut config = config(&world, &files, RoutePolicy::StorageOnly);
+    config.route_wait = Duration::ZERO;
+    let session = Session::connect(config).await.unwrap();
+    in_time("the stop", world.stop()).await;
+    until("the session's end", || session.failure().is_some()).await;
+    let failure = session.failure();
+    assert!(
+        matches!(&failure, Some(Error::Lost { why, .. }) if why.contains("the server is shutting down")),
+        "{failure:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_session_with_nothing_to_do_keeps_its_connections() {
+    let world = World::with(|_, options| options.data_ports = DataPorts::Designated).await;
+    let (proxy, session) = proxied(&world, world.client("db1")).await;
+    until("three connections", || proxy.count() == 3).await;
+    // Longer than anyone may be silent.
+    tokio::time::pause();
+    tokio::time::sleep(Duration::from_secs(1000)).await;
+    tokio::time::resume();
+    in_time("a list", session.list(ObjectKind::Pack))
+        .await
+        .unwrap();
+    let report = in_time("the close", session.close()).await.unwrap();
+    assert_eq!((proxy.count(), &report.changes[..]), (3, &[][..]));
 }

@@ -6,13 +6,18 @@ use crate::{
     world::{Proxy, World, in_time, until},
 };
 use backlane_net::{
-    ClientConfig, EngineChoice, EngineKind, Error, PoolChoice, ServerPool, Session,
+    ClientConfig, DESIGNATED_STORAGE_PORT, EngineChoice, EngineKind, Error, PoolChoice, ServerPool,
+    Session,
 };
 use backlane_proto::{Event, ObjectKind, ObjectName, PackContents, Reason, RoutePolicy};
 use bytes::Bytes;
 use std::{path::PathBuf, sync::atomic::Ordering, time::Duration};
-use storage_socket::{FormatOptions, Timeouts};
+use storage_socket::{
+    FormatOptions, Pool, PoolOptions, Port, Protection, Role, SlotIndex, Stream, StreamOptions,
+    Timeouts,
+};
 use tempfile::TempDir;
+use tokio::io::AsyncReadExt;
 use uuid::Uuid;
 
 /// A pool in files.
@@ -286,6 +291,54 @@ async fn a_slot_of_another_host_is_refused() {
         ),
         "{why}"
     );
+}
+
+/// A stream on the designated port, from this member.
+async fn designated(pool: &Pool) -> std::io::Result<Stream> {
+    let options = StreamOptions {
+        frame_bytes: 64 * 1024,
+        window_bytes: 256 * 1024,
+        depth: 1,
+        ..StreamOptions::new(Protection::Checksum)
+    };
+    let port = Port(DESIGNATED_STORAGE_PORT);
+    Stream::connect_async(pool, port, options, Duration::from_secs(20)).await
+}
+
+/// Whether the stream stands: ended by the server it can be read to its end, and nothing else is ever said on it.
+async fn stands(stream: std::io::Result<Stream>) -> Option<Stream> {
+    let mut stream = stream.ok()?;
+    let ends = tokio::time::timeout(Duration::from_secs(1), stream.read(&mut [0])).await;
+    ends.is_err().then_some(stream)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_has_four_streams_on_the_designated_port_whatever_others_have() {
+    let files = Files::new(1);
+    let _world = world(&files).await;
+    let member = |slot| {
+        let slots = vec![SlotIndex(slot)];
+        let options = PoolOptions::new(Role::Member { slots }, "db1", files.dir.path());
+        Pool::open(&files.devices, options).unwrap()
+    };
+    let (greedy, other) = (member(1), member(2));
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        held.push(in_time("a stream", designated(&greedy)).await);
+    }
+    let fifth = in_time("an answer", designated(&greedy)).await;
+    assert!(stands(fifth).await.is_none());
+    let of_other = in_time("an answer", designated(&other)).await;
+    assert!(stands(of_other).await.is_some());
+    for stream in held.drain(..) {
+        assert!(stands(stream).await.is_some());
+    }
+    // They have ended, and there is room for others.
+    let another = async { while stands(designated(&greedy).await).await.is_none() {} };
+    in_time("another stream", another).await;
+    tokio::task::spawn_blocking(move || (greedy.close(), other.close()))
+        .await
+        .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -105,10 +105,20 @@ impl World {
             at_desk: AtomicUsize::new(0),
         });
         let listen = "127.0.0.1:0".parse().unwrap();
+        Self::again(listen, ca.clone(), service, |options| change(&ca, options)).await
+    }
+
+    /// A server at an address, with the hosts and objects of one before.
+    pub(crate) async fn again(
+        listen: SocketAddr,
+        ca: Ca,
+        service: Arc<Memory>,
+        change: impl FnOnce(&mut ServerOptions),
+    ) -> Self {
         let service_object = Arc::clone(&service) as _;
         let mut options = ServerOptions::new(listen, ca.server(), ca.authority(), service_object);
         options.data_ports = DataPorts::Any;
-        change(&ca, &mut options);
+        change(&mut options);
         let server = Server::bind(options).await.unwrap();
         let (addr, engine) = (server.local_addr(), server.engine());
         let (stop, stopped) = oneshot::channel();
@@ -169,7 +179,9 @@ impl Proxy {
             while let Ok((mut near, _)) = listener.accept().await {
                 let mut freeze = freeze.clone();
                 let passing = tokio::spawn(async move {
-                    let mut far = TcpStream::connect(to).await.unwrap();
+                    let Ok(mut far) = TcpStream::connect(to).await else {
+                        return;
+                    };
                     let freezes = async { drop(freeze.wait_for(|frozen| *frozen).await) };
                     let froze = tokio::select! {
                         // However it ends, both ends learn it.
