@@ -375,8 +375,6 @@ impl Task {
         self.note(decision, bytes);
         match self.answer().await? {
             Answer::Ready => {}
-            // The server has the object already.
-            Answer::Done => return Ok(Duration::ZERO),
             other => return Err(self.unexpected(&other)),
         }
         let began = Instant::now();
