@@ -31,11 +31,9 @@ use tokio::{
     io::{AsyncWrite, AsyncWriteExt},
     sync::{Notify, mpsc, watch},
     task::{JoinHandle, JoinSet},
-    time::{Instant, sleep, timeout},
+    time::{Instant, timeout},
 };
 
-/// Pause between two looks whether a session that ends has let go.
-const LET_GO_LOOK: Duration = Duration::from_millis(5);
 /// Answers that wait for the control connection; calls wait beyond that.
 const ANSWERS_QUEUED_MAX: usize = 64;
 /// Calls in memory: those that may be open, and as many again that are over and wait to give their last answer.
@@ -65,6 +63,8 @@ pub(super) struct Session {
     /// Rung when another session takes the place of this one.
     replaced: Notify,
     over: watch::Sender<bool>,
+    /// The repository, until the session lets go of it.
+    objects: watch::Sender<Option<Arc<dyn ObjectService>>>,
     state: Mutex<State>,
 }
 
@@ -83,7 +83,6 @@ struct State {
     ledger: ByRoute,
     network: Result<mpsc::Sender<Chunk>, Reason>,
     storage: Result<mpsc::Sender<Chunk>, Reason>,
-    objects: Option<Arc<dyn ObjectService>>,
     breach: Option<String>,
 }
 
@@ -129,7 +128,7 @@ pub(super) async fn serve(
     let end = converse(&core, &session, &mut tasks, from).await;
     session.over.send_replace(true);
     tasks.shutdown().await;
-    session.state().objects = None;
+    session.objects.send_replace(None);
     drop(registered);
     let member = session.ringing().member.take();
     drop(member);
@@ -245,6 +244,7 @@ async fn open(
         ringing: Mutex::default(),
         replaced: Notify::new(),
         over: watch::Sender::new(false),
+        objects: watch::Sender::new(Some(objects)),
         state: Mutex::new(State {
             calls: Calls::new(),
             open: HashMap::new(),
@@ -258,7 +258,6 @@ async fn open(
                 Some(_) => Reason::Pending,
                 None => Reason::ServerHasNoPool,
             }),
-            objects: Some(objects),
             breach: None,
         }),
     });
@@ -405,11 +404,9 @@ impl Session {
 
     /// Ready when the session has let go of the repository.
     async fn let_go(&self) {
-        let mut over = self.over.subscribe();
-        let _ = over.wait_for(|over| *over).await;
-        while self.state().objects.is_some() {
-            sleep(LET_GO_LOOK).await;
-        }
+        let mut objects = self.objects.subscribe();
+        // The sender lives in the session itself.
+        let _ = objects.wait_for(Option::is_none).await;
     }
 
     pub(super) fn is_over(&self) -> bool {
@@ -519,7 +516,7 @@ impl Session {
 
     /// The repository, while the session lasts.
     pub(super) fn objects(&self) -> Option<Arc<dyn ObjectService>> {
-        self.state().objects.clone()
+        self.objects.borrow().clone()
     }
 
     /// From now on a body may come for the call; fails where its route can't take one.
