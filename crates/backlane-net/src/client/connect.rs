@@ -8,13 +8,13 @@ use super::{
 };
 use crate::Error;
 use backlane_proto::{Refusal, Route, RoutePolicy};
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc};
 use tokio::{sync::oneshot, task::JoinSet, time::timeout};
 
 /// Connects; the session's tasks run from here on.
 pub(super) async fn connect(config: ClientConfig) -> Result<Arc<Shared>, Error> {
     let start = Start::new(config)?;
-    let line = start.liner.open(None, HEAD_START).await?;
+    let line = start.liner.open(None, line::HEAD_START).await?;
     let shared = start.session(line).await;
     usable(&shared).inspect_err(|error| shared.fail(error.clone()))?;
     Ok(shared)
@@ -78,9 +78,6 @@ impl Start {
         shared
     }
 }
-
-/// How long the network alone is tried at the beginning.
-const HEAD_START: Duration = Duration::from_secs(3);
 
 /// Ends a session whose beginning nobody waits for any more.
 struct Abandoned(Option<Arc<Shared>>);

@@ -29,7 +29,7 @@ use tokio::{
 };
 
 /// How long the network alone is tried for a line, before the pool is tried as well.
-const HEAD_START: Duration = Duration::from_secs(2);
+pub(super) const HEAD_START: Duration = Duration::from_secs(2);
 
 /// A line that was lost sooner is not replaced at once.
 const FLAP: Duration = Duration::from_secs(1);
