@@ -175,20 +175,16 @@ pub(super) struct Terms {
 pub(super) async fn keep(shared: Arc<Shared>, terms: Terms, tried: Option<oneshot::Sender<()>>) {
     let mut tried = tried;
     let hand = Arc::clone(&shared.pool);
-    if !shared.policy.allows(Route::Storage) {
-        let down = RouteDown::new(Reason::Policy, shared.policy);
-        shared.route_down(Route::Storage, &down);
-        if let Some(pool) = hand.retire() {
-            leave(pool);
-        }
-        return;
-    }
-    let missing = match terms.server_pool {
-        _ if !hand.is_there() => Some(RouteDown::new(Reason::NoPool, "")),
-        None => Some(RouteDown::new(Reason::ServerHasNoPool, &shared.server)),
-        Some(_) => None,
+    let never = if !shared.policy.allows(Route::Storage) {
+        Some(RouteDown::new(Reason::Policy, shared.policy))
+    } else if !hand.is_there() {
+        Some(RouteDown::new(Reason::NoPool, ""))
+    } else if terms.server_pool.is_none() {
+        Some(RouteDown::new(Reason::ServerHasNoPool, &shared.server))
+    } else {
+        None
     };
-    if let Some(down) = missing {
+    if let Some(down) = never {
         // Nothing has failed: this is how it was set up.
         let reason = down.reason.name();
         tracing::info!(server = %shared.server, route = %Route::Storage, reason, %down, "storage is not used");
