@@ -137,17 +137,19 @@ impl Liner {
         if !self.hand.is_there() {
             return Err(no_route(RouteDown::new(Reason::NoPool, "")));
         }
-        let by = async |use_standing| {
-            let stream = self.hand.designated(use_standing).await.map_err(no_route)?;
+        let by = async |stream| {
             let peer = format!("{} through the pool", self.server);
             let control = self.dialer.shake(&peer, Box::new(stream)).await?;
             self.hello(control, Route::Storage, before).await
         };
-        match by(true).await {
-            // What stood there may have ended long ago.
-            Err(error) if !is_final(&error) => by(false).await,
-            done => done,
+        if let Some(standing) = self.hand.standing().await {
+            match by(standing).await {
+                // What stood there may have ended long ago.
+                Err(error) if !is_final(&error) => {}
+                done => return done,
+            }
         }
+        by(self.hand.designated().await.map_err(no_route)?).await
     }
 
     async fn hello(

@@ -417,13 +417,15 @@ impl Hand {
         matches!(&*self.membership.borrow(), Membership::Joined(now) if now.incarnation == incarnation)
     }
 
-    /// A stream on the designated port for requests: the one that stands, or another.
-    pub(super) async fn designated(&self, use_standing: bool) -> Result<Stream, RouteDown> {
+    /// The stream that stands on the designated port, if one does.
+    pub(super) async fn standing(&self) -> Option<Stream> {
+        self.joined().await.ok()?;
+        self.standing.lock().await.take()
+    }
+
+    /// Another stream on the designated port.
+    pub(super) async fn designated(&self) -> Result<Stream, RouteDown> {
         let joined = self.joined().await?;
-        let standing = self.standing.lock().await.take();
-        if let Some(standing) = standing.filter(|_| use_standing) {
-            return Ok(standing);
-        }
         let made = designated(&joined.pool).await;
         // With no line nobody else would notice that the pool has ended.
         if made.is_err() && !self.is_usable().await && self.is_joined_as(joined.incarnation) {
