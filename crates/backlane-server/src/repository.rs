@@ -12,7 +12,7 @@ use aws_lc_rs::digest::{Context, SHA256};
 use backlane_proto::{ByteRange, ObjectId, ObjectInfo, ObjectKind, ObjectName, PackContents};
 use bytes::Bytes;
 use std::{path::Path, sync::Arc};
-use tokio::{runtime::Handle, task::spawn_blocking};
+use tokio::{runtime::Handle, sync::OnceCell, task::spawn_blocking};
 
 /// Largest object that is taken: no tool of the format writes larger packs, and everything else is smaller.
 pub(crate) const OBJECT_BYTES_MAX: u64 = 4 << 30;
@@ -103,16 +103,14 @@ impl Repository {
         self.database.pack_contents(self.host, name).await
     }
 
-    /// How many objects were removed, ever.
+    /// How many times objects were removed, ever.
     pub(crate) async fn removals(&self) -> Result<u64, ServerError> {
         self.database.removals(self.host).await
     }
 
-    /// Removes an object and what is remembered of it. It is counted first: whoever finds the count unchanged knows that
-    /// nothing has gone.
+    /// Removes an object and what is remembered of it.
     async fn remove(self: &Arc<Self>, name: ObjectName) -> Result<(), ServerError> {
         let name = canonical(name);
-        self.database.count_removal(self.host).await?;
         let this = Arc::clone(self);
         blocking(move || this.store.remove(name)).await?;
         self.database.forget_object(self.host, name).await
@@ -126,6 +124,8 @@ impl Repository {
 pub struct ExclusiveRepository {
     repository: Arc<Repository>,
     runtime: Handle,
+    /// That something is removed was counted.
+    counted: OnceCell<()>,
 }
 
 impl ExclusiveRepository {
@@ -133,6 +133,7 @@ impl ExclusiveRepository {
         Self {
             repository,
             runtime,
+            counted: OnceCell::new(),
         }
     }
 
@@ -185,7 +186,14 @@ impl ExclusiveRepository {
     /// # Errors
     /// When it doesn't exist, or its removal is not known to be durable.
     pub fn remove(&self, name: ObjectName) -> Result<(), ServerError> {
-        self.runtime.block_on(self.repository.remove(name))
+        let Repository { host, database, .. } = &*self.repository;
+        self.runtime.block_on(async {
+            // Whoever finds the count unchanged knows that nothing has gone. Once is enough: nobody can read it before
+            // this hold ends.
+            let count = || database.count_removals(*host);
+            self.counted.get_or_try_init(count).await?;
+            self.repository.remove(name).await
+        })
     }
 
     /// What a pack holds, as it was said when it was put; what was not said to be trees counts as data.

@@ -67,8 +67,8 @@ impl Database {
         })
     }
 
-    /// Counts a removal from a host's repository, before it is made.
-    pub(crate) async fn count_removal(&self, host: HostId) -> Result<(), ServerError> {
+    /// Counts that objects are removed from a host's repository, before the first is.
+    pub(crate) async fn count_removals(&self, host: HostId) -> Result<(), ServerError> {
         let mut change = self.begin().await?;
         sqlx::query("UPDATE hosts SET removals = removals + 1 WHERE id = $1")
             .bind(host.0)
@@ -78,7 +78,7 @@ impl Database {
         self.commit(change).await
     }
 
-    /// How many objects were removed from a host's repository, ever.
+    /// How many times objects were removed from a host's repository, ever.
     pub(crate) async fn removals(&self, host: HostId) -> Result<u64, ServerError> {
         let removals: i64 = sqlx::query_scalar("SELECT removals FROM hosts WHERE id = $1")
             .bind(host.0)
