@@ -22,6 +22,11 @@ fn probe(direction: ProbeDirection, bytes: u64, route: Route) -> Probe {
     }
 }
 
+async fn session(world: &World, files: &Files, policy: RoutePolicy) -> Session {
+    let connecting = Session::connect(config(world, files, policy));
+    in_time("the session", connecting).await.unwrap()
+}
+
 async fn survey(config: ClientConfig) -> Survey {
     in_time("a survey", Session::survey(config)).await.unwrap()
 }
@@ -30,9 +35,7 @@ async fn survey(config: ClientConfig) -> Survey {
 async fn a_probe_goes_either_way_by_the_route_that_it_names_and_leaves_nothing() {
     let files = Files::new(1);
     let world = world(&files).await;
-    let session = Session::connect(config(&world, &files, RoutePolicy::PreferStorage))
-        .await
-        .unwrap();
+    let session = session(&world, &files, RoutePolicy::PreferStorage).await;
     for direction in BOTH_WAYS {
         for route in [Route::Network, Route::Storage] {
             let probe = probe(direction, 3_000_000, route);
@@ -57,9 +60,7 @@ async fn a_probe_goes_either_way_by_the_route_that_it_names_and_leaves_nothing()
 async fn a_probe_keeps_to_the_policy_and_to_its_bound_whoever_asks() {
     let files = Files::new(1);
     let world = world(&files).await;
-    let session = Session::connect(config(&world, &files, RoutePolicy::RequireStorage))
-        .await
-        .unwrap();
+    let session = session(&world, &files, RoutePolicy::RequireStorage).await;
     for direction in BOTH_WAYS {
         let refused = session.probe(probe(direction, 10, Route::Network)).await;
         assert!(
@@ -145,9 +146,7 @@ async fn the_server_says_how_it_sees_the_routes() {
         uuid: files.uuid,
         down: None,
     });
-    let session = Session::connect(config(&world, &files, RoutePolicy::PreferStorage))
-        .await
-        .unwrap();
+    let session = session(&world, &files, RoutePolicy::PreferStorage).await;
     let routes = in_time("an answer", session.server_routes()).await.unwrap();
     let health = Health::WELL;
     let want = ServerRoutes { health, pool };
