@@ -497,10 +497,14 @@ impl Connection {
         self.events.pop_front()
     }
 
-    /// What was counted.
+    /// What was counted, and how the ring stands.
     #[must_use]
     pub fn stats(&self) -> ConnectionStats {
-        self.stats
+        ConnectionStats {
+            frames_outstanding: self.send.outstanding(),
+            credits: self.room() as u64,
+            ..self.stats
+        }
     }
 
     /// Takes note of the end of an I/O: on which device.

@@ -7,14 +7,14 @@
 
 mod waits;
 
-use crate::{Error, error::StopReason, inbox::Inbox, promise::locked};
+use crate::{Error, StreamStats, error::StopReason, inbox::Inbox, promise::locked};
 use direct_io::{AlignedBuf, BufferPool};
 use std::{
     collections::VecDeque,
     ops::Deref,
     path::PathBuf,
     sync::{
-        Arc, Condvar, Mutex, TryLockError,
+        Arc, Condvar, Mutex, TryLockError, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::Waker,
@@ -218,6 +218,31 @@ impl Flow {
     /// Bytes of the buffers that were needed so far.
     pub(crate) fn buffer_bytes(&self) -> usize {
         self.buffers.sends.mapped_bytes() + self.buffers.receives.mapped_bytes()
+    }
+
+    /// What was counted so far.
+    pub(crate) fn stats(&self) -> StreamStats {
+        let machine = locked(&self.receive).machine;
+        let counted = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        StreamStats {
+            bytes_sent: counted(&self.counters.bytes_sent),
+            bytes_received: counted(&self.counters.bytes_received),
+            frames_sent: machine.frames_sent,
+            frames_resent: machine.frames_resent,
+            resends_requested: machine.resends_requested,
+            frames_outstanding: machine.frames_outstanding,
+            credits: machine.credits,
+            frames_received: machine.frames_received,
+            damaged_reads: machine.damaged_reads,
+            early_reads: machine.early_reads,
+            control_writes: machine.control_writes,
+            control_reads: machine.control_reads,
+            writes_blocked: counted(&self.counters.writes_blocked),
+            reads_blocked: counted(&self.counters.reads_blocked),
+            doorbells_rung: counted(&self.counters.doorbells_rung),
+            doorbells_heard: counted(&self.counters.doorbells_heard),
+            buffer_bytes: self.buffer_bytes() as u64,
+        }
     }
 
     /// Asks the driver to look at this stream.
@@ -596,6 +621,10 @@ pub(crate) struct OwnedFlow(Arc<Flow>);
 impl OwnedFlow {
     pub(crate) fn new(flow: Arc<Flow>) -> Self {
         Self(flow)
+    }
+
+    pub(crate) fn downgrade(&self) -> Weak<Flow> {
+        Arc::downgrade(&self.0)
     }
 }
 

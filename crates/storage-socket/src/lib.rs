@@ -36,4 +36,4 @@ pub use storage_socket_proto::{
     Cipher, ConnectionId, Doorbell, Epoch, Incarnation, ListenProtection, MemberView, Polling,
     PoolId, Port, Protection, RefusalReason, ResetReason, SlotIndex, StreamSecret, Timeouts,
 };
-pub use stream::{Frame, ReadHalf, Stream, StreamOptions, StreamStats, WriteHalf};
+pub use stream::{Frame, ReadHalf, Stream, StreamGauge, StreamOptions, StreamStats, WriteHalf};

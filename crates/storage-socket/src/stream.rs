@@ -24,7 +24,7 @@ use crate::{
 use std::{
     io::{self, Read, Write},
     net::Shutdown,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering},
     time::{Duration, Instant},
 };
 use storage_socket_proto::Port;
@@ -52,6 +52,24 @@ struct UserTimeouts {
     write: Option<Duration>,
 }
 
+/// What a stream counts, for as long as there is one; it closes no later for being looked at.
+#[derive(Clone)]
+pub struct StreamGauge(Weak<Flow>);
+
+impl StreamGauge {
+    /// What was counted so far; `None` once the stream is gone.
+    #[must_use]
+    pub fn stats(&self) -> Option<StreamStats> {
+        self.0.upgrade().map(|flow| flow.stats())
+    }
+}
+
+impl std::fmt::Debug for StreamGauge {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("StreamGauge")
+    }
+}
+
 /// What a stream has counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StreamStats {
@@ -63,6 +81,12 @@ pub struct StreamStats {
     pub frames_sent: u64,
     /// Frames written again because the peer asked.
     pub frames_resent: u64,
+    /// Frames that this end asked the peer to write again.
+    pub resends_requested: u64,
+    /// Frames on their way to the peer at present: taken, and not acknowledged yet.
+    pub frames_outstanding: u64,
+    /// Frames that may be sent at present before the peer acknowledges any more.
+    pub credits: u64,
     /// Frames that came in whole.
     pub frames_received: u64,
     /// Reads of announced frames that found them damaged.
@@ -186,25 +210,13 @@ impl Stream {
     /// What was counted so far.
     #[must_use]
     pub fn stats(&self) -> StreamStats {
-        let flow = &self.handle.flow;
-        let machine = locked(&flow.receive).machine;
-        let counted = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-        StreamStats {
-            bytes_sent: counted(&flow.counters.bytes_sent),
-            bytes_received: counted(&flow.counters.bytes_received),
-            frames_sent: machine.frames_sent,
-            frames_resent: machine.frames_resent,
-            frames_received: machine.frames_received,
-            damaged_reads: machine.damaged_reads,
-            early_reads: machine.early_reads,
-            control_writes: machine.control_writes,
-            control_reads: machine.control_reads,
-            writes_blocked: counted(&flow.counters.writes_blocked),
-            reads_blocked: counted(&flow.counters.reads_blocked),
-            doorbells_rung: counted(&flow.counters.doorbells_rung),
-            doorbells_heard: counted(&flow.counters.doorbells_heard),
-            buffer_bytes: flow.buffer_bytes() as u64,
-        }
+        self.handle.flow.stats()
+    }
+
+    /// A view of what is counted that keeps nothing alive.
+    #[must_use]
+    pub fn gauge(&self) -> StreamGauge {
+        StreamGauge(self.handle.flow.downgrade())
     }
 
     /// Splits the stream into a half that reads and a half that writes; dropping the latter shuts its direction down.

@@ -164,6 +164,10 @@ pub struct ConnectionStats {
     pub control_writes: u64,
     /// Control blocks read.
     pub control_reads: u64,
+    /// Frames on their way at present: taken, and not acknowledged by the peer yet.
+    pub frames_outstanding: u64,
+    /// Frames that the ring has room for at present.
+    pub credits: u64,
 }
 
 /// Whether a connection may write.

@@ -231,6 +231,39 @@ fn waits_end_at_their_time_outs() {
 }
 
 #[test]
+fn a_gauge_shows_frames_on_their_way_and_credits_and_holds_no_stream() {
+    let ground = ground();
+    let server = ground.coordinator(EngineChoice::Auto);
+    let client = ground.member(EngineChoice::Auto);
+    let (mut accepted, mut connected) = pair(&server, &client, &sealed());
+    let gauge = connected.gauge();
+    let look = || gauge.stats().unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    let until = |is_so: &dyn Fn() -> bool| {
+        while !is_so() {
+            assert!(Instant::now() < deadline, "{:?}", gauge.stats());
+            thread::yield_now();
+        }
+    };
+    until(&|| look().credits > 0);
+    let (all, written) = (look().credits, connected.payload_bytes_max());
+    assert_eq!(look().frames_outstanding, 0);
+    // Nobody reads, so that the peer acknowledges no more than it has read ahead.
+    connected.set_write_timeout(Some(Duration::from_millis(300)));
+    let mut sent = 0;
+    while let Ok(count) = connected.write(&vec![1; written]) {
+        sent += count as u64;
+    }
+    let full = look();
+    assert_eq!((full.credits, full.frames_outstanding), (0, all));
+    let heard = std::io::copy(&mut (&mut accepted).take(sent), &mut std::io::sink());
+    assert_eq!(heard.unwrap(), sent);
+    until(&|| (look().credits, look().frames_outstanding) == (all, 0));
+    drop((accepted, connected));
+    until(&|| gauge.stats().is_none());
+}
+
+#[test]
 fn wrong_secret_never_delivers_a_byte() {
     let ground = ground();
     let server = ground.coordinator(EngineChoice::Auto);

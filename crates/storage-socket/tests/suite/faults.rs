@@ -219,6 +219,7 @@ fn frames_that_rot_on_the_device_are_sent_again() {
             thread::yield_now();
         }
         assert!(ours.damaged_reads > 0, "{ours:?}");
+        assert!(ours.resends_requested > 0, "{ours:?}");
     }
 }
 
