@@ -73,6 +73,11 @@ impl Chunk {
     }
 }
 
+/// Chunks that wait in front of a pair's writer.
+pub(crate) fn queued(chunks: &mpsc::Sender<Chunk>) -> usize {
+    chunks.max_capacity() - chunks.capacity()
+}
+
 /// Reads a message, waiting at most `patience` for it.
 pub(crate) async fn read_message<R>(from: &mut R, patience: Duration) -> Result<Vec<u8>, ReadError>
 where
@@ -170,14 +175,19 @@ where
     Ok(())
 }
 
-/// Writes the chunks that come, flushing whenever none waits, until their senders are gone.
-pub(crate) async fn write_chunks<W>(mut to: W, mut chunks: mpsc::Receiver<Chunk>) -> io::Result<()>
+/// Writes the chunks that come, flushing whenever none waits, until their senders are gone; tells `sent` of each.
+pub(crate) async fn write_chunks<W>(
+    mut to: W,
+    mut chunks: mpsc::Receiver<Chunk>,
+    sent: impl Fn(ChunkHeader),
+) -> io::Result<()>
 where
     W: AsyncWrite + Unpin,
 {
     while let Some(chunk) = chunks.recv().await {
         to.write_all(&chunk.header.encode()).await?;
         to.write_all(&chunk.payload).await?;
+        sent(chunk.header);
         if chunks.is_empty() {
             to.flush().await?;
         }
@@ -264,7 +274,7 @@ mod tests {
     async fn a_small_body_overtakes_the_rest_of_a_large_one() {
         let (to, mut from) = tokio::io::duplex(256);
         let (sender, receiver) = mpsc::channel(CHUNKS_QUEUED_MAX);
-        tokio::spawn(write_chunks(to, receiver));
+        tokio::spawn(write_chunks(to, receiver, |_| {}));
         let send = |sender: mpsc::Sender<Chunk>, call: u64, chunks: u64| async move {
             for n in 1..=chunks {
                 let flag = if n == chunks {

@@ -15,6 +15,7 @@ mod pool;
 pub mod server;
 pub mod service;
 mod socket;
+pub mod status;
 mod tls;
 pub mod token;
 
@@ -25,5 +26,6 @@ pub use enroll::{EnrolledHost, enroll, enroll_through};
 pub use error::Error;
 pub use identity::{Authority, Identity, IdentityError};
 pub use pool::DESIGNATED_STORAGE_PORT;
-pub use server::{DataPorts, Server, ServerOptions, ServerPool};
-pub use storage_socket::{EngineChoice, EngineKind, IoStats};
+pub use server::{DataPorts, Server, ServerOptions, ServerPool, ServerView};
+pub use status::{RouteUse, ServerStatus, SessionStatus};
+pub use storage_socket::{EngineChoice, EngineKind, IoStats, StreamStats};

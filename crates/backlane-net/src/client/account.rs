@@ -3,6 +3,7 @@
 //! Invariant: a route that was lost and taken back under way is in the report, whatever became of its calls.
 
 use super::RouteDown;
+use crate::status::Meter;
 use backlane_proto::{
     Decision, Route, RouteReport,
     report::{ByRoute, Change, RouteChange},
@@ -15,6 +16,8 @@ use tokio::time::Instant;
 pub(super) struct Account {
     began: Instant,
     books: Mutex<Books>,
+    /// The same for those who look on: chunk by chunk, and the newest changes.
+    pub(super) meter: Meter,
 }
 
 #[derive(Default)]
@@ -31,6 +34,7 @@ impl Account {
         Self {
             began: Instant::now(),
             books: Mutex::default(),
+            meter: Meter::new(),
         }
     }
 
@@ -91,6 +95,7 @@ impl Account {
     }
 
     fn changed(&self, change: Change) {
+        self.meter.changed(change.clone());
         let after = self.began.elapsed();
         let mut books = self.books();
         if books.started {

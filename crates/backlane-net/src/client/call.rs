@@ -90,7 +90,7 @@ pub(super) async fn make(shared: &Arc<Shared>, wanted: &Wanted) -> Result<Outcom
     loop {
         changes.mark_unchanged();
         // How long there may be none is the line's business.
-        shared.has_line().await?;
+        shared.waiters.wait(shared.has_line()).await?;
         let failed = match attempt(shared, wanted).await {
             Err(error @ (Error::RouteFailed { .. } | Error::NoRoute { .. })) => error,
             Err(error @ Error::Lost { .. }) if shared.failure().is_none() => {
@@ -134,7 +134,10 @@ pub(super) async fn make(shared: &Arc<Shared>, wanted: &Wanted) -> Result<Outcom
                 }
                 let next = deadline.min(now + TRY_AGAIN_AFTER);
                 // The sender lives in the session.
-                let _ = timeout_at(next, changes.changed()).await;
+                let _ = shared
+                    .waiters
+                    .wait(timeout_at(next, changes.changed()))
+                    .await;
             }
             _ => return Err(failed),
         }
@@ -252,7 +255,8 @@ struct Task {
 }
 
 async fn permit(shared: &Arc<Shared>) -> Result<OwnedSemaphorePermit, Error> {
-    let permit = Arc::clone(&shared.permits).acquire_owned().await;
+    let permit = Arc::clone(&shared.permits).acquire_owned();
+    let permit = shared.waiters.wait(permit).await;
     permit.map_err(|_| shared.end_error())
 }
 

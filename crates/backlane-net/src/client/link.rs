@@ -215,12 +215,13 @@ where
     let left = shared.route_up(route, sender);
     // Whoever started the pair may have gone.
     let _ = ready.send(());
+    let sent = |chunk| shared.account.meter.sent(route, chunk);
     let down = tokio::select! {
         // What the server says of it goes before what follows from that here.
         biased;
         Ok(down) = left => down,
         down = read_pair(&shared, route, from) => down,
-        written = write_chunks(to, chunks) => match written {
+        written = write_chunks(to, chunks, sent) => match written {
             Ok(()) => RouteDown::new(Reason::StreamReset, "the session is over"),
             Err(error) => pair_ended(route, &ReadError::Io(error)),
         },
@@ -259,6 +260,7 @@ async fn read_chunk<R: AsyncRead + Unpin>(
         }
         Err(violation) => return Ok(Err(violation)),
     }
+    shared.account.meter.received(route, header);
     Ok(Ok(()))
 }
 

@@ -15,7 +15,7 @@ mod shared;
 mod storage;
 mod survey;
 
-use crate::{Authority, Error, Identity};
+use crate::{Authority, Error, Identity, SessionStatus};
 use backlane_proto::{
     Answer, ByteRange, Event, Health, ObjectInfo, ObjectKind, ObjectName, PackContents, Probe,
     Reason, Request, RoutePolicy, RouteReport, ServerRoutes,
@@ -281,6 +281,12 @@ impl Session {
     #[must_use]
     pub fn calls(&self) -> usize {
         self.inner.shared.calls()
+    }
+
+    /// How the session stands, as this side sees it.
+    #[must_use]
+    pub fn status(&self) -> SessionStatus {
+        self.inner.shared.status()
     }
 
     /// Why the session is over, if it is.

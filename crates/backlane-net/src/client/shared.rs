@@ -5,7 +5,11 @@
 //! the first cause of the end is the one that everyone is told.
 
 use super::{RouteDown, RouteStatus, account::Account, storage::Hand};
-use crate::{Error, framed::Chunk};
+use crate::{
+    Error, SessionStatus,
+    framed::{Chunk, queued},
+    status::Waiters,
+};
 use backlane_proto::{
     Answer, CallId, Calls, Decision, Event, Fate, FromClient, Health, Reason, Refusal, Request,
     Route, RoutePolicy, ServerRoutes, Violation, calls::Expected,
@@ -48,6 +52,8 @@ pub(super) struct Shared {
     pub(super) over: watch::Sender<bool>,
     /// The client has asked for its end.
     closing: AtomicBool,
+    /// Calls that wait for what they need to be made.
+    pub(super) waiters: Waiters,
     state: Mutex<State>,
 }
 
@@ -142,6 +148,7 @@ impl Shared {
             pool: Arc::clone(hand),
             over: watch::Sender::new(false),
             closing: AtomicBool::new(false),
+            waiters: Waiters::default(),
             state: Mutex::new(State {
                 last_call: 0,
                 line: None,
@@ -260,6 +267,30 @@ impl Shared {
     /// How many calls are under way.
     pub(super) fn calls(&self) -> usize {
         self.state().pending.len()
+    }
+
+    /// How all of it stands.
+    pub(super) fn status(&self) -> SessionStatus {
+        let report = self.account.report();
+        let (network, storage, calls) = {
+            let state = self.state();
+            let way = |route| self.account.meter.route(route, state.route(route).queued());
+            let calls = state.pending.len();
+            (way(Route::Network), way(Route::Storage), calls)
+        };
+        SessionStatus {
+            host: self.host.clone(),
+            id: None,
+            policy: self.policy,
+            age: self.account.meter.age(),
+            control: report.control,
+            calls,
+            calls_waiting: Some(self.waiters.count()),
+            repeated: Some(report.repeated),
+            network,
+            storage,
+            changes: self.account.meter.changes(),
+        }
     }
 
     /// The session has no line at present.
@@ -587,8 +618,13 @@ impl RouteState {
     }
 
     fn status(&self) -> Result<(), RouteDown> {
+        self.queued().map(drop)
+    }
+
+    /// How many chunks wait for the pair's writer.
+    fn queued(&self) -> Result<usize, RouteDown> {
         match self {
-            Self::Up(_) => Ok(()),
+            Self::Up(way) => Ok(queued(&way.chunks)),
             Self::Down(down) => Err(down.clone()),
         }
     }

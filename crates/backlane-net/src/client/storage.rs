@@ -247,6 +247,7 @@ impl Terms {
         let options = data_options(&self.keys.seal);
         let stream = Stream::connect_async(&joined.pool, port, options, STORAGE_STEP_WAIT);
         let stream = stream.await.map_err(|error| stream_failed(&error))?;
+        shared.account.meter.watch(stream.gauge());
         let (mut from, mut to) = stream.into_split();
         let greeted = greet(Turn::First, self.session, &mut from, &mut to).await;
         greeted.map_err(|error| stream_failed(&error))?;

@@ -107,7 +107,10 @@ pub(super) async fn network_pair(session: Arc<Session>, mut stream: Connection, 
         }
         Err(error) => pair_ended(route, &ReadError::Io(error)),
     };
-    session.route_down(route, Reason::NetworkDown);
+    session.route_down(
+        route,
+        &RouteDown::new(Reason::NetworkDown, &down.detail),
+    );
     tracing::info!(%peer, %host, %route, reason = down.reason.name(), %down, "network pair ended");
 }
 
@@ -123,9 +126,10 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
+    let sent = |chunk| session.meter.sent(route, chunk);
     tokio::select! {
         ended = read_pair(session, route, from) => ended,
-        written = write_chunks(to, chunks) => match written {
+        written = write_chunks(to, chunks, sent) => match written {
             Ok(()) => RouteDown::new(Reason::StreamReset, "the session let go of it"),
             Err(error) => pair_ended(route, &ReadError::Io(error)),
         },
@@ -167,6 +171,7 @@ async fn read_chunk<R: AsyncRead + Unpin>(
     };
     let mut payload = BytesMut::new();
     read_payload(from, header.bytes, &mut payload).await?;
+    session.meter.received(route, header);
     // Waiting here is the back-pressure: the pair stands still until the service has taken what came before. A call
     // that no longer listens has failed and told its client.
     if let Some(taker) = taker {

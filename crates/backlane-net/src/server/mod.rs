@@ -11,7 +11,12 @@ mod probe;
 mod session;
 mod storage;
 
-use crate::{Authority, Error, Identity, service::Service, tls::ServerTls};
+use crate::{
+    Authority, Error, Identity,
+    service::Service,
+    status::{ServerStatus, SessionStatus},
+    tls::ServerTls,
+};
 use backlane_proto::{
     RoutePolicy,
     message::{SessionId, SessionSecret},
@@ -23,7 +28,7 @@ use std::{
     net::SocketAddr,
     ops::RangeInclusive,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 use storage::Storage;
@@ -100,6 +105,10 @@ pub struct Server {
     data: Option<TcpListener>,
     local_addr: SocketAddr,
 }
+
+/// How a server stands, as long as there is one.
+#[derive(Clone)]
+pub struct ServerView(Weak<Core>);
 
 /// What all connections of a server share.
 pub(crate) struct Core {
@@ -204,6 +213,12 @@ impl Server {
         self.core.storage.as_ref()?.engine()
     }
 
+    /// A view of the server that is good while it runs.
+    #[must_use]
+    pub fn view(&self) -> ServerView {
+        ServerView(Arc::downgrade(&self.core))
+    }
+
     /// Serves until `shutdown` is ready; then ends every session with a word of farewell and returns.
     ///
     /// # Errors
@@ -255,6 +270,24 @@ impl Server {
         let (tcp, peer, permit) = accepted;
         let core = Arc::clone(&self.core);
         connections.spawn(connection::serve_tcp(core, tcp, peer, port, permit));
+    }
+}
+
+impl ServerView {
+    /// How the server stands; `None` once it is gone.
+    #[must_use]
+    pub fn status(&self) -> Option<ServerStatus> {
+        let core = self.0.upgrade()?;
+        let sessions: Vec<_> = core.sessions().values().cloned().collect();
+        let mut sessions: Vec<SessionStatus> = sessions.iter().map(|it| it.status()).collect();
+        sessions.sort_by(|one, other| {
+            let by_age = other.age.cmp(&one.age);
+            one.host.cmp(&other.host).then(by_age)
+        });
+        Some(ServerStatus {
+            pool: core.storage.as_ref().map(|storage| storage.status()),
+            sessions,
+        })
     }
 }
 

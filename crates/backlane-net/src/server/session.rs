@@ -9,16 +9,18 @@ use super::{
     storage::Met,
 };
 use crate::{
-    framed::{Chunk, PING_AFTER, ReadError, read_message_while, write_message},
+    RouteDown,
+    framed::{Chunk, PING_AFTER, ReadError, queued, read_message_while, write_message},
     pool::is_time_to_vouch,
     service::ObjectService,
+    status::{Meter, SessionStatus},
     tls::{self, Key, KeyUse},
 };
 use backlane_proto::{
     Answer, Call, CallId, Calls, Decision, ErrorCode, Event, Failure, Features, FromClient,
     FromServer, Health, Opened, Reason, Refusal, Request, Route, RoutePolicy, VersionRange,
     message::{Hello, LogLevel, SessionId, SessionSecret, Welcome},
-    report::ByRoute,
+    report::{ByRoute, Change},
 };
 use bytes::Bytes;
 use std::{
@@ -65,6 +67,9 @@ pub(super) struct Session {
     over: watch::Sender<bool>,
     /// The repository, until the session lets go of it.
     objects: watch::Sender<Option<Arc<dyn ObjectService>>>,
+    /// The route of requests and answers.
+    control: Route,
+    pub(super) meter: Meter,
     state: Mutex<State>,
 }
 
@@ -81,8 +86,8 @@ struct State {
     calls: Calls,
     open: HashMap<CallId, Open>,
     ledger: ByRoute,
-    network: Result<mpsc::Sender<Chunk>, Reason>,
-    storage: Result<mpsc::Sender<Chunk>, Reason>,
+    network: Result<mpsc::Sender<Chunk>, RouteDown>,
+    storage: Result<mpsc::Sender<Chunk>, RouteDown>,
     breach: Option<String>,
 }
 
@@ -229,6 +234,7 @@ async fn open(
     let (answers, to_write) = mpsc::channel(ANSWERS_QUEUED_MAX);
     let (to_events, events) = mpsc::channel(EVENTS_QUEUED_MAX);
     let pool = core.storage.as_ref().map(|storage| storage.uuid());
+    let down = |reason| Err(RouteDown::new(reason, ""));
     let session = Arc::new(Session {
         host: host.clone(),
         policy,
@@ -245,15 +251,17 @@ async fn open(
         replaced: Notify::new(),
         over: watch::Sender::new(false),
         objects: watch::Sender::new(Some(objects)),
+        control: route,
+        meter: Meter::new(),
         state: Mutex::new(State {
             calls: Calls::new(),
             open: HashMap::new(),
             ledger: ByRoute::default(),
-            network: Err(match policy.allows(Route::Network) {
+            network: down(match policy.allows(Route::Network) {
                 true => Reason::NetworkDown,
                 false => Reason::Policy,
             }),
-            storage: Err(match pool {
+            storage: down(match pool {
                 _ if !policy.allows(Route::Storage) => Reason::Policy,
                 Some(_) => Reason::Pending,
                 None => Reason::ServerHasNoPool,
@@ -483,6 +491,28 @@ impl Session {
         self.to_events.downgrade()
     }
 
+    /// How all of it stands.
+    pub(super) fn status(&self) -> SessionStatus {
+        let state = self.state();
+        let way = |route| {
+            let way = state.route(route).as_ref().map(queued);
+            self.meter.route(route, way.map_err(RouteDown::clone))
+        };
+        SessionStatus {
+            host: self.host.clone(),
+            id: Some(self.id),
+            policy: self.policy,
+            age: self.meter.age(),
+            control: Some(self.control),
+            calls: state.open.len(),
+            calls_waiting: None,
+            repeated: None,
+            network: way(Route::Network),
+            storage: way(Route::Storage),
+            changes: self.meter.changes(),
+        }
+    }
+
     /// Tells the client something beside its calls.
     pub(super) fn log(&self, level: LogLevel, text: String) {
         if self.to_events.try_send(Event::Log { level, text }).is_err() {
@@ -527,7 +557,7 @@ impl Session {
         bytes: u64,
     ) -> Result<mpsc::Receiver<Piece>, Reason> {
         let mut state = self.state();
-        state.route(route).as_ref().map_err(|reason| *reason)?;
+        state.route(route).as_ref().map_err(|down| down.reason)?;
         let expected = backlane_proto::calls::Expected {
             route: Some(route),
             bytes_max: bytes,
@@ -603,20 +633,23 @@ impl Session {
             return false;
         }
         *slot = Ok(chunks);
+        self.meter.changed(Change::TakenBack(route));
         true
     }
 
     /// A route could not be brought up; one that is up, by another pair, stays so.
-    pub(super) fn route_failed(&self, route: Route, reason: Reason) {
+    pub(super) fn route_failed(&self, route: Route, down: &RouteDown) {
         if let Err(before) = self.state().route_mut(route) {
-            *before = reason;
+            *before = down.clone();
         }
     }
 
     /// A route went down, told by the pair that brought it up alone: calls that wait for a body by it get no more.
-    pub(super) fn route_down(&self, route: Route, reason: Reason) {
+    pub(super) fn route_down(&self, route: Route, down: &RouteDown) {
         let mut state = self.state();
-        *state.route_mut(route) = Err(reason);
+        *state.route_mut(route) = Err(down.clone());
+        let change = Change::Lost(route, down.reason, down.detail.clone());
+        self.meter.changed(change);
         let State { calls, open, .. } = &mut *state;
         for (call, open) in open {
             if calls.route_of(*call) == Some(route) {
@@ -640,7 +673,8 @@ impl Ringing {
 
 impl State {
     fn health(&self) -> Health {
-        let health = |route: &Result<_, Reason>| route.as_ref().map(drop).map_err(|why| *why);
+        let health =
+            |route: &Result<_, RouteDown>| route.as_ref().map(drop).map_err(|down| down.reason);
         Health {
             network: health(&self.network),
             storage: health(&self.storage),
@@ -652,19 +686,23 @@ impl State {
         policy: RoutePolicy,
         decision: Decision,
     ) -> Result<(Decision, mpsc::Sender<Chunk>), Refusal> {
-        let chunks = self.route(decision.route()).clone();
-        let chunks = chunks.map_err(|reason| Refusal { policy, reason })?;
-        Ok((decision, chunks))
+        match self.route(decision.route()) {
+            Ok(chunks) => Ok((decision, chunks.clone())),
+            Err(RouteDown { reason, .. }) => Err(Refusal {
+                policy,
+                reason: *reason,
+            }),
+        }
     }
 
-    fn route(&self, route: Route) -> &Result<mpsc::Sender<Chunk>, Reason> {
+    fn route(&self, route: Route) -> &Result<mpsc::Sender<Chunk>, RouteDown> {
         match route {
             Route::Network => &self.network,
             Route::Storage => &self.storage,
         }
     }
 
-    fn route_mut(&mut self, route: Route) -> &mut Result<mpsc::Sender<Chunk>, Reason> {
+    fn route_mut(&mut self, route: Route) -> &mut Result<mpsc::Sender<Chunk>, RouteDown> {
         match route {
             Route::Network => &mut self.network,
             Route::Storage => &mut self.storage,

@@ -486,11 +486,11 @@ async fn data_pair(
 async fn carry(session: &Session, listener: Listener, member: Member) -> RouteDown {
     match accept(session, &listener, member).await {
         Ok(down) => {
-            session.route_down(Route::Storage, down.reason);
+            session.route_down(Route::Storage, &down);
             down
         }
         Err(down) => {
-            session.route_failed(Route::Storage, down.reason);
+            session.route_failed(Route::Storage, &down);
             down
         }
     }
@@ -516,6 +516,7 @@ async fn accept(
     let late = |_| RouteDown::new(Reason::NoAnswer, "the data pair was not asked for");
     let stream = accepted.map_err(late)?;
     let stream = stream.map_err(|error| stream_failed(&error))?;
+    let gauge = stream.gauge();
     let (mut from, mut to) = stream.into_split();
     let (sender, chunks) = mpsc::channel(CHUNKS_QUEUED_MAX);
     // Up before the client learns of it from the greeting.
@@ -525,6 +526,7 @@ async fn accept(
             "the session has one already",
         ));
     }
+    session.meter.watch(gauge);
     let greeted = greet(Turn::Second, session.id, &mut from, &mut to).await;
     if let Err(error) = greeted {
         return Ok(stream_failed(&error));

@@ -15,6 +15,7 @@ mod proof;
 mod rogue;
 mod routes;
 mod service;
+mod status;
 mod storage;
 mod survey;
 mod world;

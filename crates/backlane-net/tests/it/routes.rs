@@ -17,7 +17,7 @@ use std::{
 use storage_socket::Timeouts;
 
 /// A pool whose only device can be pulled, and comes back soon.
-fn files() -> Files {
+pub(crate) fn files() -> Files {
     let timeouts = Timeouts {
         route_leave: Duration::from_secs(3),
         ..timeouts()
@@ -28,14 +28,14 @@ fn files() -> Files {
 }
 
 /// The pool's device, while it is away: its path leads nowhere, and whoever has it open finds nothing there.
-struct Away {
+pub(crate) struct Away {
     path: PathBuf,
     content: PathBuf,
     _pulled: Pulled,
 }
 
 impl Away {
-    fn pull(files: &Files) -> Self {
+    pub(crate) fn pull(files: &Files) -> Self {
         let path = files.devices[0].clone();
         let content = files.dir.path().join("away");
         fs::copy(&path, &content).unwrap();
@@ -48,19 +48,19 @@ impl Away {
         }
     }
 
-    fn returns(&self) {
+    pub(crate) fn returns(&self) {
         fs::rename(&self.content, &self.path).unwrap();
     }
 }
 
 /// A put that is stuck at the server with part of its body.
-struct Stuck {
+pub(crate) struct Stuck {
     stored: tokio::task::JoinHandle<Result<(), Error>>,
     body: bytes::Bytes,
 }
 
 impl Stuck {
-    async fn begin(world: &World, session: &Session, seed: u8) -> Self {
+    pub(crate) async fn begin(world: &World, session: &Session, seed: u8) -> Self {
         let store = world.service.store("db1");
         let all = store.gate.available_permits();
         store.gate.forget_permits(all);
@@ -75,7 +75,7 @@ impl Stuck {
         Self { stored, body }
     }
 
-    async fn go_on(self, world: &World, session: &Session) {
+    pub(crate) async fn go_on(self, world: &World, session: &Session) {
         world.service.store("db1").gate.add_permits(1_000_000);
         in_time("the put's end", self.stored)
             .await

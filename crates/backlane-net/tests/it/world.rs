@@ -2,7 +2,7 @@
 
 use crate::service::Memory;
 use backlane_net::{
-    Authority, ClientConfig, DataPorts, EngineKind, Identity, Server, ServerOptions,
+    Authority, ClientConfig, DataPorts, EngineKind, Identity, Server, ServerOptions, ServerView,
     identity::SERVER_NAME, identity::request_for,
 };
 use rcgen::{
@@ -81,6 +81,7 @@ pub(crate) struct World {
     pub(crate) addr: SocketAddr,
     /// What does the server's I/O on its pool.
     pub(crate) engine: Option<EngineKind>,
+    pub(crate) view: ServerView,
     stop: Option<oneshot::Sender<()>>,
     running: JoinHandle<()>,
 }
@@ -120,7 +121,7 @@ impl World {
         options.data_ports = DataPorts::Any;
         change(&mut options);
         let server = Server::bind(options).await.unwrap();
-        let (addr, engine) = (server.local_addr(), server.engine());
+        let (addr, engine, view) = (server.local_addr(), server.engine(), server.view());
         let (stop, stopped) = oneshot::channel();
         let running = tokio::spawn(async move {
             server.run(async { drop(stopped.await) }).await.unwrap();
@@ -131,6 +132,7 @@ impl World {
             service,
             addr,
             engine,
+            view,
             stop,
             running,
         }
