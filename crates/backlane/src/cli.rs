@@ -83,6 +83,8 @@ pub(crate) enum Command {
     Prune(PruneArgs),
     /// Show which route each kind of call would take now, and why, and how fast both routes are. Runs on a client.
     Path(PathArgs),
+    /// Watch the server and the jobs of this machine: sessions, routes, rates, queues, resends, and what moved and why.
+    Top(TopArgs),
     /// Measure.
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -452,6 +454,20 @@ pub(crate) struct PathArgs {
     pub(crate) route: Option<RouteChoice>,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct TopArgs {
+    /// State directory to look for processes in; may be repeated [default: those of the configurations of client and
+    /// server, or of the one that --config names].
+    #[arg(long = "state", value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) states: Vec<PathBuf>,
+    /// Print one view, and end; as it is where standard output is no terminal and --interval isn't given.
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// Time from one view to the next, over which rates are measured [default: 1s].
+    #[arg(long, value_name = "DURATION", value_parser = parse_interval)]
+    pub(crate) interval: Option<Duration>,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum BenchCommand {
     /// Measure storage sockets beside what their devices, and the network, do in the same run.
@@ -563,6 +579,15 @@ fn parse_snapshot_path(text: &[u8]) -> Result<SnapshotPath, String> {
             path: path.to_owned(),
         }),
         _ => Err("a snapshot is named by its id, the beginning of it, or `latest`".to_owned()),
+    }
+}
+
+/// Parses the time from one view to the next, which must leave the processes that are asked time for their work.
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    let interval = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    match interval >= Duration::from_millis(100) {
+        true => Ok(interval),
+        false => Err("100ms is the least".to_owned()),
     }
 }
 

@@ -126,14 +126,7 @@ impl Output {
         text: impl FnOnce(&T) -> String,
     ) -> Result<()> {
         let written = match self.form {
-            Form::Json => {
-                let mut line = serde_json::to_vec(&Document {
-                    schema: SCHEMA,
-                    body,
-                })?;
-                line.push(b'\n');
-                write_stdout(&line)
-            }
+            Form::Json => write_stdout(&json_line(body)?),
             Form::Text => write_stdout(text(body).as_bytes()),
         };
         written.or_else(|error| match error.is::<StdoutClosed>() {
@@ -154,6 +147,17 @@ impl Output {
     pub(crate) fn warning(self, text: impl fmt::Display) {
         let _ = writeln!(io::stderr(), "warning: {text}");
     }
+}
+
+/// A document as one line.
+///
+/// # Errors
+/// When it can't be JSON.
+pub(crate) fn json_line<T: Serialize>(body: &T) -> Result<Vec<u8>> {
+    let schema = SCHEMA;
+    let mut line = serde_json::to_vec(&Document { schema, body })?;
+    line.push(b'\n');
+    Ok(line)
 }
 
 /// Writes to standard output.

@@ -57,6 +57,23 @@ fn path(directory: &Path, name: &str) -> String {
 }
 
 #[test]
+fn top_without_processes_says_where_it_looked() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = path(directory.path(), "state");
+    let (stdout, _) = check(&["top", "--state", &state], 0);
+    let words = format!("no server and no job runs: looked in {state}/status");
+    let flat: String = stdout.split_whitespace().collect();
+    assert!(flat.contains(&words.replace(' ', "")), "{stdout}");
+    let document = document(&["top", "--state", &state], 0);
+    assert_eq!(document["processes"], serde_json::json!([]));
+    // Nothing was looked at: that is no answer.
+    let config = path(directory.path(), "client.toml");
+    let (_, stderr) = check(&["top", "--once", "--config", &config], 1);
+    assert!(stderr.contains(&config), "{stderr}");
+    check(&["top", "--interval", "1ms"], 2);
+}
+
+#[test]
 fn wrong_usage_exits_2_and_says_so_on_standard_error() {
     for arguments in [
         &[][..],

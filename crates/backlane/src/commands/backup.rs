@@ -18,7 +18,7 @@ use backlane_client::{BackupOptions, BackupSummary, FileSystems, SourceOptions};
 /// # Errors
 /// When there is no snapshot. What could not be read is a warning.
 pub(crate) fn run(args: &BackupArgs, context: &Context) -> Result<Outcome> {
-    let document = session::job(context, &args.route, |client| {
+    let document = session::job("backup", context, &args.route, |client| {
         let options = options(args, client);
         let repository = client.repository_or_new(args.dry_run)?;
         let bar = Bar::new(context.output, client.carried());

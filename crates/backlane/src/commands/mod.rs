@@ -12,8 +12,10 @@ mod query;
 mod restore;
 mod server;
 mod session;
+mod status;
 mod store;
 pub(crate) mod summary;
+mod top;
 
 use crate::{Context, cli::Command, demo, output::Outcome};
 use anyhow::Result;
@@ -39,6 +41,7 @@ pub(crate) fn run(command: &Command, context: &Context) -> Result<Outcome> {
         Command::Forget(args) => maintain::forget(args, context),
         Command::Prune(args) => maintain::prune(args, context),
         Command::Path(args) => path::run(args, context),
+        Command::Top(args) => top::run(args, context),
         Command::Bench(command) => bench::run(command, context),
     }
 }

@@ -35,7 +35,7 @@ struct SnapshotsDocument {
 /// # Errors
 /// When the repository can't be read.
 pub(crate) fn snapshots(args: &SnapshotsArgs, context: &Context) -> Result<Outcome> {
-    let document = session::with(context, &args.route, |client| {
+    let document = session::with("snapshots", context, &args.route, |client| {
         let mut damaged = Damage::none(context);
         let mut snapshots = damaged.snapshots(&client.repository()?)?;
         if let Some(tag) = &args.tag {
@@ -255,7 +255,7 @@ struct LsDocument {
 /// # Errors
 /// When there is no such snapshot or path, or it can't be read.
 pub(crate) fn ls(args: &LsArgs, context: &Context) -> Result<Outcome> {
-    let document = session::with(context, &args.route, |client| {
+    let document = session::with("ls", context, &args.route, |client| {
         let mut damaged = Damage::none(context);
         let repository = client.repository()?;
         let reader = damaged.reader(&repository)?;
@@ -310,7 +310,7 @@ struct FoundDocument {
 /// # Errors
 /// When the pattern is none, or a snapshot can't be read.
 pub(crate) fn find(args: &FindArgs, context: &Context) -> Result<Outcome> {
-    let document = session::with(context, &args.route, |client| {
+    let document = session::with("find", context, &args.route, |client| {
         let mut damaged = Damage::none(context);
         let repository = client.repository()?;
         let snapshots = match &args.snapshot {
@@ -377,7 +377,7 @@ struct ChangeDocument {
 /// # Errors
 /// When there is no such snapshot or path, or it can't be read.
 pub(crate) fn diff(args: &DiffArgs, context: &Context) -> Result<Outcome> {
-    let document = session::with(context, &args.route, |client| {
+    let document = session::with("diff", context, &args.route, |client| {
         let mut damaged = Damage::none(context);
         let repository = client.repository()?;
         let reader = damaged.reader(&repository)?;
@@ -444,7 +444,7 @@ pub(crate) fn dump(args: &DumpArgs, context: &Context) -> Result<Outcome> {
         )
         .into());
     }
-    let (outcome, document) = session::with(context, &args.route, |client| {
+    let (outcome, document) = session::with("dump", context, &args.route, |client| {
         let mut damaged = Damage::none(context);
         let repository = client.repository()?;
         let reader = damaged.reader(&repository)?;
@@ -522,7 +522,7 @@ pub(crate) fn check(args: &CheckArgs, context: &Context) -> Result<Outcome> {
     } else {
         CheckOptions::Structure
     };
-    let report = session::with(context, &args.route, |client| {
+    let report = session::with("check", context, &args.route, |client| {
         Ok(client.repository()?.check(options)?)
     })?;
     let document = CheckDocument {

@@ -21,7 +21,7 @@ use std::{ffi::OsStr, os::unix::ffi::OsStrExt, path::Path};
 /// # Errors
 /// When the job ended early. What could not be restored or set is a warning.
 pub(crate) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome> {
-    let document = session::job(context, &args.route, |client| {
+    let document = session::job("restore", context, &args.route, |client| {
         let mut damaged = Damage::none(context);
         let repository = client.repository()?;
         let snapshot = damaged.resolve(&repository, &args.snapshot.snapshot)?;

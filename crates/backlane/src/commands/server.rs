@@ -1,6 +1,10 @@
 //! `backlane server`: set up, run, enrol hosts.
 
-use super::{documents::EnrollDocument, pool};
+use super::{
+    documents::EnrollDocument,
+    pool,
+    status::{self, PoolDocument, ProcessDocument, SessionDocument},
+};
 use crate::{
     Context,
     cli::{EnrollArgs, ServerCommand, ServerInitArgs, ServerRunArgs},
@@ -266,6 +270,16 @@ fn serve(args: &ServerRunArgs, context: &Context) -> Result<Outcome> {
             pool: config.pool.map(|pool| pool.uuid.to_string()),
             engine: server.engine().map(|engine| engine.to_string()),
         };
+        let process = ProcessDocument::new("server", ready.address.to_string());
+        let view = server.view();
+        let _status = status::serve(context, &config.state, move || {
+            let mut process = process.clone();
+            if let Some(server) = view.status() {
+                process.pool = server.pool.as_ref().map(PoolDocument::from);
+                process.sessions = server.sessions.iter().map(SessionDocument::from).collect();
+            }
+            process
+        });
         context.output.result(&ready, |ready| match &ready.pool {
             Some(pool) => format!("serving on {}, coordinating pool {pool}\n", ready.address),
             None => format!("serving on {}, without a pool\n", ready.address),

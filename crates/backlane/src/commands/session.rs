@@ -4,6 +4,7 @@
 //! pool are free; a storage route that could not be used is named, with its reason.
 
 use super::{
+    status::{self, ProcessDocument},
     store::{Memory, Remote},
     summary::Routes,
 };
@@ -150,11 +151,12 @@ fn is_made_by_another(error: &RepoError) -> bool {
 /// # Errors
 /// When the server can't be reached, or `work` fails.
 pub(crate) fn with<T>(
+    command: &str,
     context: &Context,
     route: &RouteArgs,
     work: impl FnOnce(&Client) -> Result<T>,
 ) -> Result<T> {
-    run(context, route, Duration::ZERO, work)
+    run(command, context, (route, Duration::ZERO), work)
 }
 
 /// Runs a job; interrupted, it gets a while to end by itself.
@@ -162,20 +164,27 @@ pub(crate) fn with<T>(
 /// # Errors
 /// When the server can't be reached, or `work` fails.
 pub(crate) fn job<T>(
+    command: &str,
     context: &Context,
     route: &RouteArgs,
     work: impl FnOnce(&Client) -> Result<T>,
 ) -> Result<T> {
-    run(context, route, JOB_GRACE, work)
+    run(command, context, (route, JOB_GRACE), work)
 }
 
 fn run<T>(
+    command: &str,
     context: &Context,
-    route: &RouteArgs,
-    grace: Duration,
+    (route, grace): (&RouteArgs, Duration),
     work: impl FnOnce(&Client) -> Result<T>,
 ) -> Result<T> {
     let client = open(context, route)?;
+    let _status = status::of_client(
+        context,
+        &client.config.state,
+        ProcessDocument::new(command, client.config.server.clone()),
+        client.session.session().clone(),
+    );
     let watcher = context.runtime.spawn(close_when_cancelled(
         context.cancel.clone(),
         client.session.session().clone(),

@@ -66,6 +66,17 @@ pub(crate) struct Change {
 }
 
 impl Change {
+    /// What happened, without when.
+    pub(crate) fn news(&self) -> String {
+        let route = &self.route;
+        match (self.what_moved.as_str(), &self.what) {
+            (REQUESTS, Some(what)) => format!("requests lost their way by {route}: {what}"),
+            (REQUESTS, None) => format!("requests went by {route}"),
+            (_, Some(what)) => format!("{route} was lost: {what}"),
+            (_, None) => format!("{route} was taken back"),
+        }
+    }
+
     fn text(&self) -> String {
         let Self {
             after_seconds,
