@@ -87,6 +87,8 @@ pub(super) async fn make(shared: &Arc<Shared>, wanted: &Wanted) -> Result<Outcom
     }
     let mut changes = shared.changes.subscribe();
     let (mut deadline, mut waits) = (None, false);
+    // What to tell if nothing is left and there is no time to wait.
+    let mut before = None;
     loop {
         changes.mark_unchanged();
         // How long there may be none is the line's business.
@@ -121,7 +123,7 @@ pub(super) async fn make(shared: &Arc<Shared>, wanted: &Wanted) -> Result<Outcom
                     "its route failed: the call is made again"
                 );
                 shared.account.repeated(bytes);
-                waits = false;
+                (before, waits) = (Some(failed.clone()), false);
             }
             // Where nothing is left, or the other side alone knows, there is something to wait for.
             Error::NoRoute { reason, detail, .. } if now < deadline => {
@@ -138,7 +140,9 @@ pub(super) async fn make(shared: &Arc<Shared>, wanted: &Wanted) -> Result<Outcom
                     .waiters
                     .wait(timeout_at(next, changes.changed()))
                     .await;
+                before = None;
             }
+            Error::NoRoute { .. } => return Err(before.unwrap_or(failed)),
             _ => return Err(failed),
         }
     }
