@@ -184,11 +184,6 @@ impl Page {
             "{}{waiting}",
             counted(session.calls, "call", "calls")
         ));
-        if let (Some(objects @ 1..), Some(repeated)) =
-            (session.objects_repeated, session.bytes_repeated)
-        {
-            head.push(format!("{objects} begun once more ({})", bytes(repeated)));
-        }
         self.line(2, &head.join("  "));
         let head = [
             "route",
@@ -220,6 +215,15 @@ impl Page {
         let mut rows = vec![head.map(str::to_owned).to_vec()];
         rows.extend(session.routes.iter().map(queues));
         self.table(&rows);
+        let repeated = session.objects_repeated.zip(session.bytes_repeated);
+        if let Some((objects @ 1.., repeated)) = repeated {
+            let bodies = if objects == 1 { "body" } else { "bodies" };
+            let repeated = bytes(repeated);
+            self.line(
+                4,
+                &format!("{objects} {bodies} begun once more, {repeated}"),
+            );
+        }
         let changes: Vec<_> = session.changes.iter().rev().collect();
         let changes = &changes[..changes.len().min(CHANGES_SHOWN_MAX)];
         for route in &session.routes {

@@ -1,3 +1,5 @@
+//! What the view shows of documents that were made up, and that it fits and stays harmless.
+
 use super::*;
 use crate::commands::{
     status::{DownDocument, PoolDocument, StreamDocument},
@@ -87,7 +89,10 @@ fn rates_are_what_changed_between_two_views_in_the_time_of_the_process() {
     assert_eq!(network[0].join(" "), "network up 1m01s 1023 B 0 B 10 B 0 B");
     assert_eq!(network[1].join(" "), "network 3 0 2 – – – –");
     assert!(text.contains("4 calls, 0 waiting"), "{text}");
-    assert!(text.contains("1 begun once more (16.0 MiB)"), "{text}");
+    assert!(
+        text.contains("\n    1 body begun once more, 16.0 MiB\n"),
+        "{text}"
+    );
 }
 
 #[test]
