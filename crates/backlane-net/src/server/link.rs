@@ -107,10 +107,7 @@ pub(super) async fn network_pair(session: Arc<Session>, mut stream: Connection, 
         }
         Err(error) => pair_ended(route, &ReadError::Io(error)),
     };
-    session.route_down(
-        route,
-        &RouteDown::new(Reason::NetworkDown, &down.detail),
-    );
+    session.route_down(route, &RouteDown::new(Reason::NetworkDown, &down.detail));
     tracing::info!(%peer, %host, %route, reason = down.reason.name(), %down, "network pair ended");
 }
 

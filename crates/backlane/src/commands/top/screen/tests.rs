@@ -136,6 +136,7 @@ fn what_is_down_and_what_moved_stand_with_their_reasons_the_newest_first() {
         route: "storage".to_owned(),
         up: what.is_none(),
         reason: None,
+        code: None,
         what: what.cloned(),
     };
     session.changes = vec![

@@ -1,0 +1,181 @@
+//! Calls of a session whose line a test reads and answers.
+
+use super::*;
+use crate::client::call::{Wanted, make};
+use backlane_proto::{ErrorCode, Failure, ObjectId, ObjectKind, ObjectName, PackContents};
+use bytes::Bytes;
+
+/// A session with a line that a test reads and answers.
+pub(in crate::client) fn shared() -> (Shared, mpsc::UnboundedReceiver<FromClient>) {
+    with_patience(Duration::from_secs(600))
+}
+
+fn with_patience(route_wait: Duration) -> (Shared, mpsc::UnboundedReceiver<FromClient>) {
+    let (line, requests) = mpsc::unbounded_channel();
+    let terms = Terms {
+        server: "s:1".into(),
+        host: "db1".into(),
+        policy: RoutePolicy::PreferStorage,
+        calls_max: 8,
+        route_wait,
+    };
+    let shared = Shared::new(terms, &Hand::new(false));
+    shared.line_up(Route::Network, line);
+    (shared, requests)
+}
+
+/// A put of four bytes under way.
+fn putting(shared: &Arc<Shared>) -> tokio::task::JoinHandle<Result<(), Error>> {
+    let name = ObjectName {
+        kind: ObjectKind::Pack,
+        id: ObjectId::NONE,
+    };
+    let wanted = Wanted::Put(name, PackContents::Data, Bytes::from_static(b"body"));
+    let shared = Arc::clone(shared);
+    tokio::spawn(async move { make(&shared, &wanted).await.map(drop) })
+}
+
+#[tokio::test]
+async fn a_call_whose_pair_lets_go_before_it_says_why_is_made_again() {
+    let (shared, mut requests) = shared();
+    let shared = Arc::new(shared);
+    let (chunks, gone) = mpsc::channel(1);
+    drop(gone);
+    shared.route_up(Route::Storage, chunks);
+    let making = putting(&shared);
+    let mut next_put = async || loop {
+        let message = requests.recv().await.unwrap();
+        if matches!(message.request, Request::Put { .. }) {
+            return message.call;
+        }
+    };
+    let first = next_put().await;
+    shared.answered(first, Answer::Ready).unwrap();
+    next_put().await;
+    assert_eq!(shared.account.report().repeated.bytes, 4);
+    making.abort();
+}
+
+#[tokio::test]
+async fn a_call_without_patience_takes_the_route_that_is_left_and_waits_for_none() {
+    let (shared, mut requests) = with_patience(Duration::ZERO);
+    let shared = Arc::new(shared);
+    let (chunks, _kept) = mpsc::channel(1);
+    let (others, _kept_too) = mpsc::channel(1);
+    shared.route_up(Route::Storage, chunks);
+    shared.route_up(Route::Network, others);
+    let making = putting(&shared);
+    let mut next = async || loop {
+        let message = requests.recv().await.unwrap();
+        if let Request::Put { route, .. } = message.request {
+            return (message.call, route);
+        }
+    };
+    let (first, route) = next().await;
+    assert_eq!(route, Route::Storage);
+    shared.answered(first, Answer::Ready).unwrap();
+    let down = RouteDown::new(Reason::DeviceError, "lun7");
+    shared.route_down(Route::Storage, &down);
+    let (second, route) = next().await;
+    assert_eq!(route, Route::Network);
+    shared.answered(second, Answer::Ready).unwrap();
+    shared.route_down(Route::Network, &RouteDown::new(Reason::NetworkDown, ""));
+    let failed = making.await.unwrap();
+    assert!(
+        matches!(failed, Err(Error::RouteFailed { .. })),
+        "{failed:?}"
+    );
+    let none = putting(&shared).await.unwrap();
+    assert!(matches!(none, Err(Error::NoRoute { .. })), "{none:?}");
+}
+
+#[tokio::test]
+async fn a_body_whose_route_the_server_has_lost_first_counts_as_repeated() {
+    let (shared, mut requests) = shared();
+    let shared = Arc::new(shared);
+    let (chunks, _kept) = mpsc::channel(1);
+    shared.route_up(Route::Storage, chunks);
+    let making = putting(&shared);
+    let first = requests.recv().await.unwrap().call;
+    shared.answered(first, Answer::Ready).unwrap();
+    let ended = Answer::Failed(Failure {
+        code: ErrorCode::Route,
+        text: String::new(),
+        reason: Some(Reason::StreamReset),
+    });
+    shared.answered(first, ended).unwrap();
+    let second = requests.recv().await.unwrap().request;
+    assert!(matches!(second, Request::Put { .. }), "{second:?}");
+    assert_eq!(shared.account.report().repeated.objects, 1);
+    making.abort();
+}
+
+#[tokio::test]
+async fn a_pair_whose_other_end_is_gone_is_left_with_the_first_body_that_is_refused() {
+    let (shared, mut requests) = shared();
+    let shared = Arc::new(shared);
+    let (chunks, _kept) = mpsc::channel(1);
+    let left = shared.route_up(Route::Storage, chunks);
+    let making = putting(&shared);
+    let call = requests.recv().await.unwrap().call;
+    let refused = Answer::Failed(Failure {
+        code: ErrorCode::Route,
+        text: String::new(),
+        reason: Some(Reason::DeviceError),
+    });
+    shared.answered(call, refused).unwrap();
+    assert_eq!(left.await.unwrap().reason, Reason::DeviceError);
+    let storage = shared.routes().storage;
+    assert!(
+        matches!(&storage, Err(down) if down.reason == Reason::DeviceError),
+        "{storage:?}"
+    );
+    making.abort();
+}
+
+#[tokio::test]
+async fn a_route_that_fails_is_told_to_the_calls_that_count_on_it_alone() {
+    let (shared, _requests) = shared();
+    let name = ObjectName {
+        kind: ObjectKind::Pack,
+        id: ObjectId::NONE,
+    };
+    let put = |route| {
+        let contents = PackContents::Data;
+        let bytes = 5;
+        let put = Request::Put {
+            name,
+            contents,
+            bytes,
+            route,
+        };
+        shared.begin(put, None).unwrap()
+    };
+    let (mut storage, mut network) = (put(Route::Storage), put(Route::Network));
+    let expected = Expected {
+        route: None,
+        bytes_max: 10,
+        exact: false,
+    };
+    let get = Request::Get {
+        name,
+        range: None,
+        routes: shared.health(),
+    };
+    let mut get = shared.begin(get, Some(expected)).unwrap();
+    let (bytes, decision) = (10, Decision::Storage);
+    let header = Answer::Body { bytes, decision };
+    shared.answered(get.id, header).unwrap();
+    let down = RouteDown::new(Reason::DeviceError, "lun7");
+    shared.route_down(Route::Storage, &down);
+    assert!(matches!(get.news.try_recv(), Ok(News::Answer(_))));
+    for told in [&mut storage, &mut get] {
+        let news = told.news.try_recv();
+        assert!(
+            matches!(news, Ok(News::RouteFailed(Route::Storage, _))),
+            "{news:?}"
+        );
+    }
+    assert!(network.news.try_recv().is_err());
+    assert_eq!(shared.routes().storage, Err(down));
+}
