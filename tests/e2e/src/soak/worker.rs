@@ -168,6 +168,7 @@ impl Worker {
                 .take_if(|after| start.elapsed() >= *after)
                 .is_some()
             {
+                soak.kills();
                 job.signal(Signal::KILL)?;
             }
             std::thread::sleep(POLL);
