@@ -215,6 +215,23 @@ impl System {
         Ok(self.each_device_bytes()?.iter().sum())
     }
 
+    /// Makes another pool, which nobody serves, and has a client use that instead of this one.
+    ///
+    /// # Errors
+    /// When the pool can't be made, or the client's configuration doesn't name this one.
+    pub fn mislead(&self, client: &Client) -> Result<SharedDevice> {
+        let other = SharedDevice::new(&self.path(""), 64 << 20, Sector::B4096, Medium::Plain)?;
+        let mut create = self.command(Side::Server);
+        create.args(["pool", "create", "--name", "other"]);
+        output(create.arg(&other.at_server))?;
+        let config = std::fs::read_to_string(&client.config)?;
+        let [right, wrong] =
+            [&self.devices[0].at_client, &other.at_client].map(|path| path.display().to_string());
+        ensure!(config.contains(&right), "{config}");
+        std::fs::write(&client.config, config.replace(&right, &wrong))?;
+        Ok(other)
+    }
+
     /// Takes the disks away from the clients.
     ///
     /// # Errors

@@ -1,10 +1,8 @@
 //! `backlane path` says which route calls would take and why, whatever is wrong, and jobs then take it.
 
 use anyhow::{Context, Result};
-use backlane_e2e::{Client, Job, Medium, Sector, Setup, SharedDevice, Side, System, output, ready};
+use backlane_e2e::{Client, Job, Setup, System, ready};
 use serde_json::{Value, json};
-
-const MIB: u64 = 1 << 20;
 
 /// What control, events and the messages of a probe's latency may cost at most.
 const CONTROL_BYTES_MAX: u64 = 512 << 10;
@@ -147,18 +145,10 @@ fn path_names_what_is_wrong_with_the_pool_and_what_to_do() -> Result<()> {
     let system = System::new(&Setup::default())?;
     let (without, joined) = system.join("without", &system.token("without", &[])?, &[])?;
     joined.success()?;
-    let other = SharedDevice::new(&system.path(""), 64 * MIB, Sector::B4096, Medium::Plain)?;
-    let mut create = system.command(Side::Server);
-    output(
-        create
-            .args(["pool", "create", "--name", "other"])
-            .arg(&other.at_server),
-    )?;
     let wrong = system.client("wrong")?;
-    let config = std::fs::read_to_string(&wrong.config)?;
+    let other = system.mislead(&wrong)?;
     let [right, other] =
         [&system.devices[0].at_client, &other.at_client].map(|path| path.display().to_string());
-    std::fs::write(&wrong.config, config.replace(&right, &other))?;
     let detached = system.client("detached")?;
     for (client, reason, detail) in [
         (&without, "no_pool", ""),

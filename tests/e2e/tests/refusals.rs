@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use backlane_e2e::{
-    Medium, Scene, Sector, Setup, SharedDevice, Side, System, output, plant, ready, same, until,
+    Medium, Scene, Sector, Setup, SharedDevice, Side, System, plant, ready, same, until,
 };
 use rustix::process::Signal;
 
@@ -106,20 +106,11 @@ fn device_of_another_pool_is_refused_by_name() -> Result<()> {
         return Ok(());
     }
     let system = System::new(&Setup::default())?;
-    let other = SharedDevice::new(&system.path(""), 64 * MIB, Sector::B4096, Medium::Plain)?;
-    let mut create = system.command(Side::Server);
-    output(
-        create
-            .args(["pool", "create", "--name", "other"])
-            .arg(&other.at_server),
-    )?;
     let client = system.client("alpha")?;
     system.works(&client, 1)?;
     let config = std::fs::read_to_string(&client.config)?;
-    let [right, wrong] =
-        [&system.devices[0].at_client, &other.at_client].map(|path| path.display().to_string());
-    assert!(config.contains(&right), "{config}");
-    std::fs::write(&client.config, config.replace(&right, &wrong))?;
+    let other = system.mislead(&client)?;
+    let wrong = other.at_client.display().to_string();
     let source = system.small_source(1);
     let required = system.backup(&client, &source, &["--route", "require-storage"])?;
     required
