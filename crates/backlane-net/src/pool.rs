@@ -154,6 +154,15 @@ pub(crate) fn pair_ended(route: Route, error: &ReadError) -> RouteDown {
     }
 }
 
+/// What became of a pair of this route that one of its ends has closed.
+pub(crate) fn pair_closed(route: Route, why: impl ToString) -> RouteDown {
+    let reason = match route {
+        Route::Storage => Reason::StreamReset,
+        Route::Network => Reason::NetworkDown,
+    };
+    RouteDown::new(reason, why)
+}
+
 /// Why a stream failed.
 pub(crate) fn stream_failed(error: &io::Error) -> RouteDown {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref());

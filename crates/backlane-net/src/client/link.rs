@@ -12,10 +12,10 @@ use crate::{
         CHUNKS_QUEUED_MAX, DEAD_AFTER, PING_AFTER, ReadError, read_chunk_header, read_message,
         read_message_while, read_payload, write_chunks, write_message,
     },
-    pool::pair_ended,
+    pool::{pair_closed, pair_ended},
 };
 use backlane_proto::{
-    Answer, CallId, ErrorCode, Event, FromClient, FromServer, Reason, Request, Route, Violation,
+    Answer, CallId, ErrorCode, Event, FromClient, FromServer, Request, Route, Violation,
 };
 use bytes::BytesMut;
 use std::{sync::Arc, time::Duration};
@@ -222,7 +222,7 @@ where
         Ok(down) = left => down,
         down = read_pair(&shared, route, from) => down,
         written = write_chunks(to, chunks, sent) => match written {
-            Ok(()) => RouteDown::new(Reason::StreamReset, "the session is over"),
+            Ok(()) => pair_closed(route, "the session is over"),
             Err(error) => pair_ended(route, &ReadError::Io(error)),
         },
     };
@@ -237,7 +237,7 @@ async fn read_pair<R: AsyncRead + Unpin>(shared: &Shared, route: Route, mut from
             Ok(Ok(())) => {}
             Ok(Err(violation)) => {
                 shared.fail(Error::protocol(shared.server.as_str(), violation));
-                return RouteDown::new(Reason::StreamReset, violation);
+                return pair_closed(route, violation);
             }
             Err(error) => return pair_ended(route, &error),
         }
@@ -287,7 +287,7 @@ mod tests {
         shared::tests::shared,
     };
     use backlane_proto::{
-        ByteRange, Decision, Health, ObjectId, ObjectKind, ObjectName, ServerRoutes,
+        ByteRange, Decision, Health, ObjectId, ObjectKind, ObjectName, Reason, ServerRoutes,
     };
     use tokio::time::Instant;
 

@@ -10,7 +10,7 @@ use crate::{
         CHUNKS_QUEUED_MAX, Chunk, DEAD_AFTER, PING_AFTER, ReadError, read_chunk_header,
         read_message, read_payload, write_chunks, write_message,
     },
-    pool::pair_ended,
+    pool::{pair_closed, pair_ended},
 };
 use backlane_proto::{ChunkFlag, ErrorCode, Event, Failure, Opened, Reason, Route, Violation};
 use bytes::BytesMut;
@@ -127,10 +127,10 @@ where
     tokio::select! {
         ended = read_pair(session, route, from) => ended,
         written = write_chunks(to, chunks, sent) => match written {
-            Ok(()) => RouteDown::new(Reason::StreamReset, "the session let go of it"),
+            Ok(()) => pair_closed(route, "the session let go of it"),
             Err(error) => pair_ended(route, &ReadError::Io(error)),
         },
-        () = session.ended() => RouteDown::new(Reason::StreamReset, "the session ended"),
+        () = session.ended() => pair_closed(route, "the session ended"),
     }
 }
 
@@ -144,7 +144,7 @@ async fn read_pair<R: AsyncRead + Unpin>(
             Ok(Ok(())) => {}
             Ok(Err(violation)) => {
                 session.breach(violation);
-                return RouteDown::new(Reason::StreamReset, violation);
+                return pair_closed(route, violation);
             }
             Err(error) => {
                 if let ReadError::Codec(error) = &error {
