@@ -165,29 +165,19 @@ impl Soak {
             std::thread::sleep(span(random));
             let fault = MADE[below(random, MADE.len())];
             *faults.entry(fault.name()).or_default() += 1;
-            let number = self.begins((Instant::now(), None));
+            self.faults().push((Instant::now(), None));
             fault.begin(&mut self.system())?;
             std::thread::sleep(span(random));
             fault.end(&mut self.system())?;
-            self.faults()[number].1 = Some(Instant::now());
+            if let Some((_, ended)) = self.faults().last_mut() {
+                *ended = Some(Instant::now());
+            }
         }
         Ok(())
     }
 
     fn faults(&self) -> MutexGuard<'_, Vec<(Instant, Option<Instant>)>> {
         self.faults.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A job is killed: what it holds is free once it is taken for dead.
-    fn kills(&self) {
-        let now = Instant::now();
-        self.begins((now, Some(now + PEER_DEAD)));
-    }
-
-    fn begins(&self, fault: (Instant, Option<Instant>)) -> usize {
-        let mut faults = self.faults();
-        faults.push(fault);
-        faults.len() - 1
     }
 
     /// Whether a fault was there at any time of these.

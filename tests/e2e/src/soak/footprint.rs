@@ -108,10 +108,12 @@ pub(super) fn sessions_at_once<'a>(
             })?;
             if !is_running {
                 let ended = job.wait()?;
-                ended.refused(&["no free segments"]).with_context(|| {
-                    let held: Vec<_> = held.iter().map(Process::said).collect();
-                    format!("sessions beside it:\n{}", held.join("\n"))
-                })?;
+                ended
+                    .without_a_route(&["no free segments"])
+                    .with_context(|| {
+                        let held: Vec<_> = held.iter().map(Process::said).collect();
+                        format!("sessions beside it:\n{}", held.join("\n"))
+                    })?;
                 return Ok(held.len());
             }
             job.signal(Signal::STOP)?;

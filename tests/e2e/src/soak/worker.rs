@@ -22,7 +22,7 @@ const FILES: usize = 6;
 const FILE_BYTES: usize = 4 << 20;
 
 /// How many jobs may come to nothing before one has to be done.
-const ATTEMPTS_MAX: u32 = 8;
+const ATTEMPTS_MAX: u32 = 12;
 
 /// Before another job where one found no way: a device that is lost again and again is looked at once a minute at last,
 /// and with these pauses the attempts outlast that.
@@ -168,7 +168,6 @@ impl Worker {
                 .take_if(|after| start.elapsed() >= *after)
                 .is_some()
             {
-                soak.kills();
                 job.signal(Signal::KILL)?;
             }
             std::thread::sleep(POLL);
@@ -204,6 +203,8 @@ fn judge(ended: &Ended, policy: Policy, is_killed: bool, met_fault: bool) -> Res
         KILLED if is_killed => Outcome::Killed,
         0 if policy == Policy::Prefer || ended.json()?["bytes_network"] == 0 => Outcome::Done,
         1 | 4 if met_fault && ended.text().contains("no session with server") => Outcome::NoWay,
+        // A job that was killed holds its own until it is taken for dead, and nobody is while a device is lost.
+        4 if ended.text().contains("reason: no_free_segments") => Outcome::NoWay,
         _ => Outcome::Unlawful,
     })
 }
