@@ -65,6 +65,8 @@ pub(super) struct PoolDocument {
 pub(super) struct DownDocument {
     /// The reason's name, for programs.
     pub(super) reason: String,
+    /// Its number.
+    pub(super) code: u32,
     /// The reason and the facts in words.
     pub(super) what: String,
 }
@@ -165,6 +167,7 @@ impl From<&RouteDown> for DownDocument {
     fn from(down: &RouteDown) -> Self {
         Self {
             reason: down.reason.name().to_owned(),
+            code: down.reason.code(),
             what: down.to_string(),
         }
     }

@@ -124,10 +124,12 @@ fn what_is_down_and_what_moved_stand_with_their_reasons_the_newest_first() {
     session.routes[0].up = false;
     session.routes[0].down = Some(DownDocument {
         reason: "device_error".to_owned(),
+        code: 14,
         what: what.clone(),
     });
     session.routes[1].down = Some(DownDocument {
         reason: "policy".to_owned(),
+        code: 3,
         what: "the route policy says so".to_owned(),
     });
     let lost = |after_seconds, what: Option<&String>| Change {
@@ -177,6 +179,7 @@ fn names_and_reasons_break_neither_lines_nor_the_terminal() {
     session.session = Some(evil.to_owned());
     session.routes[1].down = Some(DownDocument {
         reason: evil.to_owned(),
+        code: 0,
         what: evil.repeat(50),
     });
     view.troubles.push(Trouble {
