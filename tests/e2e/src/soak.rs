@@ -48,8 +48,12 @@ const WORKERS: [&str; 3] = ["alpha", "alpha", "beta"];
 /// Megabits a second of the disk.
 const DISK_MBIT: u32 = 800;
 
-/// A fault lasts from half a second up to this; so does the pause before the next.
-const SPAN_MAX: Duration = Duration::from_secs(10);
+/// A fault lasts from half a second up to this.
+const FAULT_MAX: Duration = Duration::from_secs(10);
+
+/// So does the pause before the next. A route that is lost again within a minute is tried ever more rarely, up to once a
+/// minute: without longer pauses jobs that must take storage would never find it.
+const PAUSE_MAX: Duration = Duration::from_secs(40);
 
 /// Room for the jobs that run beside each other, and so little more that segments which somebody kept are missed.
 const POOL_BYTES: u64 = 96 << 20;
@@ -162,12 +166,12 @@ impl Soak {
         faults: &mut BTreeMap<&'static str, u32>,
     ) -> Result<()> {
         while Instant::now() < end {
-            std::thread::sleep(span(random));
+            std::thread::sleep(span(random, PAUSE_MAX));
             let fault = MADE[below(random, MADE.len())];
             *faults.entry(fault.name()).or_default() += 1;
             self.faults().push((Instant::now(), None));
             fault.begin(&mut self.system())?;
-            std::thread::sleep(span(random));
+            std::thread::sleep(span(random, FAULT_MAX));
             fault.end(&mut self.system())?;
             if let Some((_, ended)) = self.faults().last_mut() {
                 *ended = Some(Instant::now());
@@ -240,9 +244,9 @@ const MADE: [Fault; 11] = [
     Fault::ServerPaused,
 ];
 
-fn span(random: &mut Random) -> Duration {
+fn span(random: &mut Random, max: Duration) -> Duration {
     const SPAN_MIN: Duration = Duration::from_millis(500);
-    let more = SPAN_MAX - SPAN_MIN;
+    let more = max - SPAN_MIN;
     SPAN_MIN + more.mul_f64(random.below(1000) as f64 / 1000.0)
 }
 

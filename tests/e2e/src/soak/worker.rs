@@ -22,7 +22,7 @@ const FILES: usize = 6;
 const FILE_BYTES: usize = 4 << 20;
 
 /// How many jobs may come to nothing before one has to be done.
-const ATTEMPTS_MAX: u32 = 12;
+const ATTEMPTS_MAX: u32 = 24;
 
 /// Before another job where one found no way: a device that is lost again and again is looked at once a minute at last,
 /// and with these pauses the attempts outlast that.
@@ -35,8 +35,8 @@ const KILLED_ONE_IN: usize = 10;
 /// so.
 const START: Duration = Duration::from_secs(20);
 
-/// A job that takes longer is killed, which is against the rule.
-const JOB_DEADLINE: Duration = Duration::from_secs(180);
+/// A job that takes longer is killed, which is against the rule: it waits for a route for ten minutes.
+const JOB_DEADLINE: Duration = Duration::from_secs(660);
 
 const POLL: Duration = Duration::from_millis(20);
 
