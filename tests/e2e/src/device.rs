@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
 
@@ -104,12 +105,13 @@ impl SharedDevice {
     /// # Errors
     /// When the kernel refuses.
     pub fn detach_client(&self) -> Result<()> {
-        let name = self.ways[1].device()?.path();
+        let device = self.ways[1].device()?;
+        let name = device.path();
         let backing = Path::new("/sys/block")
             .join(name.file_name().context("a loop device has a name")?)
             .join("loop/backing_file");
         let before = fs::read_to_string(&backing).ok();
-        output(Command::new("losetup").arg("-d").arg(name))?;
+        device.detach()?;
         // The kernel lets go only when whoever looks at the device just then, a prober say, has closed it.
         crate::process::until("the loop device is let go", || {
             Ok(fs::read_to_string(&backing).ok() != before)
@@ -134,13 +136,23 @@ impl Way {
     }
 }
 
-/// A loop device, detached on drop.
+/// A loop device, detached once: from then on it may be another test's.
 #[derive(Debug)]
-pub(crate) struct Loop(PathBuf);
+pub(crate) struct Loop {
+    path: PathBuf,
+    is_detached: AtomicBool,
+}
 
 impl Loop {
     pub(crate) fn path(&self) -> &Path {
-        &self.0
+        &self.path
+    }
+
+    fn detach(&self) -> Result<()> {
+        if !self.is_detached.swap(true, Ordering::SeqCst) {
+            output(Command::new("losetup").arg("-d").arg(&self.path))?;
+        }
+        Ok(())
     }
 
     pub(crate) fn new(file: &Path, sector: Sector) -> Result<Self> {
@@ -160,12 +172,15 @@ impl Loop {
             }
             last = output(&mut command);
         }
-        Ok(Self(PathBuf::from(last?.trim())))
+        Ok(Self {
+            path: PathBuf::from(last?.trim()),
+            is_detached: AtomicBool::new(false),
+        })
     }
 
     fn bytes(&self) -> Result<u64> {
         const BYTES_PER_COUNT: u64 = 512; // whatever the device's block size
-        let name = self.0.file_name().context("a device has a name")?;
+        let name = self.path.file_name().context("a device has a name")?;
         let path = Path::new("/sys/block").join(name).join("stat");
         let text = std::fs::read_to_string(&path)
             .with_context(|| format!("reading {}", path.display()))?;
@@ -181,8 +196,7 @@ impl Loop {
 
 impl Drop for Loop {
     fn drop(&mut self) {
-        // It may be detached already.
-        let _ = output(Command::new("losetup").arg("-d").arg(&self.0));
+        let _ = self.detach();
     }
 }
 

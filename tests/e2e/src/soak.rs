@@ -5,6 +5,7 @@ mod footprint;
 mod worker;
 
 use std::collections::BTreeMap;
+use std::fmt::{Display, Formatter};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -58,8 +59,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(40);
 /// Room for the jobs that run beside each other, and so little more that segments which somebody kept are missed.
 const POOL_BYTES: u64 = 96 << 20;
 
-/// A silent peer is dead after 60 s.
-const PEER_DEAD: Duration = Duration::from_secs(65);
+/// A silent peer is dead after 60 s of reads, and what an earlier claim left rests as long.
+const PEER_DEAD: Duration = Duration::from_secs(90);
 
 /// How much the server's memory may have grown.
 const GROWTH_BYTES_MAX: u64 = 64 << 20;
@@ -73,11 +74,11 @@ struct Soak {
     faults: Mutex<Vec<(Instant, Option<Instant>)>>,
 }
 
-/// Soaks.
+/// Soaks, and prints what came of it before that is held against the rule.
 ///
 /// # Errors
 /// When the outcome of any job was against the rule, what was stored isn't right, or something was kept.
-pub fn soak(plan: Plan) -> Result<Soaked> {
+pub fn soak(plan: Plan) -> Result<()> {
     let mut system = System::new(&Setup {
         medium: Medium::Breakable,
         pool_bytes: POOL_BYTES,
@@ -115,6 +116,7 @@ pub fn soak(plan: Plan) -> Result<Soaked> {
         footprints: [before, after],
         sessions: [sessions_before, sessions_after],
     };
+    println!("{soaked}");
     ensure!(
         tally.unlawful.is_empty(),
         "against the rule: {}",
@@ -127,7 +129,7 @@ pub fn soak(plan: Plan) -> Result<Soaked> {
             .restic(client, &["check", "--read-data"])?
             .success()?;
     }
-    Ok(soaked)
+    Ok(())
 }
 
 impl Soak {
@@ -208,6 +210,25 @@ impl Soak {
     }
 }
 
+impl Display for Soaked {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        for (what, count) in self.outcomes.iter().chain(&self.faults) {
+            writeln!(f, "{count:>6}  {what}")?;
+        }
+        let whens = ["at half-time", "at the end"].iter().zip(&self.footprints);
+        for ((when, server), sessions) in whens.zip(self.sessions) {
+            let (files, threads) = (server.open_files(), server.threads);
+            let mib = server.memory_bytes >> 20;
+            writeln!(
+                f,
+                "{when} the server holds {files} open files, {threads} threads and {mib} MiB; \
+                 the pool has room for {sessions} sessions"
+            )?;
+        }
+        Ok(())
+    }
+}
+
 impl Soaked {
     fn nothing_was_kept(&self) -> Result<()> {
         let [before, after] = &self.footprints;
@@ -222,7 +243,7 @@ impl Soaked {
         ensure!(after.memory_bytes <= memory_max, "memory: {}", kept());
         let [before, after] = self.sessions;
         ensure!(
-            after == before,
+            after >= before,
             "{before} sessions had room in the pool, {after} have now"
         );
         Ok(())

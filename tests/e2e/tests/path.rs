@@ -139,6 +139,7 @@ fn path_of_a_policy_keeps_to_it() -> Result<()> {
 
 #[test]
 fn path_names_what_is_wrong_with_the_pool_and_what_to_do() -> Result<()> {
+    const MISSING: &str = "/dev/disk/by-id/gone";
     if !ready() {
         return Ok(());
     }
@@ -149,15 +150,15 @@ fn path_names_what_is_wrong_with_the_pool_and_what_to_do() -> Result<()> {
     let other = system.mislead(&wrong)?;
     let [right, other] =
         [&system.devices[0].at_client, &other.at_client].map(|path| path.display().to_string());
-    let detached = system.client("detached")?;
+    // Not a loop device that is detached: that is another test's at once.
+    let missing = system.client("missing")?;
+    let config = std::fs::read_to_string(&missing.config)?;
+    std::fs::write(&missing.config, config.replace(&right, MISSING))?;
     for (client, reason, detail) in [
         (&without, "no_pool", ""),
         (&wrong, "other_pool", other.as_str()),
-        (&detached, "pool_not_found", right.as_str()),
+        (&missing, "pool_not_found", MISSING),
     ] {
-        if reason == "pool_not_found" {
-            system.detach_client()?;
-        }
         let (_, document) = path(&system, client, &[], 0)?;
         let storage = &document["bodies"]["storage"];
         assert_eq!(down(storage), Some(reason), "{document}");

@@ -127,13 +127,13 @@ fn three_devices_carry_their_shares() -> Result<()> {
             let [first, others @ ..] = done.each_device_bytes.as_slice() else {
                 anyhow::bail!("no devices")
             };
-            // Frames take turns, and some are short; the first device has the control blocks as well, which are read
+            // Frames take turns, and some are short, in no order; the first device has the control blocks as well, which are read
             // far more often than they are written.
-            let least = third * 4 / 5;
+            let least = third * 2 / 3;
             assert!(*first > least, "{first} of {third}: {}", done.ended);
             assert_eq!(others.len(), 2);
             for bytes in others {
-                let share = least..third * 6 / 5;
+                let share = least..third * 4 / 3;
                 assert!(share.contains(bytes), "{bytes} of {third}: {}", done.ended);
             }
         }

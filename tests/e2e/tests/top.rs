@@ -103,7 +103,7 @@ fn both_sides_show_a_backup_and_why_it_left_storage() -> Result<()> {
         medium: Medium::Breakable,
         ..Setup::default()
     };
-    let Some(mut scene) = Scene::new(&setup, 128 * MIB)? else {
+    let Some(mut scene) = Scene::new(&setup, 256 * MIB)? else {
         return Ok(());
     };
     for side in [Side::Server, Side::Client] {

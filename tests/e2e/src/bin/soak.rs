@@ -28,23 +28,8 @@ fn main() -> Result<()> {
     );
     let seed = arguments.seed.map_or_else(commit_seed, Ok)?;
     println!("{} minutes, seed {seed}", arguments.minutes);
-    let soaked = soak(Plan {
+    soak(Plan {
         seed,
         length: Duration::from_secs(60) * arguments.minutes,
-    })?;
-    for (what, count) in soaked.outcomes.iter().chain(&soaked.faults) {
-        println!("{count:>6}  {what}");
-    }
-    for (when, footprint, sessions) in [
-        ("at half-time", &soaked.footprints[0], soaked.sessions[0]),
-        ("at the end", &soaked.footprints[1], soaked.sessions[1]),
-    ] {
-        println!(
-            "{when}, the server holds {} open files, {} threads, {} MiB of memory; the pool has room for {sessions} sessions",
-            footprint.open_files(),
-            footprint.threads,
-            footprint.memory_bytes >> 20
-        );
-    }
-    Ok(())
+    })
 }
