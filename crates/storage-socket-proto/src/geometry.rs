@@ -47,6 +47,12 @@ impl Default for Timeouts {
 }
 
 impl Timeouts {
+    /// Silence, on every device, after which what a dead member was granted is let go of: it has to be told for so long
+    /// that it read the news, or its page would have been read, had it woken before they stood there.
+    pub(crate) fn absent(&self) -> Duration {
+        self.dead + self.stale * 2 + self.heartbeat * 4
+    }
+
     /// Checks that a peer is declared dead only after it must have stopped writing, and that nothing is zero.
     ///
     /// # Errors

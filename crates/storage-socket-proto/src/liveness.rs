@@ -66,6 +66,11 @@ impl Silence {
         self.suspected = false;
     }
 
+    /// What was counted above `most` doesn't count.
+    pub(crate) fn limit(&mut self, most: Duration) {
+        self.silent = self.silent.min(most);
+    }
+
     pub(crate) fn silent(&self) -> Duration {
         self.silent
     }

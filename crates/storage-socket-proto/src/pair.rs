@@ -201,6 +201,11 @@ impl Posting {
         !self.has_written(revision) || self.pair.needs_rewrite()
     }
 
+    /// Whether this revision stands on the device, and no write to it is under way.
+    pub(crate) fn stands(&self, revision: u64) -> bool {
+        !self.has_to_write(revision) && self.pair.is_quiet()
+    }
+
     /// What stands on the device is unknown: it is written again.
     pub(crate) fn forget(&mut self) {
         self.written = 0;

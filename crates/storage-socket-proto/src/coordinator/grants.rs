@@ -300,7 +300,8 @@ impl Coordinator {
 
     /// Counts a slot's silence after its pages were read on a device.
     fn watch(&mut self, now: Tick, device: DeviceIndex, index: SlotIndex) {
-        let dead = self.config.geometry.timeouts().dead;
+        let timeouts = self.config.geometry.timeouts();
+        let dead = timeouts.dead;
         let all = self.config.geometry.all_devices().and(self.config.devices);
         let newest = self
             .slots
@@ -316,9 +317,9 @@ impl Coordinator {
         let Some(slot) = self.slots.get_mut(&index) else {
             return;
         };
-        slot.watch(now, device);
+        slot.watch(now, device, &timeouts);
         let incarnation = slot.incarnation();
-        if slot.is_absent(dead) {
+        if slot.is_absent(&timeouts) {
             self.member_left(index, incarnation, ResetReason::PeerDead, false);
         } else if !slot.is_alive() {
             // Nothing more is learnt of it.

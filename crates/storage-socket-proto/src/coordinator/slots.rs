@@ -95,8 +95,9 @@ impl Slot {
         self.alive
     }
 
-    /// The member's page was read on a device: what that tells of its life.
-    pub(super) fn watch(&mut self, now: Tick, device: DeviceIndex) {
+    /// The member's page was read on a device: what that tells of its life. The last part of its absence counts only once
+    /// what it would read if it woke stands on every device.
+    pub(super) fn watch(&mut self, now: Tick, device: DeviceIndex, timeouts: &Timeouts) {
         let (newest, named) = (self.stamp.counter, self.page.devices);
         let all = self.devices(|_| true);
         let there = self.devices(|device| !device.lost);
@@ -108,6 +109,13 @@ impl Slot {
         };
         self.silence.observe(now, device, newest, heard);
         self.absence.observe(now, device, newest, all);
+        let is_told = self
+            .devices
+            .values()
+            .all(|device| device.posting.stands(self.revision));
+        if self.alive || !is_told {
+            self.absence.limit(timeouts.dead);
+        }
     }
 
     /// The member was heard of by another way.
@@ -126,8 +134,8 @@ impl Slot {
     }
 
     /// Whether the member writes to nothing any more, on a device that was lost neither.
-    pub(super) fn is_absent(&self, dead: Duration) -> bool {
-        self.absence.is_dead(dead)
+    pub(super) fn is_absent(&self, timeouts: &Timeouts) -> bool {
+        self.absence.is_dead(timeouts.absent())
     }
 
     /// Whether the member has become suspect: true once per silence.

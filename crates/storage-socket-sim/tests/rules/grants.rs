@@ -254,6 +254,9 @@ fn a_dead_members_segments_return_and_are_not_confirmed_when_it_wakes_up() {
         reason
     }));
     coordinator.close(bench.now, id, reason);
+    assert_eq!(coordinator.free_units(DeviceMask(1)), free - 10);
+    let told = Duration::from_secs(15);
+    bench.run(told, &mut [&mut coordinator], &mut always);
     assert_eq!(coordinator.free_units(DeviceMask(1)), free);
     // It wakes up, and learns that its grant is gone.
     bench.run(

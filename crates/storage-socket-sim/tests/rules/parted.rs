@@ -1,7 +1,7 @@
 //! Rules of two sides that have lost different devices: neither knows what the other does where it can't look.
 
 use crate::bench::{
-    Bench, Fate, Machine, SLOT, always, coordinator_events, member_events, options,
+    Bench, Fate, Machine, SLOT, always, coordinator_events, member_events, options, writes_block,
 };
 use std::time::Duration;
 use storage_socket_proto::{
@@ -155,8 +155,29 @@ fn what_a_dead_member_was_granted_is_free_only_after_every_device_was_silent() {
     }
     bench.run(DEAD - 5 * SECOND, &mut [&mut coordinator], &mut always);
     assert_eq!(coordinator.free_units(BOTH), all_units(&bench) - 10);
-    bench.run(10 * SECOND, &mut [&mut coordinator], &mut always);
+    bench.run(25 * SECOND, &mut [&mut coordinator], &mut always);
     assert_eq!(coordinator.free_units(BOTH), all_units(&bench));
+}
+
+#[test]
+fn what_a_dead_member_was_granted_is_free_only_after_its_end_stands_on_every_device() {
+    let (mut bench, mut coordinator, member, grant) = start_stream();
+    coordinator.close(bench.now, grant.connection, Some(ResetReason::DeviceLost));
+    let answers = bench.geometry.answer_page(SLOT).0;
+    let mut hung = 0;
+    let mut say = |_: usize, request: &IoRequest, _: &[SimDevice]| {
+        let is_answer = (answers..answers + 2).contains(&request.lba.0);
+        if writes_block(request) && is_answer && request.device == DeviceIndex(1) {
+            hung += 1;
+            return Fate::Hold;
+        }
+        Fate::Do
+    };
+    bench.run(3 * DEAD, &mut [&mut coordinator], &mut say);
+    assert_eq!(hung, 1);
+    assert!(!coordinator.members(bench.now)[0].alive);
+    assert_eq!(coordinator.free_units(BOTH), all_units(&bench) - 10);
+    drop(member);
 }
 
 #[test]
