@@ -4,16 +4,19 @@
 //! certificates of the same authority, kept apart by their extended key usage and by [`SERVER_NAME`], so that no host
 //! can stand in for the server.
 
+use crate::service::VerifiedHost;
 use aws_lc_rs::digest::{SHA256, digest};
 use rcgen::{CertificateParams, DnType, KeyPair};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use std::{
     fs::File,
     io::{Read, Write},
+    net::IpAddr,
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
+    time::{Duration, SystemTime},
 };
-use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+use x509_parser::prelude::{ASN1Time, FromDer, GeneralName, X509Certificate};
 
 /// The DNS name that the server's certificate carries (beside any other), whatever address clients reach it by.
 ///
@@ -28,7 +31,7 @@ const PEM_BYTES_MAX: u64 = 1024 * 1024;
 pub struct Identity {
     pub(crate) chain: Vec<CertificateDer<'static>>,
     pub(crate) key: PrivateKeyDer<'static>,
-    name: String,
+    host: VerifiedHost,
 }
 
 /// The certificate of the authority that signs server and hosts.
@@ -120,16 +123,71 @@ impl Identity {
         let first = chain
             .first()
             .ok_or_else(|| invalid(chain_from, &"no certificate in it"))?;
-        let name = host_name(first)?;
+        let host = verified(first)?;
         let key =
             PrivateKeyDer::from_pem_slice(key_pem).map_err(|error| invalid(key_from, &error))?;
-        Ok(Self { chain, key, name })
+        Ok(Self { chain, key, host })
+    }
+
+    /// When the certificate expires, if less than a third of its time is left: then another is asked for.
+    #[must_use]
+    pub fn expires_soon(&self, now: SystemTime) -> Option<SystemTime> {
+        let (_, parsed) = X509Certificate::from_der(self.chain.first()?).ok()?;
+        let seconds = |time: ASN1Time| u64::try_from(time.timestamp()).unwrap_or(0);
+        let from = seconds(parsed.validity().not_before);
+        let to = seconds(parsed.validity().not_after);
+        let now = now.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs();
+        let is_soon = to.saturating_sub(now) < to.saturating_sub(from) / 3;
+        is_soon.then_some(SystemTime::UNIX_EPOCH + Duration::from_secs(to))
+    }
+
+    /// Every DNS name and address that the certificate is for.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        let parsed = self.chain.first().map(|it| X509Certificate::from_der(it));
+        let Some(Ok((_, parsed))) = parsed else {
+            return Vec::new();
+        };
+        let names = parsed.subject_alternative_name().ok().flatten();
+        let names = names.map(|names| &*names.value.general_names);
+        let name = |name: &GeneralName<'_>| match *name {
+            GeneralName::DNSName(name) => Some(name.to_owned()),
+            GeneralName::IPAddress(address) => match address.len() {
+                4 => <[u8; 4]>::try_from(address)
+                    .ok()
+                    .map(|it| IpAddr::from(it).to_string()),
+                _ => <[u8; 16]>::try_from(address)
+                    .ok()
+                    .map(|it| IpAddr::from(it).to_string()),
+            },
+            _ => None,
+        };
+        names.unwrap_or_default().iter().filter_map(name).collect()
+    }
+
+    /// A request, PEM, for another certificate of the same name and key.
+    ///
+    /// # Errors
+    /// When the key can't sign.
+    pub fn request(&self) -> Result<String, IdentityError> {
+        let request =
+            KeyPair::try_from(&self.key).and_then(|key| request_pem(&self.host.name, &key));
+        request.map_err(|error| IdentityError::Invalid {
+            what: format!("certificate request for {}", self.host.name),
+            why: error.to_string(),
+        })
     }
 
     /// The name in the certificate.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.name
+        &self.host.name
+    }
+
+    /// Whom the certificate is of, as its reader sees it.
+    #[must_use]
+    pub fn host(&self) -> &VerifiedHost {
+        &self.host
     }
 }
 
@@ -138,7 +196,7 @@ impl Clone for Identity {
         Self {
             chain: self.chain.clone(),
             key: self.key.clone_key(),
-            name: self.name.clone(),
+            host: self.host.clone(),
         }
     }
 }
@@ -186,13 +244,16 @@ pub fn request_for(host: &str) -> Result<KeyRequest, IdentityError> {
         why: error.to_string(),
     };
     let key = KeyPair::generate().map_err(invalid)?;
-    let mut params = CertificateParams::new(vec![host.to_owned()]).map_err(invalid)?;
-    params.distinguished_name.push(DnType::CommonName, host);
-    let csr = params.serialize_request(&key).map_err(invalid)?;
     Ok(KeyRequest {
         key_pem: key.serialize_pem(),
-        csr_pem: csr.pem().map_err(invalid)?,
+        csr_pem: request_pem(host, &key).map_err(invalid)?,
     })
+}
+
+fn request_pem(host: &str, key: &KeyPair) -> Result<String, rcgen::Error> {
+    let mut params = CertificateParams::new(vec![host.to_owned()])?;
+    params.distinguished_name.push(DnType::CommonName, host);
+    params.serialize_request(key)?.pem()
 }
 
 /// Writes a private key to a new file that its owner alone may read, synced.
@@ -211,8 +272,8 @@ pub fn write_private(path: &Path, pem: &str) -> Result<(), IdentityError> {
     file.sync_all().map_err(failed)
 }
 
-/// The host that a certificate names: its first DNS name, or else its common name.
-pub(crate) fn host_name(certificate: &CertificateDer<'_>) -> Result<String, IdentityError> {
+/// The host that a certificate names, its first DNS name or else its common name; and the certificate's serial number.
+pub(crate) fn verified(certificate: &CertificateDer<'_>) -> Result<VerifiedHost, IdentityError> {
     let (_, parsed) =
         X509Certificate::from_der(certificate).map_err(|error| IdentityError::Invalid {
             what: "certificate".to_owned(),
@@ -233,9 +294,14 @@ pub(crate) fn host_name(certificate: &CertificateDer<'_>) -> Result<String, Iden
         let name = parsed.subject().iter_common_name().next()?;
         name.as_str().ok().map(ToOwned::to_owned)
     };
-    dns.or_else(common)
+    let name = dns.or_else(common);
+    let name = name
         .filter(|name| !name.is_empty())
-        .ok_or(IdentityError::Nameless)
+        .ok_or(IdentityError::Nameless)?;
+    Ok(VerifiedHost {
+        name,
+        serial: parsed.serial.to_bytes_be(),
+    })
 }
 
 pub(crate) fn fingerprint(certificate: &CertificateDer<'_>) -> [u8; 32] {

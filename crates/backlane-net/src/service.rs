@@ -7,13 +7,30 @@ use std::{future::Future, pin::Pin, sync::Arc};
 /// A boxed future, so that the traits of this module can be objects.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
+/// A host whose certificate TLS has verified: signed by the authority, and not expired. Whether it was revoked is the
+/// service's to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VerifiedHost {
+    /// The name in the certificate.
+    pub name: String,
+    /// The certificate's serial number.
+    pub serial: Vec<u8>,
+}
+
 /// Admits hosts and enrols new ones.
 pub trait Service: Send + Sync + 'static {
-    /// Opens the repository of `host`, whose certificate has been verified, for one session.
+    /// Opens the repository of a host for one session.
     fn open<'a>(
         &'a self,
-        host: &'a str,
+        host: &'a VerifiedHost,
     ) -> BoxFuture<'a, Result<Arc<dyn ObjectService>, ServiceError>>;
+
+    /// Signs another certificate, PEM, for the key of a request, before the host's own expires.
+    fn renew<'a>(
+        &'a self,
+        host: &'a VerifiedHost,
+        csr_pem: String,
+    ) -> BoxFuture<'a, Result<String, ServiceError>>;
 
     /// Redeems a join token: checks it, signs the request, allots slots.
     fn enroll<'a>(
@@ -47,6 +64,8 @@ pub trait ObjectService: Send + Sync + 'static {
     ) -> BoxFuture<'_, Result<Box<dyn BodySink>, ServiceError>>;
     /// How many times objects were removed from the repository, ever. None is while this is held.
     fn removals(&self) -> BoxFuture<'_, Result<u64, ServiceError>>;
+    /// Ready when the host is trusted no more, with the reason: the session ends then.
+    fn distrusted(&self) -> BoxFuture<'_, String>;
     /// Removes an object; refused for clients.
     fn remove(&self, name: ObjectName) -> BoxFuture<'_, Result<(), ServiceError>>;
 }

@@ -3,6 +3,7 @@
 //! A separate ALPN permits enrolment, and nothing else, without a client certificate; there the client pins the
 //! authority by its fingerprint. Keys for other uses come from the exporter, each under a label of its own.
 
+use crate::service::VerifiedHost;
 use crate::{Authority, Error, Identity, identity, identity::SERVER_NAME};
 use rustls::{
     CertificateError, ClientConfig, CommonState, DigitallySignedStruct, RootCertStore,
@@ -126,10 +127,9 @@ pub(crate) fn server_name() -> Result<ServerName<'static>, Error> {
     ServerName::try_from(SERVER_NAME).map_err(unusable)
 }
 
-/// The host that the peer's verified certificate names.
-pub(crate) fn peer_host(tls: &CommonState) -> Option<String> {
-    let certificate = tls.peer_certificates()?.first()?;
-    identity::host_name(certificate).ok()
+/// Whom the peer's verified certificate is of.
+pub(crate) fn peer_host(tls: &CommonState) -> Option<VerifiedHost> {
+    identity::verified(tls.peer_certificates()?.first()?).ok()
 }
 
 /// A key for one use, from a TLS connection and the id of its session.

@@ -218,6 +218,11 @@ pub enum Request {
     Probe(Probe),
     /// How the server sees the routes of this session.
     Routes,
+    /// Asks for another certificate, for the key of a request, before the host's own expires.
+    Renew {
+        /// The request, PEM.
+        csr_pem: String,
+    },
     /// A sign of life.
     Ping,
     /// Ends the session.
@@ -274,6 +279,11 @@ pub enum Answer {
     },
     /// The routes as the server sees them.
     Routes(ServerRoutes),
+    /// Another certificate.
+    Renewed {
+        /// The certificate, PEM.
+        certificate_pem: String,
+    },
     /// A sign of life.
     Ping,
     /// Of a later version.
@@ -509,6 +519,9 @@ impl FromClient {
             })),
             Request::Probe(probe) => Some(Kind::Probe(probe.to_wire())),
             Request::Routes => Some(Kind::Routes(wire::Empty {})),
+            Request::Renew { csr_pem } => Some(Kind::Renew(wire::Pem {
+                pem: csr_pem.clone(),
+            })),
             Request::Ping => Some(Kind::Ping(wire::Empty {})),
             Request::Close => Some(Kind::Close(wire::Empty {})),
             Request::Unsupported => None,
@@ -570,6 +583,9 @@ impl FromClient {
                 Probe::from_wire(&probe)?.map_or(Request::Unsupported, Request::Probe)
             }
             Some(Kind::Routes(wire::Empty {})) => Request::Routes,
+            Some(Kind::Renew(request)) => Request::Renew {
+                csr_pem: request.pem,
+            },
             Some(Kind::Ping(wire::Empty {})) => Request::Ping,
             Some(Kind::Close(wire::Empty {})) => Request::Close,
         };
@@ -611,6 +627,9 @@ impl FromServer {
             })),
             Answer::Met { epoch } => Some(Kind::Met(wire::Met { epoch: *epoch })),
             Answer::Routes(routes) => Some(Kind::Routes(routes.to_wire())),
+            Answer::Renewed { certificate_pem } => Some(Kind::Renewed(wire::Pem {
+                pem: certificate_pem.clone(),
+            })),
             Answer::Ping => Some(Kind::Ping(wire::Empty {})),
             Answer::Unknown => None,
         };
@@ -656,6 +675,9 @@ impl FromServer {
             },
             Some(Kind::Met(met)) => Answer::Met { epoch: met.epoch },
             Some(Kind::Routes(routes)) => Answer::Routes(ServerRoutes::from_wire(routes)?),
+            Some(Kind::Renewed(renewed)) => Answer::Renewed {
+                certificate_pem: renewed.pem,
+            },
             Some(Kind::Ping(wire::Empty {})) => Answer::Ping,
         };
         let call = CallId(message.call);

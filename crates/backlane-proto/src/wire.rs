@@ -150,7 +150,7 @@ pub(crate) struct FromClient {
     pub(crate) call: u64,
     #[prost(
         oneof = "from_client::Kind",
-        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12"
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13"
     )]
     pub(crate) kind: Option<from_client::Kind>,
 }
@@ -180,6 +180,8 @@ pub(crate) mod from_client {
         Probe(super::Probe),
         #[prost(message, tag = "12")]
         Routes(super::Empty),
+        #[prost(message, tag = "13")]
+        Renew(super::Pem),
     }
 }
 
@@ -301,7 +303,10 @@ pub(crate) struct Proof {
 pub(crate) struct FromServer {
     #[prost(uint64, tag = "1")]
     pub(crate) call: u64,
-    #[prost(oneof = "from_server::Kind", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(
+        oneof = "from_server::Kind",
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12"
+    )]
     pub(crate) kind: Option<from_server::Kind>,
 }
 
@@ -328,7 +333,16 @@ pub(crate) mod from_server {
         Met(super::Met),
         #[prost(message, tag = "11")]
         Routes(super::Routes),
+        #[prost(message, tag = "12")]
+        Renewed(super::Pem),
     }
+}
+
+/// A certificate, or the request for one.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Pem {
+    #[prost(string, tag = "1")]
+    pub(crate) pem: String,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -24,9 +24,6 @@ use crate::repository::{Inner, damaged, name};
 use crate::seal::{SEAL_BYTES, sha256};
 use crate::source::{Source, Warning, WarningKind};
 
-/// What is read of a pack's end at first: a header of some hundred blobs. A pack of large files has about ten.
-const END_BYTES: u64 = 4096;
-
 /// The largest header that is read, which is restic's limit as well.
 const HEADER_BYTES_MAX: u64 = 16 << 20;
 
@@ -108,26 +105,21 @@ impl Inner {
             offset: pack.bytes - bytes,
             length: bytes,
         };
-        let end = self.read_pack(pack.id, last(END_BYTES.min(pack.bytes)))?;
-        let (rest, length) = end
-            .split_last_chunk()
-            .ok_or_else(|| no_header("is missing"))?;
-        let length = u32::from_le_bytes(*length);
-        let start = rest.len().checked_sub(length as usize);
-        let length = u64::from(length);
+        if pack.bytes < LENGTH_BYTES {
+            return Err(no_header("is missing"));
+        }
+        // In two steps: the server gives a backup what is in the header, and nothing that stands before it.
+        let end = self.read_pack(pack.id, last(LENGTH_BYTES))?;
+        let end: [u8; 4] = (&*end).try_into().map_err(|_| no_header("is missing"))?;
+        let length = u64::from(u32::from_le_bytes(end));
         if length > HEADER_BYTES_MAX.min(pack.bytes - LENGTH_BYTES) {
             return Err(no_header(&format!("can't have {length} bytes")));
         }
-        let header = match start {
-            Some(start) => end.slice(start..rest.len()),
-            None => {
-                let range = ByteRange {
-                    length,
-                    ..last(length + LENGTH_BYTES)
-                };
-                self.read_pack(pack.id, range)?
-            }
+        let range = ByteRange {
+            length,
+            ..last(length + LENGTH_BYTES)
         };
+        let header = self.read_pack(pack.id, range)?;
         let opened = self.key.open(&header).map_err(bad)?;
         let blobs = parse_header(&opened).ok_or_else(|| no_header("can't be understood"))?;
         let end = blobs

@@ -21,8 +21,8 @@ use std::{
 };
 use uuid::Uuid;
 
-/// How long a certificate of a server or a host is valid. Long, since nothing renews them yet.
-pub const CERTIFICATE_VALIDITY_DAYS: u64 = 10 * 365;
+/// How long the server's own certificate is valid; it is renewed when the server starts.
+pub const SERVER_VALIDITY_DAYS: u64 = 10 * 365;
 /// How long the authority itself is valid.
 pub const AUTHORITY_VALIDITY_DAYS: u64 = 20 * 365;
 /// How far a host's clock may be behind the server's without taking a new certificate for one of the future.
@@ -110,17 +110,13 @@ impl Authority {
         params.distinguished_name = common_name("Backlane authority");
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        set_validity(&mut params, now, AUTHORITY_VALIDITY_DAYS);
+        set_validity(&mut params, now, days(AUTHORITY_VALIDITY_DAYS));
         let authority = CertifiedIssuer::self_signed(params, ca_key).map_err(failed)?;
 
         let server_key = KeyPair::generate().map_err(failed)?;
-        let mut all_names = vec![SERVER_NAME.to_owned()];
-        all_names.extend(names.iter().filter(|name| *name != SERVER_NAME).cloned());
-        let mut params = CertificateParams::new(all_names).map_err(failed)?;
-        params.distinguished_name = common_name("Backlane server");
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        leaf(&mut params, now);
-        let server = params.signed_by(&server_key, &authority).map_err(failed)?;
+        let server = server_params(names)
+            .and_then(|params| params.signed_by(&server_key, &authority))
+            .map_err(failed)?;
 
         let ca_pem = authority.pem();
         let chain = format!("{}{ca_pem}", server.pem());
@@ -168,6 +164,33 @@ impl Authority {
         })
     }
 
+    /// Signs another certificate of the server's own, for the key and the names that it has.
+    ///
+    /// # Errors
+    /// When the key can't be read, or the file can't be written.
+    pub fn renew_server(
+        &self,
+        names: &[String],
+        paths: &AuthorityPaths,
+    ) -> Result<(), ServerError> {
+        let failed = |error: rcgen::Error| ServerError::Authority {
+            path: paths.server_key.clone(),
+            why: error.to_string(),
+        };
+        let key = fs::read_to_string(&paths.server_key);
+        let key = key.map_err(io_error("read", &paths.server_key))?;
+        let key = KeyPair::from_pem(&key).map_err(failed)?;
+        let server = server_params(names)
+            .and_then(|params| params.signed_by(&key, &self.issuer))
+            .map_err(failed)?;
+        let chain = format!("{}{}", server.pem(), self.certificate_pem);
+        let new = paths.server_certificate.with_extension("pem.new");
+        let _ = fs::remove_file(&new);
+        write_new(&new, &chain, CERTIFICATE_MODE)?;
+        fs::rename(&new, &paths.server_certificate)
+            .map_err(io_error("replace", &paths.server_certificate))
+    }
+
     /// SHA-256 of the authority's certificate in DER form: what join tokens pin.
     #[must_use]
     pub fn fingerprint(&self) -> [u8; 32] {
@@ -188,25 +211,27 @@ impl Authority {
         &self,
         request: &HostRequest,
         host: &HostName,
+        validity: Duration,
     ) -> Result<HostCertificate, ServerError> {
         let refused = |error: rcgen::Error| ServerError::Request {
             why: error.to_string(),
         };
         let now = Timestamp::now();
-        let serial = Uuid::new_v4().as_bytes().to_vec();
+        let mut serial = Uuid::new_v4().into_bytes().to_vec();
+        // A positive number of sixteen bytes, so that whoever reads it sees the bytes that are recorded.
+        serial[0] = serial[0] & 0x7f | 0x40;
         let mut params = CertificateParams::new([host.to_string()]).map_err(refused)?;
         params.distinguished_name = common_name(host.as_str());
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         params.serial_number = Some(SerialNumber::from_slice(&serial));
-        leaf(&mut params, now);
+        leaf(&mut params, now, validity);
         let certificate = params
             .signed_by(&request.key, &self.issuer)
             .map_err(refused)?;
-        let valid = Duration::from_secs(CERTIFICATE_VALIDITY_DAYS * DAY_SECONDS);
         Ok(HostCertificate {
             pem: certificate.pem(),
             serial,
-            expires_at: Timestamp(now.0.saturating_add(db::milliseconds(valid))),
+            expires_at: Timestamp(now.0.saturating_add(db::milliseconds(validity))),
         })
     }
 }
@@ -252,18 +277,32 @@ fn common_name(name: &str) -> DistinguishedName {
     distinguished
 }
 
-fn leaf(params: &mut CertificateParams, now: Timestamp) {
+fn server_params(names: &[String]) -> Result<CertificateParams, rcgen::Error> {
+    let mut all_names = vec![SERVER_NAME.to_owned()];
+    all_names.extend(names.iter().filter(|name| *name != SERVER_NAME).cloned());
+    let mut params = CertificateParams::new(all_names)?;
+    params.distinguished_name = common_name("Backlane server");
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    leaf(&mut params, Timestamp::now(), days(SERVER_VALIDITY_DAYS));
+    Ok(params)
+}
+
+fn days(days: u64) -> Duration {
+    Duration::from_secs(days * DAY_SECONDS)
+}
+
+fn leaf(params: &mut CertificateParams, now: Timestamp, validity: Duration) {
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.use_authority_key_identifier_extension = true;
-    set_validity(params, now, CERTIFICATE_VALIDITY_DAYS);
+    set_validity(params, now, validity);
 }
 
-fn set_validity(params: &mut CertificateParams, now: Timestamp, days: u64) {
+fn set_validity(params: &mut CertificateParams, now: Timestamp, validity: Duration) {
     let seconds = u64::try_from(now.0).unwrap_or(0) / 1000;
     let start = rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds);
-    params.not_before = start - Duration::from_secs(CLOCK_SKEW_DAYS * DAY_SECONDS);
-    params.not_after = start + Duration::from_secs(days * DAY_SECONDS);
+    params.not_before = start - days(CLOCK_SKEW_DAYS);
+    params.not_after = start + validity;
 }
 
 fn write_new(path: &Path, text: &str, mode: u32) -> Result<(), ServerError> {

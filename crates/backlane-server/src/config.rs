@@ -7,6 +7,7 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 use uuid::Uuid;
 
@@ -14,6 +15,8 @@ use uuid::Uuid;
 pub const CONFIG_PATH: &str = "/etc/backlane/server.toml";
 /// The designated TCP port.
 pub const DESIGNATED_PORT: u16 = 4870;
+/// How long hosts' certificates are valid unless somebody says otherwise.
+pub const CERTIFICATE_VALIDITY: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// How many slots `pool create` gives a pool unless somebody says otherwise.
 pub const POOL_SLOTS: u32 = 64;
 
@@ -33,6 +36,9 @@ pub struct ServerConfig {
     pub data: PathBuf,
     /// The pool that this server coordinates, if any.
     pub pool: Option<PoolConfig>,
+    /// How long hosts' certificates are valid; jobs renew them when a third of that is left.
+    #[serde(deserialize_with = "duration_from_text")]
+    pub certificate_validity: Duration,
     /// Which routes sessions may use: of each session's policy that is left which this one allows as well.
     #[serde(deserialize_with = "policy_from_text")]
     pub route_ceiling: RoutePolicy,
@@ -80,6 +86,7 @@ impl Default for ServerConfig {
             state: "/var/lib/backlane".into(),
             data: "/var/lib/backlane".into(),
             pool: None,
+            certificate_validity: CERTIFICATE_VALIDITY,
             route_ceiling: RoutePolicy::default(),
         }
     }
@@ -151,6 +158,15 @@ fn policy_from_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<RouteP
     text.parse().map_err(de::Error::custom)
 }
 
+fn duration_from_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    match humantime::parse_duration(&text) {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        Ok(_) => Err(de::Error::custom(format!("{text:?} is no time at all"))),
+        Err(error) => Err(de::Error::custom(format!("{text:?}: {error}"))),
+    }
+}
+
 fn uuid_from_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Uuid, D::Error> {
     let text = String::deserialize(deserializer)?;
     Uuid::parse_str(&text).map_err(|error| de::Error::custom(format!("{text:?}: {error}")))
@@ -180,6 +196,7 @@ mod tests {
             address = "backup.example:4000"
             data-ports = "40000-40099"
             route-ceiling = "require-storage"
+            certificate-validity = "90d"
             state = "/s"
             data = "/d"
             [pool]
@@ -192,6 +209,7 @@ mod tests {
         let (first, last) = (40_000, 40_099);
         assert_eq!(config.data_ports, DataPorts::Range { first, last });
         assert_eq!(config.route_ceiling, RoutePolicy::RequireStorage);
+        assert_eq!(config.certificate_validity.as_secs(), 90 * 86_400);
         assert_eq!(config.repositories(), Path::new("/d/repositories"));
         assert_eq!(config.pool.unwrap().slots, 8);
     }
@@ -204,6 +222,7 @@ mod tests {
             ("data-ports = \"9-1\"", "9-1"),
             ("data-ports = \"0\"", "\"0\""),
             ("listen = \"nowhere\"", "listen"),
+            ("certificate-validity = \"0s\"", "0s"),
             ("route-ceiling = \"lan\"", "require-storage"),
             ("[pool]\nuuid = \"x\"\ndevices = []", "\"x\""),
             (&format!("{pool}devices = []"), "no devices"),

@@ -22,6 +22,50 @@ pub enum ServerError {
         /// The name that was asked for.
         host: String,
     },
+    /// A certificate of this authority that is not in the state database.
+    #[error(
+        "the certificate of host {host} is not one that this server knows of; it has to be enrolled again"
+    )]
+    CertificateUnknown {
+        /// Whom it names.
+        host: String,
+    },
+    /// A certificate was revoked.
+    #[error(
+        "the certificate of host {host} was revoked; an administrator may enrol the host again"
+    )]
+    CertificateRevoked {
+        /// Whose it was.
+        host: String,
+    },
+    /// A host may not read file contents now.
+    #[error(
+        "host {host} may not read file contents ({name}) now: the server's administrator permits it for a time, by `backlane server allow-restore {host}`"
+    )]
+    RestoreDenied {
+        /// Who asked.
+        host: String,
+        /// The pack that holds them.
+        name: ObjectName,
+    },
+    /// A snapshot that an administrator named is not there.
+    #[error("snapshot {snapshot:?} of host {host}: {why}")]
+    Snapshot {
+        /// Whose.
+        host: String,
+        /// As it was named.
+        snapshot: String,
+        /// What is wrong.
+        why: &'static str,
+    },
+    /// A permission can't be good for so long, or so short, a time.
+    #[error("a permission is good for more than nothing and at most {} days, not {asked:?}", most.as_secs() / 86_400)]
+    PermissionLifetime {
+        /// What was asked for.
+        asked: Duration,
+        /// The most.
+        most: Duration,
+    },
     /// The configuration can't be used.
     #[error("configuration {}: {why}", path.display())]
     Config {
@@ -188,6 +232,16 @@ pub enum ServerError {
     /// A client may not do that.
     #[error("{0}")]
     Denied(&'static str),
+    /// The audit log was tampered with, or damaged.
+    #[error("audit log {}: line {line} breaks the chain: {why}", path.display())]
+    Audit {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: u64,
+        /// What is wrong with it.
+        why: &'static str,
+    },
     /// The file system failed.
     #[error("{action} {}: {source}", path.display())]
     Io {
@@ -251,6 +305,9 @@ impl From<ServerError> for ServiceError {
             ServerError::Denied(_)
             | ServerError::ConfigExists
             | ServerError::UnknownHost { .. }
+            | ServerError::CertificateUnknown { .. }
+            | ServerError::CertificateRevoked { .. }
+            | ServerError::RestoreDenied { .. }
             | ServerError::HostName { .. }
             | ServerError::Request { .. } => Self::Denied(error.to_string()),
             _ => Self::Failed(error.to_string()),
@@ -316,7 +373,14 @@ mod tests {
         let object = || vec![name().to_string()];
         match error {
             ServerError::HostName { .. } => ("denied", own(&["we b", WHY])),
-            ServerError::UnknownHost { .. } => ("denied", own(&[HOST])),
+            ServerError::UnknownHost { .. }
+            | ServerError::CertificateUnknown { .. }
+            | ServerError::CertificateRevoked { .. } => ("denied", own(&[HOST])),
+            ServerError::RestoreDenied { .. } => {
+                ("denied", [object(), own(&[HOST, "allow-restore"])].concat())
+            }
+            ServerError::Snapshot { .. } => ("failed", own(&[HOST, "abc", WHY])),
+            ServerError::PermissionLifetime { .. } => ("failed", own(&["2 days", "90"])),
             ServerError::Request { .. } => ("denied", own(&[WHY])),
             ServerError::ConfigExists => ("denied", own(&["config"])),
             ServerError::Denied(_) => ("denied", own(&[WHY])),
@@ -336,6 +400,7 @@ mod tests {
             ServerError::Config { .. } | ServerError::Authority { .. } => {
                 ("failed", own(&["/srv/file", WHY]))
             }
+            ServerError::Audit { .. } => ("failed", own(&["/srv/file", "line 7", WHY])),
             ServerError::AlreadyInitialised { .. }
             | ServerError::NotInitialised { .. }
             | ServerError::DatabaseLocked { .. }
@@ -366,9 +431,29 @@ mod tests {
                 why: WHY,
             },
             ServerError::UnknownHost { host: host() },
+            ServerError::CertificateUnknown { host: host() },
+            ServerError::CertificateRevoked { host: host() },
+            ServerError::RestoreDenied {
+                host: host(),
+                name: name(),
+            },
+            ServerError::Snapshot {
+                host: host(),
+                snapshot: "abc".to_owned(),
+                why: WHY,
+            },
+            ServerError::PermissionLifetime {
+                asked: Duration::from_secs(90),
+                most: Duration::from_secs(2 * 86_400),
+            },
             ServerError::Config {
                 path: path(),
                 why: why(),
+            },
+            ServerError::Audit {
+                path: path(),
+                line: 7,
+                why: WHY,
             },
             ServerError::AlreadyInitialised { path: path() },
             ServerError::NotInitialised { path: path() },

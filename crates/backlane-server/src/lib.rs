@@ -10,6 +10,7 @@
 //! - a host reaches its own repository alone;
 //! - what a client was told is done has reached the disk.
 
+mod audit;
 pub mod authority;
 pub mod config;
 mod db;
@@ -20,6 +21,7 @@ mod service;
 pub mod state;
 pub mod store;
 
+pub use audit::{AUDIT_FILE, VerifiedAudit};
 pub use config::{DataPorts, PoolConfig, ServerConfig};
 pub use error::ServerError;
 pub use host::HostName;

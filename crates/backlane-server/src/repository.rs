@@ -95,6 +95,30 @@ impl Repository {
         })
     }
 
+    /// Whose it is.
+    pub(crate) fn host(&self) -> HostId {
+        self.host
+    }
+
+    /// Whether a part of a pack is within its header, the sealed list of its blobs at its end, whose length (u32,
+    /// little-endian) stands behind it. Blocks.
+    pub(crate) fn is_in_header(
+        &self,
+        pack: ObjectName,
+        range: ByteRange,
+    ) -> Result<bool, ServerError> {
+        let source = self.store.open(canonical(pack))?;
+        let bytes = source.length();
+        let Some(end) = bytes.checked_sub(4) else {
+            return Ok(true);
+        };
+        let length = source.read(end, 4)?;
+        let length: [u8; 4] = (&*length).try_into().unwrap_or_default();
+        let length = u64::from(u32::from_le_bytes(length));
+        let start = end.checked_sub(length).unwrap_or(end);
+        Ok(range.offset >= start)
+    }
+
     /// What a pack holds, as it was said when it was put.
     pub(crate) async fn pack_contents(
         &self,

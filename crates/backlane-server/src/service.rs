@@ -2,25 +2,48 @@
 
 use crate::{
     HostName, ServerError, ServerState,
-    db::Arrival,
+    audit::AuditEvent,
+    db::{Arrival, Database, Event, Timestamp},
     repository::{Intake, Outlet, PIECE_BYTES_MAX, Repository, blocking},
+    state::REVOCATION_LOOK,
 };
 use backlane_net::service::{
     BodySink, BodySource, BoxFuture, EnrollGrant, EnrollRequest, ObjectService, Service,
-    ServiceError,
+    ServiceError, VerifiedHost,
 };
 use backlane_proto::{ByteRange, ObjectInfo, ObjectKind, ObjectName, PackContents};
 use bytes::Bytes;
-use std::sync::Arc;
+use serde_json::json;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicI64, Ordering},
+};
 
 impl Service for ServerState {
     fn open<'a>(
         &'a self,
-        host: &'a str,
+        host: &'a VerifiedHost,
     ) -> BoxFuture<'a, Result<Arc<dyn ObjectService>, ServiceError>> {
         Box::pin(async move {
-            let repository = self.session(&host.parse::<HostName>()?).await?;
-            Ok(Arc::new(Session { repository }) as Arc<dyn ObjectService>)
+            let name: HostName = host.name.parse()?;
+            Ok(Arc::new(Session {
+                repository: self.session(&name, &host.serial).await?,
+                database: self.database().clone(),
+                host: name,
+                serial: host.serial.clone(),
+                told: Arc::default(),
+            }) as Arc<dyn ObjectService>)
+        })
+    }
+
+    fn renew<'a>(
+        &'a self,
+        host: &'a VerifiedHost,
+        csr_pem: String,
+    ) -> BoxFuture<'a, Result<String, ServiceError>> {
+        Box::pin(async move {
+            let name = host.name.parse()?;
+            Ok(ServerState::renew(self, &name, &host.serial, csr_pem).await?)
         })
     }
 
@@ -40,9 +63,71 @@ impl Service for ServerState {
     }
 }
 
-/// One session's hold on its host's repository.
+/// One session's hold on its host's repository, in the role of a backup: it adds objects, and reads what a backup needs.
+/// File contents it reads by a permission alone.
 struct Session {
     repository: Arc<Repository>,
+    database: Database,
+    host: HostName,
+    serial: Vec<u8>,
+    told: Arc<Told>,
+}
+
+/// What the audit log has been told of a session: each thing once.
+#[derive(Default)]
+struct Told {
+    /// The permission that was used last.
+    permission: AtomicI64,
+    refused: AtomicBool,
+}
+
+impl Session {
+    /// Refuses what the role doesn't cover.
+    async fn check_read(
+        &self,
+        name: ObjectName,
+        range: Option<ByteRange>,
+    ) -> Result<(), ServerError> {
+        if name.kind != ObjectKind::Pack
+            || self.repository.pack_contents(name).await? == PackContents::Trees
+        {
+            return Ok(());
+        }
+        let now = Timestamp::now();
+        let permission = self
+            .database
+            .restore_permission(self.repository.host(), name, now);
+        if let Some(permission) = permission.await? {
+            let before = self
+                .told
+                .permission
+                .swap(permission.number, Ordering::Relaxed);
+            if before != permission.number {
+                let detail = json!({"number": permission.number});
+                let event = Event::new(AuditEvent::RestoreUsed, Some(&self.host), detail);
+                self.database.audit(event).await?;
+            }
+            return Ok(());
+        }
+        let repository = Arc::clone(&self.repository);
+        if let Some(range) = range
+            && blocking(move || repository.is_in_header(name, range)).await?
+        {
+            return Ok(());
+        }
+        let host = self.host.to_string();
+        self.refused(ServerError::RestoreDenied { host, name })
+            .await
+    }
+
+    async fn refused(&self, error: ServerError) -> Result<(), ServerError> {
+        if !self.told.refused.swap(true, Ordering::Relaxed) {
+            let detail = json!(error.to_string());
+            let event = Event::new(AuditEvent::CallRefused, Some(&self.host), detail);
+            self.database.audit(event).await?;
+        }
+        Err(error)
+    }
 }
 
 impl ObjectService for Session {
@@ -58,6 +143,7 @@ impl ObjectService for Session {
     ) -> BoxFuture<'_, Result<Box<dyn BodySource>, ServiceError>> {
         let repository = Arc::clone(&self.repository);
         Box::pin(async move {
+            self.check_read(name, range).await?;
             let outlet = blocking(move || repository.read(name, range)).await?;
             Ok(Box::new(Source {
                 length: outlet.remaining(),
@@ -93,9 +179,28 @@ impl ObjectService for Session {
         Box::pin(async move { Ok(repository.removals().await?) })
     }
 
+    fn distrusted(&self) -> BoxFuture<'_, String> {
+        Box::pin(async move {
+            loop {
+                tokio::time::sleep(REVOCATION_LOOK).await;
+                // Another process revokes, through the database alone. One that can't be read says nothing of trust.
+                let standing = self.database.check_certificate(&self.host, &self.serial);
+                match standing.await {
+                    Err(error @ ServerError::CertificateRevoked { .. }) => {
+                        return error.to_string();
+                    }
+                    Err(error) => {
+                        tracing::warn!(host = %self.host, %error, "can't look for revocations")
+                    }
+                    Ok(_) => {}
+                }
+            }
+        })
+    }
+
     fn remove(&self, _: ObjectName) -> BoxFuture<'_, Result<(), ServiceError>> {
         let denied = ServerError::Denied("a client adds objects and never removes any");
-        Box::pin(async move { Err(denied.into()) })
+        Box::pin(async move { Ok(self.refused(denied).await?) })
     }
 }
 

@@ -2,9 +2,13 @@
 
 use crate::{
     ExclusiveRepository, HostName, ServerConfig, ServerError,
-    authority::{Authority, AuthorityPaths, HostRequest},
+    audit::{AuditEvent, VerifiedAudit, verify_audit},
+    authority::{Authority, AuthorityPaths, HostCertificate, HostRequest},
     config::DESIGNATED_PORT,
-    db::{Database, Missing, PoolSlots, Redemption, SlotRequest, Timestamp, milliseconds},
+    db::{
+        Database, Enrolment, Event, Missing, PoolSlots, Redemption, SlotRequest, Timestamp,
+        milliseconds,
+    },
     error::{TokenRefusal, io_error},
     repository::{Repository, blocking},
     store::{Hold, sync_directory},
@@ -13,6 +17,7 @@ use backlane_net::{
     service::{EnrollGrant, EnrollRequest},
     token::{JoinSecret, JoinToken},
 };
+use serde_json::{Value, json};
 use std::{
     fs::DirBuilder,
     os::unix::fs::DirBuilderExt,
@@ -26,6 +31,11 @@ use tokio::runtime::Handle;
 pub const SLOTS_PER_HOST: u32 = 4;
 /// Longest time for which a join token may be good.
 pub const TOKEN_TTL_MAX: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// Longest time for which a permission to restore may be good.
+pub const PERMISSION_TTL_MAX: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+/// How often a session looks whether its host's certificate was revoked.
+pub const REVOCATION_LOOK: Duration = Duration::from_secs(1);
 
 const DATABASE_FILE: &str = "server.db";
 const STATE_MODE: u32 = 0o700;
@@ -47,8 +57,10 @@ pub struct HostInfo {
     pub name: String,
     /// When it first did.
     pub enrolled_at: SystemTime,
-    /// When the newest of its certificates expires.
-    pub certificate_expires_at: SystemTime,
+    /// When the newest of its certificates expires; none if all are revoked.
+    pub certificate_expires_at: Option<SystemTime>,
+    /// Until when it may read file contents, if it may.
+    pub restore_until: Option<SystemTime>,
     /// Its slots in the server's pool.
     pub slots: Vec<u32>,
     /// How many objects of it arrived and were not removed.
@@ -77,7 +89,8 @@ impl ServerState {
         Authority::create(&config.state, names)?;
         let database = Database::open(&database, Missing::Create).await?;
         sync_directory(&config.state)?;
-        database.note("initialised", None, Timestamp::now()).await?;
+        let event = Event::new(AuditEvent::Initialised, None, Value::Null);
+        database.audit(event).await?;
         Self::open(config).await
     }
 
@@ -180,11 +193,13 @@ impl ServerState {
     /// # Errors
     /// When the database fails.
     pub async fn hosts(&self) -> Result<Vec<HostInfo>, ServerError> {
-        let rows = self.database.hosts(self.pool().map(|pool| pool.uuid));
+        let pool = self.pool().map(|pool| pool.uuid);
+        let rows = self.database.hosts(pool, Timestamp::now());
         let info = rows.await?.into_iter().map(|row| HostInfo {
             name: row.name,
             enrolled_at: row.enrolled_at.system_time(),
-            certificate_expires_at: row.certificate_expires_at.system_time(),
+            certificate_expires_at: row.certificate_expires_at.map(Timestamp::system_time),
+            restore_until: row.restore_until.map(Timestamp::system_time),
             slots: row.slots,
             objects: row.objects,
             bytes: row.bytes,
@@ -205,20 +220,94 @@ impl ServerState {
             .await
     }
 
+    /// Follows the audit log's chain from its beginning; `keep` is told of every line.
+    ///
+    /// # Errors
+    /// [`ServerError::Audit`] names the first line at which it breaks.
+    pub fn verify_audit(&self, keep: impl FnMut(&str)) -> Result<VerifiedAudit, ServerError> {
+        verify_audit(&self.config.state, keep)
+    }
+
+    /// Lets a host read file contents for a time: of packs that arrived no later than the newest of `snapshots`
+    /// (beginnings of their ids), or of all if none is named. Returns until when.
+    ///
+    /// # Errors
+    /// When there is no such host or snapshot, or the time is zero or over [`PERMISSION_TTL_MAX`].
+    pub async fn allow_restore(
+        &self,
+        host: &HostName,
+        snapshots: &[String],
+        ttl: Duration,
+    ) -> Result<SystemTime, ServerError> {
+        if ttl.is_zero() || ttl > PERMISSION_TTL_MAX {
+            return Err(ServerError::PermissionLifetime {
+                asked: ttl,
+                most: PERMISSION_TTL_MAX,
+            });
+        }
+        let now = Timestamp::now();
+        let times = (now, Timestamp(now.0.saturating_add(milliseconds(ttl))));
+        let permission = self.database.allow_restore(host, snapshots, times).await?;
+        Ok(permission.expires_at.system_time())
+    }
+
+    /// Ends every permission of a host to read file contents, in running sessions too. Returns how many there were.
+    ///
+    /// # Errors
+    /// When there is no such host.
+    pub async fn revoke_restore(&self, host: &HostName) -> Result<u64, ServerError> {
+        self.database.revoke_restore(host, Timestamp::now()).await
+    }
+
+    /// Ends all trust in a host: its certificates, permissions and unused join tokens. Its sessions end within
+    /// [`REVOCATION_LOOK`]; its repository stays. Returns how many certificates were good until now.
+    ///
+    /// # Errors
+    /// When there is no such host.
+    pub async fn revoke(&self, host: &HostName) -> Result<u64, ServerError> {
+        let revoked = self.database.revoke(host, Timestamp::now()).await?;
+        Ok(revoked.certificates)
+    }
+
     /// Holds a host's repository alone, for maintenance. Sessions of that host are refused meanwhile.
     ///
     /// # Errors
     /// [`ServerError::Busy`] when a session is open; [`ServerError::Foreign`] when a stock tool holds a lock.
     pub async fn exclusive(&self, host: &HostName) -> Result<ExclusiveRepository, ServerError> {
         let repository = self.repository(host, Hold::Exclusive).await?;
-        self.database
-            .note("maintenance", Some(host), Timestamp::now())
-            .await?;
+        let event = Event::new(AuditEvent::MaintenanceBegun, Some(host), Value::Null);
+        self.database.audit(event).await?;
         Ok(ExclusiveRepository::new(repository, Handle::current()))
     }
 
-    pub(crate) async fn session(&self, host: &HostName) -> Result<Arc<Repository>, ServerError> {
+    /// Opens a session's repository, for whoever has this certificate.
+    pub(crate) async fn session(
+        &self,
+        host: &HostName,
+        serial: &[u8],
+    ) -> Result<Arc<Repository>, ServerError> {
+        if let Err(error) = self.database.check_certificate(host, serial).await {
+            let detail = json!({"serial": hex::encode(serial), "why": error.to_string()});
+            let event = Event::new(AuditEvent::SessionRefused, Some(host), detail);
+            self.database.audit(event).await?;
+            return Err(error);
+        }
         self.repository(host, Hold::Shared).await
+    }
+
+    /// Signs another certificate for the key of `request`, for a host whose own is good still.
+    pub(crate) async fn renew(
+        &self,
+        host: &HostName,
+        serial: &[u8],
+        request: String,
+    ) -> Result<String, ServerError> {
+        let signing = blocking(move || HostRequest::parse(&request)).await?;
+        let renewed = self.database.renew(host, serial, Timestamp::now(), || {
+            self.authority
+                .sign(&signing, host, self.config.certificate_validity)
+        });
+        Ok(renewed.await?.pem)
     }
 
     pub(crate) async fn slots_of(&self, host: &HostName) -> Result<Vec<u32>, ServerError> {
@@ -243,8 +332,35 @@ impl ServerState {
         // The request first: a host that sent a bad one may try again with the same token.
         let pem = request.csr_pem.clone();
         let signing = blocking(move || HostRequest::parse(&pem)).await?;
-        let secret = JoinSecret::from_text(&request.secret).ok_or(TokenRefusal::Unknown)?;
         let pool = self.pool();
+        let enrolment = match JoinSecret::from_text(&request.secret) {
+            Some(secret) => self.redeem_secret(&secret, &signing, pool).await,
+            None => Err(TokenRefusal::Unknown.into()),
+        };
+        if let Err(ServerError::Token(refusal)) = &enrolment {
+            let event = Event::new(
+                AuditEvent::EnrolmentRefused,
+                None,
+                json!(refusal.to_string()),
+            );
+            self.database.audit(event).await?;
+        }
+        let enrolment = enrolment?;
+        tracing::info!(host = %enrolment.host, slots = ?enrolment.slots, "host enrolled");
+        Ok(EnrollGrant {
+            host: enrolment.host.to_string(),
+            certificate_pem: enrolment.certificate.pem,
+            pool: pool.map(|pool| pool.uuid),
+            slots: enrolment.slots,
+        })
+    }
+
+    async fn redeem_secret(
+        &self,
+        secret: &JoinSecret,
+        signing: &HostRequest,
+        pool: Option<PoolSlots>,
+    ) -> Result<Enrolment<HostCertificate>, ServerError> {
         let redemption = Redemption {
             hash: secret.hash(),
             slots: pool.map(|pool| SlotRequest {
@@ -253,17 +369,13 @@ impl ServerState {
             }),
             now: Timestamp::now(),
         };
-        let enrolment = self
-            .database
-            .redeem(redemption, |host| self.authority.sign(&signing, host))
-            .await?;
-        tracing::info!(host = %enrolment.host, slots = ?enrolment.slots, "host enrolled");
-        Ok(EnrollGrant {
-            host: enrolment.host.to_string(),
-            certificate_pem: enrolment.certificate.pem,
-            pool: pool.map(|pool| pool.uuid),
-            slots: enrolment.slots,
-        })
+        let validity = self.config.certificate_validity;
+        let sign = |host: &HostName| self.authority.sign(signing, host, validity);
+        self.database.redeem(redemption, sign).await
+    }
+
+    pub(crate) fn database(&self) -> &Database {
+        &self.database
     }
 
     async fn repository(

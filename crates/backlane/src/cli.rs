@@ -184,6 +184,39 @@ pub(crate) enum ServerCommand {
     Enroll(EnrollArgs),
     /// List the enrolled hosts.
     Hosts,
+    /// Let a host read file contents, which restoring needs, for a time.
+    AllowRestore(AllowRestoreArgs),
+    /// End every permission of a host to read file contents, in running jobs too.
+    RevokeRestore(HostArgs),
+    /// End all trust in a host: certificates, permissions, join tokens, running sessions. Its repository stays.
+    Revoke(HostArgs),
+    /// The audit log: what happened that bears on trust.
+    #[command(subcommand)]
+    Audit(AuditCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum AuditCommand {
+    /// Follow the log's chain of hashes from its first line to its last.
+    Verify,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct HostArgs {
+    /// Name of the host.
+    pub(crate) host: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AllowRestoreArgs {
+    #[command(flatten)]
+    pub(crate) host: HostArgs,
+    /// Only what had arrived by the time of this snapshot (its id, or the beginning of it); may be repeated.
+    #[arg(long = "snapshot", value_name = "ID")]
+    pub(crate) snapshots: Vec<String>,
+    /// For how long.
+    #[arg(long = "for", value_name = "DURATION", default_value = "1h", value_parser = humantime::parse_duration)]
+    pub(crate) length: Duration,
 }
 
 #[derive(Debug, Args)]

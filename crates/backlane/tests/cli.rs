@@ -86,6 +86,9 @@ fn wrong_usage_exits_2_and_says_so_on_standard_error() {
         &["pool", "create", "x", "--name", "n", "--max-members", "0"],
         &["server", "init"],
         &["server", "enroll"],
+        &["server", "revoke"],
+        &["server", "audit"],
+        &["server", "allow-restore", "host", "--for", "ever"],
         &["backup"],
         &["backup", "/etc", "--route", "sideways"],
         &["backup", "/etc", "--time", "yesterday"],
@@ -329,6 +332,9 @@ fn command_without_configuration_says_what_is_missing() {
         &["server", "run"],
         &["server", "hosts"],
         &["server", "enroll", "host"],
+        &["server", "allow-restore", "host"],
+        &["server", "revoke", "host"],
+        &["server", "audit", "verify"],
     ] {
         let (_, stderr) = check(&[arguments, &["--config", &config]].concat(), 1);
         assert!(

@@ -348,9 +348,7 @@ impl System {
     /// # Errors
     /// When the server gives none.
     pub fn token(&self, host: &str, more: &[&str]) -> Result<String> {
-        let mut enroll = self.server_command();
-        let printed = output(enroll.args(["--json", "server", "enroll", host]).args(more))?;
-        let document: Value = serde_json::from_str(&printed).context("the document of enroll")?;
+        let document = self.administer(&[&["enroll", host], more].concat())?;
         let token = document["token"]
             .as_str()
             .context("no token in the document of enroll")?;
@@ -388,7 +386,20 @@ impl System {
         join.args(["--token-file", "-"]);
         let ended =
             Process::start(&mut join, self.dir.path(), Some(&format!("{token}\n")))?.wait()?;
+        if ended.code() == 0 {
+            self.administer(&["allow-restore", host, "--for", "1day"])?;
+        }
         Ok((client, ended))
+    }
+
+    /// Runs a command of the server's administrator, which has to succeed; returns its document.
+    ///
+    /// # Errors
+    /// When it doesn't.
+    pub fn administer(&self, arguments: &[&str]) -> Result<Value> {
+        let mut command = self.server_command();
+        let printed = output(command.args(["--json", "server"]).args(arguments))?;
+        serde_json::from_str(&printed).with_context(|| format!("the document of {arguments:?}"))
     }
 
     /// Enrols a host that sees the shared disks.

@@ -148,9 +148,7 @@ fn a_host_without_a_network_enrols_and_works_through_the_pool() -> Result<()> {
         return Ok(());
     };
     let system = &scene.system;
-    let mut enroll = system.server_command();
-    enroll.args(["--json", "server", "enroll", "beta", "--through-pool"]);
-    let document: Value = serde_json::from_str(&output(&mut enroll)?)?;
+    let document = system.administer(&["enroll", "beta", "--through-pool"])?;
     system.lane.cut()?;
     // The server's coordinator looks every few seconds whether there are more slots; joining waits for it.
     let (beta, mut join) = system.join_command("beta", &system.at_client())?;
@@ -159,6 +157,7 @@ fn a_host_without_a_network_enrols_and_works_through_the_pool() -> Result<()> {
     let token = format!("{}\n", document["token"].as_str().context("no token")?);
     let joined = Process::start(&mut join, &system.path(""), Some(&token))?.wait()?;
     assert_eq!(joined.code(), 0, "{joined}");
+    system.administer(&["allow-restore", "beta"])?;
     let slots = joined.json()?["slots"].clone();
     let slots = slots.as_array().context("no slots")?;
     assert!(

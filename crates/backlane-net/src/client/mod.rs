@@ -243,6 +243,17 @@ impl Session {
         }
     }
 
+    /// Asks for another certificate, PEM, for the key of a request ([`Identity::request`]).
+    ///
+    /// # Errors
+    /// When the server refuses.
+    pub async fn renew(&self, csr_pem: String) -> Result<String, Error> {
+        match call::ask(&self.inner.shared, Request::Renew { csr_pem }).await? {
+            Answer::Renewed { certificate_pem } => Ok(certificate_pem),
+            other => Err(self.unexpected(&Outcome::Answer(other))),
+        }
+    }
+
     async fn make(&self, wanted: Wanted) -> Result<Outcome, Error> {
         call::make(&self.inner.shared, &wanted).await
     }

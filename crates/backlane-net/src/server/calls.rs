@@ -129,6 +129,13 @@ impl Serving {
                 self.last(Answer::Routes(routes)).await;
                 Ok(())
             }
+            Request::Renew { csr_pem } => {
+                let host = self.session.verified_host();
+                let renewed = self.or_cancelled(core.service.renew(&host, csr_pem));
+                let certificate_pem = renewed.await??;
+                self.last(Answer::Renewed { certificate_pem }).await;
+                Ok(())
+            }
             // Pings, closings and cancellations are no calls; the rest is of a later version.
             Request::Ping | Request::Close | Request::Cancel | Request::Unsupported => {
                 let what = format!("the request of call {}", self.call);

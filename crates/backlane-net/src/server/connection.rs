@@ -158,7 +158,8 @@ async fn enroll(core: &Core, request: Enroll) -> Opened {
 /// Adds a connection to its session.
 async fn attached(core: Arc<Core>, mut stream: Connection, peer: Peer, attach: Attach) {
     let host = tls::peer_host(stream.get_ref().1);
-    let session = core.session_of(host.as_deref(), attach.session, &attach.secret);
+    let name = host.as_ref().map(|host| &*host.name);
+    let session = core.session_of(name, attach.session, &attach.secret);
     // The core is not held on to: a session may outlive the list that it is found in.
     drop(core);
     let Some(session) = session else {

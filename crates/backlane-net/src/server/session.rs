@@ -12,7 +12,7 @@ use crate::{
     RouteDown,
     framed::{Chunk, PING_AFTER, ReadError, queued, read_message_while, write_message},
     pool::is_time_to_vouch,
-    service::ObjectService,
+    service::{ObjectService, VerifiedHost},
     status::{Meter, SessionStatus},
     tls::{self, Key, KeyUse},
 };
@@ -48,6 +48,8 @@ const LAST_WORDS_WAIT: Duration = Duration::from_secs(3);
 /// A session, shared by its connections and calls.
 pub(super) struct Session {
     pub(super) host: String,
+    /// The serial number of the certificate that it was opened with.
+    pub(super) serial: Vec<u8>,
     pub(super) policy: RoutePolicy,
     pub(super) proof_key: Key,
     pub(super) seal_key: Key,
@@ -130,7 +132,13 @@ pub(super) async fn serve(
     let (from, to) = tokio::io::split(stream);
     let writer = tokio::spawn(write_answers(to, to_write));
     let mut tasks = JoinSet::new();
-    let end = converse(&core, &session, &mut tasks, from).await;
+    let end = match session.objects() {
+        Some(objects) => tokio::select! {
+            end = converse(&core, &session, &mut tasks, from) => end,
+            why = objects.distrusted() => End::Distrusted(why),
+        },
+        None => End::Closed,
+    };
     session.over.send_replace(true);
     tasks.shutdown().await;
     session.objects.send_replace(None);
@@ -164,6 +172,8 @@ enum End {
     ShuttingDown,
     #[error("the client goes on in another session")]
     Replaced,
+    #[error("{0}")]
+    Distrusted(String),
     #[error(transparent)]
     Lost(ReadError),
     #[error("the client broke the protocol: {0}")]
@@ -180,6 +190,7 @@ async fn last_words(session: Arc<Session>, end: End, writer: JoinHandle<()>) {
     let answer = match end {
         End::Closed => Answer::Done,
         End::ShuttingDown => failed(ErrorCode::ShuttingDown),
+        End::Distrusted(_) => failed(ErrorCode::Denied),
         End::Breach(_) => failed(ErrorCode::Protocol),
         End::Lost(ReadError::Codec(_)) => failed(ErrorCode::Protocol),
         End::Lost(_) | End::Replaced => return writer.abort(),
@@ -209,7 +220,7 @@ async fn open(
     };
     let host = tls::peer_host(tls).ok_or_else(|| protocol("the certificate names no host"))?;
     if let Some(before) = hello.continues
-        && let Some(before) = core.session_of(Some(&host), before.session, &before.secret)
+        && let Some(before) = core.session_of(Some(&host.name), before.session, &before.secret)
     {
         before.replaced.notify_one();
         // What it held is free for this one.
@@ -225,7 +236,7 @@ async fn open(
     let removals = objects.removals().await;
     let removals = removals.map_err(|error| Opened::Refused(failure(&error)))?;
     if let Some(storage) = &core.storage {
-        let slots = core.service.slots(&host).await;
+        let slots = core.service.slots(&host.name).await;
         storage.allow(&slots.map_err(|error| Opened::Refused(failure(&error)))?);
     }
     let (id, secret) = random().map_err(|error| refuse(ErrorCode::Failed, error))?;
@@ -236,7 +247,8 @@ async fn open(
     let pool = core.storage.as_ref().map(|storage| storage.uuid());
     let down = |reason| Err(RouteDown::new(reason, ""));
     let session = Arc::new(Session {
-        host: host.clone(),
+        host: host.name.clone(),
+        serial: host.serial.clone(),
         policy,
         proof_key: key(KeyUse::PoolProof).map_err(no_key)?,
         seal_key: key(KeyUse::StorageSeal).map_err(no_key)?,
@@ -286,7 +298,7 @@ async fn open(
         calls_max: backlane_proto::calls::CALLS_MAX,
         pool,
         software: core.software.clone(),
-        host,
+        host: host.name,
         removals,
         policy,
     };
@@ -545,6 +557,14 @@ impl Session {
     }
 
     /// The repository, while the session lasts.
+    /// Whose session it is, by the certificate that it was opened with.
+    pub(super) fn verified_host(&self) -> VerifiedHost {
+        VerifiedHost {
+            name: self.host.clone(),
+            serial: self.serial.clone(),
+        }
+    }
+
     pub(super) fn objects(&self) -> Option<Arc<dyn ObjectService>> {
         self.objects.borrow().clone()
     }

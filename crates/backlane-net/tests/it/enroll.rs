@@ -3,10 +3,10 @@
 use crate::world::{Ca, World, in_time, until};
 use backlane_net::{
     Authority, Error, Identity, IdentityError, Session, enroll,
-    identity::{SERVER_NAME, write_private},
+    identity::{SERVER_NAME, request_for, write_private},
     token::{JoinSecret, JoinToken},
 };
-use backlane_proto::ErrorCode;
+use backlane_proto::{ErrorCode, ObjectKind};
 use rcgen::ExtendedKeyUsagePurpose;
 use std::{os::unix::fs::PermissionsExt, sync::atomic::Ordering, time::Duration};
 
@@ -144,6 +144,43 @@ async fn a_host_that_was_revoked_is_told_so() {
         matches!(&refused, Err(Error::Refused { code, text, .. }) if *code == denied && text.contains("db1")),
         "{refused:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_is_revoked_in_mid_session_is_told_so_and_gets_no_other() {
+    let world = World::new().await;
+    let session = Session::connect(world.client("db1")).await.unwrap();
+    let mut revoked = world.service.revoked.lock().unwrap();
+    revoked.insert("db1".to_owned());
+    drop(revoked);
+    world.service.store("db1").distrust.notify_one();
+    let failed = async {
+        loop {
+            if let Err(error) = session.list(ObjectKind::Index).await {
+                return error.to_string();
+            }
+        }
+    };
+    let failed = in_time("the end of the session", failed).await;
+    assert!(failed.contains("db1"), "{failed}");
+    assert_eq!(world.service.store("db1").held.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_gets_another_certificate_for_the_key_that_it_has() {
+    let world = World::new().await;
+    let made = request_for("db1").unwrap();
+    let client = ExtendedKeyUsagePurpose::ClientAuth;
+    let first = world.ca.sign("db1", &made.csr_pem, client);
+    let mut config = world.client("db1");
+    config.identity = Identity::from_pem(&first, &made.key_pem).unwrap();
+    let request = config.identity.request().unwrap();
+    assert_ne!(request, made.csr_pem);
+    let session = Session::connect(config.clone()).await.unwrap();
+    let renewed = session.renew(request).await.unwrap();
+    // TLS would fail with a certificate of another key.
+    config.identity = Identity::from_pem(&renewed, &made.key_pem).unwrap();
+    Session::connect(config).await.unwrap();
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use aws_lc_rs::digest::{SHA256, digest};
 use backlane_net::service::{
     BodySink, BodySource, BoxFuture, EnrollGrant, EnrollRequest, ObjectService, Service,
-    ServiceError,
+    ServiceError, VerifiedHost,
 };
 use backlane_proto::{ByteRange, ObjectId, ObjectInfo, ObjectKind, ObjectName, PackContents};
 use bytes::{Bytes, BytesMut};
@@ -14,7 +14,7 @@ use std::{
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 /// Name of an object with this body.
 pub(crate) fn name_of(kind: ObjectKind, body: &[u8]) -> ObjectName {
@@ -57,6 +57,8 @@ pub(crate) struct Store {
     pub(crate) removals: AtomicU64,
     /// How many lists were made.
     pub(crate) listed: AtomicU64,
+    /// Rung when the host is trusted no more.
+    pub(crate) distrust: Notify,
 }
 
 impl Memory {
@@ -72,6 +74,7 @@ impl Memory {
                 full: false.into(),
                 removals: AtomicU64::new(0),
                 listed: AtomicU64::new(0),
+                distrust: Notify::new(),
             })
         };
         Arc::clone(stores.entry(host.to_owned()).or_insert_with(new))
@@ -81,8 +84,9 @@ impl Memory {
 impl Service for Memory {
     fn open<'a>(
         &'a self,
-        host: &'a str,
+        host: &'a VerifiedHost,
     ) -> BoxFuture<'a, Result<Arc<dyn ObjectService>, ServiceError>> {
+        let host = &host.name;
         Box::pin(async move {
             if self.revoked.lock().unwrap().contains(host) {
                 return Err(ServiceError::Denied(format!("host {host} is not enrolled")));
@@ -91,6 +95,14 @@ impl Service for Memory {
             store.held.fetch_add(1, Ordering::SeqCst);
             Ok(Arc::new(Held(store)) as Arc<dyn ObjectService>)
         })
+    }
+
+    fn renew<'a>(
+        &'a self,
+        host: &'a VerifiedHost,
+        csr_pem: String,
+    ) -> BoxFuture<'a, Result<String, ServiceError>> {
+        Box::pin(async move { (self.sign)(&host.name, &csr_pem).map_err(ServiceError::Failed) })
     }
 
     fn enroll<'a>(
@@ -204,6 +216,13 @@ impl ObjectService for Held {
 
     fn removals(&self) -> BoxFuture<'_, Result<u64, ServiceError>> {
         Box::pin(async move { Ok(self.0.removals.load(Ordering::SeqCst)) })
+    }
+
+    fn distrusted(&self) -> BoxFuture<'_, String> {
+        Box::pin(async move {
+            self.0.distrust.notified().await;
+            "the certificate was revoked".to_owned()
+        })
     }
 
     fn remove(&self, name: ObjectName) -> BoxFuture<'_, Result<(), ServiceError>> {

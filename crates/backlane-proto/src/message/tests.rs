@@ -59,6 +59,7 @@ fn any_request() -> impl Strategy<Value = Request> {
             }
         ),
         any_name().prop_map(Request::Remove),
+        ".{0,20}".prop_map(|csr_pem| Request::Renew { csr_pem }),
         any::<(u128, u32, u64)>().prop_map(|(pool, slot, incarnation)| Request::Meet {
             pool: Uuid::from_u128(pool),
             slot,
@@ -113,6 +114,7 @@ fn any_answer() -> impl Strategy<Value = Answer> {
         any::<u64>().prop_map(|epoch| Answer::Met { epoch }),
         (any_proofs(), any::<u16>()).prop_map(|(proofs, port)| Answer::Proved { proofs, port }),
         any_server_routes().prop_map(Answer::Routes),
+        ".{0,20}".prop_map(|certificate_pem| Answer::Renewed { certificate_pem }),
         proptest::sample::select(vec![
             Answer::Ready,
             Answer::Done,

@@ -1,7 +1,8 @@
 //! Hosts, and the slots that they may use.
 
 use super::{Database, Event, PoolSlots, Timestamp};
-use crate::{HostName, ServerError};
+use crate::{HostName, ServerError, audit::AuditEvent};
+use serde_json::json;
 use sqlx::{Row, Sqlite, Transaction};
 use std::collections::BTreeSet;
 use uuid::Uuid;
@@ -23,7 +24,10 @@ pub(crate) struct SlotRequest {
 pub(crate) struct HostRow {
     pub(crate) name: String,
     pub(crate) enrolled_at: Timestamp,
-    pub(crate) certificate_expires_at: Timestamp,
+    /// None if all of them are revoked.
+    pub(crate) certificate_expires_at: Option<Timestamp>,
+    /// Until when it may read file contents.
+    pub(crate) restore_until: Option<Timestamp>,
     pub(crate) slots: Vec<u32>,
     pub(crate) objects: u64,
     pub(crate) bytes: u64,
@@ -45,36 +49,46 @@ impl Database {
     }
 
     /// Every host, with its slots in `pool` and a summary of what it has stored.
-    pub(crate) async fn hosts(&self, pool: Option<Uuid>) -> Result<Vec<HostRow>, ServerError> {
+    pub(crate) async fn hosts(
+        &self,
+        pool: Option<Uuid>,
+        now: Timestamp,
+    ) -> Result<Vec<HostRow>, ServerError> {
         let rows = sqlx::query(
             "SELECT id, name, enrolled_at,
-                (SELECT max(expires_at) FROM certificates WHERE host_id = hosts.id) AS expires_at,
+                (SELECT max(expires_at) FROM certificates
+                 WHERE host_id = hosts.id AND revoked_at IS NULL) AS expires_at,
+                (SELECT max(expires_at) FROM permissions
+                 WHERE host_id = hosts.id AND expires_at > $1) AS restore_until,
                 (SELECT count(*) FROM arrivals WHERE host_id = hosts.id) AS objects,
                 (SELECT coalesce(sum(bytes), 0) FROM arrivals WHERE host_id = hosts.id) AS bytes,
                 (SELECT max(arrived_at) FROM arrivals WHERE host_id = hosts.id) AS last_arrival_at
              FROM hosts ORDER BY name",
         )
+        .bind(now.0)
         .fetch_all(&self.pool)
         .await
         .map_err(|error| self.error(error))?;
         let mut hosts = Vec::with_capacity(rows.len());
         for row in rows {
             let field = |error| self.error(error);
+            let time = |name| {
+                let time: Option<i64> = row.try_get(name).map_err(field)?;
+                Ok::<_, ServerError>(time.map(Timestamp))
+            };
             let id = HostId(row.try_get("id").map_err(field)?);
             hosts.push(HostRow {
                 name: row.try_get("name").map_err(field)?,
                 enrolled_at: Timestamp(row.try_get("enrolled_at").map_err(field)?),
-                certificate_expires_at: Timestamp(row.try_get("expires_at").map_err(field)?),
+                certificate_expires_at: time("expires_at")?,
+                restore_until: time("restore_until")?,
                 slots: match pool {
                     Some(pool) => self.slots(id, pool).await?,
                     None => Vec::new(),
                 },
                 objects: unsigned(row.try_get("objects").map_err(field)?),
                 bytes: unsigned(row.try_get("bytes").map_err(field)?),
-                last_arrival_at: row
-                    .try_get::<Option<i64>, _>("last_arrival_at")
-                    .map_err(field)?
-                    .map(Timestamp),
+                last_arrival_at: time("last_arrival_at")?,
             });
         }
         Ok(hosts)
@@ -90,13 +104,23 @@ impl Database {
             .map_err(|error| self.error(error))
     }
 
-    /// The slots of a pool that any host has, or may enrol with.
+    /// The slots of a pool that any host may use, or may enrol with.
     pub(crate) async fn all_slots(
         &self,
         pool: Uuid,
         now: Timestamp,
     ) -> Result<BTreeSet<u32>, ServerError> {
-        self.taken_slots(&self.pool, pool, now).await
+        let trusted: Vec<u32> = sqlx::query_scalar(
+            "SELECT slot FROM slots WHERE pool = $1 AND EXISTS (SELECT 1 FROM certificates
+                WHERE certificates.host_id = slots.host_id AND revoked_at IS NULL AND expires_at > $2)
+             UNION SELECT slot FROM tokens WHERE pool = $1 AND used_at IS NULL AND expires_at > $2",
+        )
+        .bind(pool.as_bytes().as_slice())
+        .bind(now.0)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(|error| self.error(error))?;
+        Ok(trusted.into_iter().collect())
     }
 
     async fn taken_slots(
@@ -153,14 +177,9 @@ impl Database {
         let added = self.free_slots(&mut change, name, request, now).await?;
         self.allot(&mut change, host, request.pool.uuid, &added)
             .await?;
-        let event = Event {
-            at: now,
-            event: "slots-added",
-            host: Some(name.as_str()),
-            detail: format!("pool {}, slots {added:?}", request.pool.uuid),
-        };
-        self.audit(&mut change, event).await?;
-        self.commit(change).await?;
+        let detail = json!({"pool": request.pool.uuid.to_string(), "slots": added});
+        let event = Event::new(AuditEvent::SlotsAdded, Some(name), detail);
+        self.commit_audited(change, event).await?;
         Ok(added)
     }
 

@@ -8,13 +8,20 @@ mod hosts;
 mod objects;
 mod schema;
 mod tokens;
+mod trust;
 
 pub(crate) use hosts::{HostId, SlotRequest};
 pub(crate) use objects::Arrival;
-pub(crate) use tokens::{Issued, PoolSlots, Redemption};
+pub(crate) use tokens::{Enrolment, Issued, PoolSlots, Redemption};
 
-use crate::{HostName, ServerError, error::io_error};
+use crate::{
+    HostName, ServerError,
+    audit::{AuditEvent, AuditLog},
+    error::io_error,
+    repository::blocking,
+};
 use schema::{APPLICATION_ID, STEPS};
+use serde_json::Value;
 use sqlx::{
     Sqlite, SqlitePool, Transaction,
     error::DatabaseError,
@@ -48,6 +55,12 @@ impl Timestamp {
         Self(milliseconds(since))
     }
 
+    /// The time as RFC 3339 has it, to the millisecond.
+    pub(crate) fn text(self) -> String {
+        jiff::Timestamp::from_millisecond(self.0)
+            .map_or_else(|_| self.0.to_string(), |time| format!("{time:.3}"))
+    }
+
     pub(crate) fn system_time(self) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(self.0).unwrap_or(0))
     }
@@ -63,6 +76,7 @@ pub(crate) fn milliseconds(duration: Duration) -> i64 {
 pub(crate) struct Database {
     pool: SqlitePool,
     path: Arc<Path>,
+    audit: AuditLog,
 }
 
 /// Whether a database that doesn't exist is made.
@@ -109,27 +123,21 @@ impl Database {
         let database = Self {
             pool,
             path: path.into(),
+            audit: AuditLog::new(path.parent().unwrap_or(path)),
         };
         database.migrate().await?;
         Ok(database)
     }
 
-    /// Records in the audit what has no other trace.
-    pub(crate) async fn note(
-        &self,
-        event: &'static str,
-        host: Option<&HostName>,
-        at: Timestamp,
-    ) -> Result<(), ServerError> {
-        let mut change = self.begin().await?;
-        let event = Event {
-            at,
+    /// Adds a line to the audit log.
+    pub(crate) async fn audit(&self, event: Event) -> Result<(), ServerError> {
+        let log = self.audit.clone();
+        let Event {
             event,
-            host: host.map(HostName::as_str),
-            detail: String::new(),
-        };
-        self.audit(&mut change, event).await?;
-        self.commit(change).await
+            host,
+            detail,
+        } = event;
+        blocking(move || log.add(event, host.as_ref(), detail)).await
     }
 
     async fn migrate(&self) -> Result<(), ServerError> {
@@ -185,21 +193,14 @@ impl Database {
         self.commit(change).await
     }
 
-    /// Records what an administrator or an enrolment did.
-    async fn audit(
+    /// Commits a change of what is trusted. Its line is in the audit log before it holds.
+    async fn commit_audited(
         &self,
-        change: &mut Transaction<'static, Sqlite>,
-        event: Event<'_>,
+        change: Transaction<'static, Sqlite>,
+        event: Event,
     ) -> Result<(), ServerError> {
-        sqlx::query("INSERT INTO audit (at, event, host, detail) VALUES ($1, $2, $3, $4)")
-            .bind(event.at.0)
-            .bind(event.event)
-            .bind(event.host)
-            .bind(event.detail)
-            .execute(&mut **change)
-            .await
-            .map_err(|error| self.error(error))?;
-        Ok(())
+        self.audit(event).await?;
+        self.commit(change).await
     }
 
     async fn begin(&self) -> Result<Transaction<'static, Sqlite>, ServerError> {
@@ -222,12 +223,22 @@ impl Database {
     }
 }
 
-/// A row of the audit.
-struct Event<'a> {
-    at: Timestamp,
-    event: &'static str,
-    host: Option<&'a str>,
-    detail: String,
+/// A line for the audit log.
+#[derive(Clone, Debug)]
+pub(crate) struct Event {
+    event: AuditEvent,
+    host: Option<HostName>,
+    detail: Value,
+}
+
+impl Event {
+    pub(crate) fn new(event: AuditEvent, host: Option<&HostName>, detail: Value) -> Self {
+        Self {
+            event,
+            host: host.cloned(),
+            detail,
+        }
+    }
 }
 
 fn database_error(path: &Path, source: sqlx::Error) -> ServerError {

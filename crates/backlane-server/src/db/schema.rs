@@ -56,4 +56,16 @@ pub(super) const STEPS: &[&str] = &[
 ",
     "ALTER TABLE hosts ADD COLUMN removals INTEGER NOT NULL DEFAULT 0;",
     "ALTER TABLE tokens ADD COLUMN pool BLOB; ALTER TABLE tokens ADD COLUMN slot INTEGER;",
+    // The audit is a file, with a chain (audit.rs).
+    "
+    DROP TABLE audit;
+    ALTER TABLE certificates ADD COLUMN revoked_at INTEGER;
+    CREATE TABLE permissions (
+        number INTEGER PRIMARY KEY,
+        host_id INTEGER NOT NULL REFERENCES hosts (id),
+        granted_at INTEGER NOT NULL,
+        expires_at INTEGER NOT NULL,
+        arrived_by INTEGER
+    ) STRICT;
+",
 ];

@@ -1,7 +1,8 @@
 //! Join tokens: issued once, redeemed once, in one transaction with everything that the redemption brings about.
 
 use super::{Database, Event, HostId, SlotRequest, Timestamp};
-use crate::{HostName, ServerError, error::TokenRefusal};
+use crate::{HostName, ServerError, audit::AuditEvent, error::TokenRefusal};
+use serde_json::json;
 use sqlx::{Row, Sqlite, Transaction, sqlite::SqliteRow};
 use uuid::Uuid;
 
@@ -84,14 +85,9 @@ impl Database {
         .execute(&mut *change)
         .await
         .map_err(|error| self.error(error))?;
-        let event = Event {
-            at: issued_at,
-            event: "token-issued",
-            host: Some(host.as_str()),
-            detail: format!("expires at {} ms", expires_at.0),
-        };
-        self.audit(&mut change, event).await?;
-        self.commit(change).await?;
+        let detail = json!({"until": expires_at.text(), "slot": slot});
+        let event = Event::new(AuditEvent::TokenIssued, Some(host), detail);
+        self.commit_audited(change, event).await?;
         Ok(slot)
     }
 
@@ -142,24 +138,11 @@ impl Database {
             }
         };
         let certificate = sign(&name)?;
-        sqlx::query(
-            "INSERT INTO certificates (serial, host_id, issued_at, expires_at) VALUES ($1, $2, $3, $4)",
-        )
-        .bind(certificate.serial())
-        .bind(host.0)
-        .bind(now.0)
-        .bind(certificate.expires_at().0)
-        .execute(&mut *change)
-        .await
-        .map_err(|error| self.error(error))?;
-        let event = Event {
-            at: now,
-            event: "enrolled",
-            host: Some(name.as_str()),
-            detail: format!("slots {slots:?}"),
-        };
-        self.audit(&mut change, event).await?;
-        self.commit(change).await?;
+        self.record_certificate(&mut change, host, &certificate, now)
+            .await?;
+        let detail = json!({"serial": hex::encode(certificate.serial()), "slots": slots});
+        let event = Event::new(AuditEvent::Enrolled, Some(&name), detail);
+        self.commit_audited(change, event).await?;
         Ok(Enrolment {
             host: name,
             slots,

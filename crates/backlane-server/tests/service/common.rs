@@ -2,8 +2,9 @@
 
 use aws_lc_rs::digest::{SHA256, digest};
 use backlane_net::{
+    Identity,
     identity::request_for,
-    service::{EnrollGrant, EnrollRequest, ObjectService, Service, ServiceError},
+    service::{EnrollGrant, EnrollRequest, ObjectService, Service, ServiceError, VerifiedHost},
     token::JoinToken,
 };
 use backlane_proto::{ByteRange, ObjectId, ObjectKind, ObjectName, PackContents};
@@ -38,12 +39,15 @@ pub(crate) fn repository(directory: &Path) -> PathBuf {
     directory.join("data/repositories").join(HOST)
 }
 
-/// Makes a server and enrols [`HOST`].
+/// Makes a server and enrols [`HOST`], which may restore.
 pub(crate) async fn server(directory: &Path) -> ServerState {
     let state = ServerState::init(config(directory), &["127.0.0.1".into()])
         .await
         .unwrap();
     enroll(&state, HOST).await.unwrap();
+    let host = HOST.parse().unwrap();
+    let hour = Duration::from_secs(3600);
+    state.allow_restore(&host, &[], hour).await.unwrap();
     state
 }
 
@@ -65,8 +69,30 @@ pub(crate) async fn enroll_with(
     Service::enroll(state, request).await
 }
 
+/// Enrols a host, again if it was before, and opens a session with its certificate.
 pub(crate) async fn session(state: &ServerState) -> Arc<dyn ObjectService> {
-    Service::open(state, HOST).await.unwrap()
+    open(state, HOST).await.unwrap()
+}
+
+pub(crate) async fn open(
+    state: &ServerState,
+    host: &str,
+) -> Result<Arc<dyn ObjectService>, ServiceError> {
+    Service::open(state, &join(state, host).await).await
+}
+
+/// Enrols a host; returns what its certificate says.
+pub(crate) async fn join(state: &ServerState, host: &str) -> VerifiedHost {
+    let name: HostName = host.parse().unwrap();
+    let token = state.enroll(&name, Duration::from_secs(60)).await.unwrap();
+    let request = request_for(host).unwrap();
+    let enroll = EnrollRequest {
+        secret: token.secret.to_text(),
+        csr_pem: request.csr_pem,
+    };
+    let grant = Service::enroll(state, enroll).await.unwrap();
+    let identity = Identity::from_pem(&grant.certificate_pem, &request.key_pem).unwrap();
+    identity.host().clone()
 }
 
 pub(crate) fn name_of(kind: ObjectKind, body: &[u8]) -> ObjectName {

@@ -1,6 +1,6 @@
 //! Initialisation, enrolment, and the certificates that come of it.
 
-use crate::common::{HOST, POOL, config, enroll, enroll_with, server};
+use crate::common::{HOST, POOL, config, enroll, enroll_with, open, server};
 use backlane_net::{
     Authority, Identity,
     identity::{SERVER_NAME, request_for},
@@ -53,7 +53,7 @@ async fn data_disk_that_is_not_mounted_is_named_and_not_replaced() {
     let directory = tempfile::tempdir().unwrap();
     let state = server(directory.path()).await;
     fs::remove_dir(directory.path().join("data/repositories")).unwrap();
-    let opened = Service::open(&state, HOST).await.err().unwrap();
+    let opened = open(&state, HOST).await.err().unwrap();
     assert!(opened.to_string().contains("data/repositories"), "{opened}");
     let error = ServerState::open(config(directory.path()))
         .await

@@ -9,3 +9,4 @@ mod common;
 mod crash;
 mod enrolment;
 mod objects;
+mod trust;

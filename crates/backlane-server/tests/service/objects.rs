@@ -1,7 +1,7 @@
 //! The object service on real directories.
 
-use crate::common::{HOST, get, name_of, put, put_as, repository, server, session};
-use backlane_net::service::{Service, ServiceError};
+use crate::common::{HOST, get, join, name_of, put, put_as, repository, server, session};
+use backlane_net::service::{Service, ServiceError, VerifiedHost};
 use backlane_proto::{ByteRange, ObjectId, ObjectInfo, ObjectKind, ObjectName, PackContents};
 use backlane_server::ServerError;
 use bytes::Bytes;
@@ -201,14 +201,16 @@ async fn missing_object_is_not_found() {
 async fn hosts_see_their_own_repository_alone() {
     let directory = tempfile::tempdir().unwrap();
     let state = server(directory.path()).await;
-    crate::common::enroll(&state, "web2").await.unwrap();
     let first = session(&state).await;
-    let second = Service::open(&state, "web2").await.unwrap();
+    let second = crate::common::open(&state, "web2").await.unwrap();
     let name = put(&*first, ObjectKind::Pack, b"abc").await.unwrap();
     assert!(get(&*second, name, None).await.is_err());
     assert_eq!(second.list(ObjectKind::Pack).await.unwrap(), []);
     for stranger in ["web3", "../web1", "", "web1/../web2"] {
-        let refused = Service::open(&state, stranger).await.err().unwrap();
+        let known = join(&state, HOST).await;
+        let name = stranger.to_owned();
+        let stranger_host = VerifiedHost { name, ..known };
+        let refused = Service::open(&state, &stranger_host).await.err().unwrap();
         assert!(
             matches!(refused, ServiceError::Denied(_)),
             "{stranger}: {refused}"
@@ -240,7 +242,7 @@ async fn maintenance_is_alone_and_may_remove() {
     assert!(matches!(busy, ServerError::Busy { .. }), "{busy}");
     drop(open);
     let alone = state.exclusive(&host).await.unwrap();
-    let busy = Service::open(&state, HOST).await.err().unwrap();
+    let busy = crate::common::open(&state, HOST).await.err().unwrap();
     assert!(matches!(busy, ServiceError::Busy(_)), "{busy}");
     let trees = Bytes::from_static(b"trees");
     let tree_pack = name_of(ObjectKind::Pack, &trees);

@@ -16,6 +16,7 @@ mod status;
 mod store;
 pub(crate) mod summary;
 mod top;
+mod trust;
 
 use crate::{Context, cli::Command, demo, output::Outcome};
 use anyhow::Result;

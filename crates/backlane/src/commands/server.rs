@@ -4,10 +4,11 @@ use super::{
     documents::EnrollDocument,
     pool,
     status::{self, PoolDocument, ProcessDocument, SessionDocument},
+    trust,
 };
 use crate::{
     Context,
-    cli::{EnrollArgs, ServerCommand, ServerInitArgs, ServerRunArgs},
+    cli::{AuditCommand, EnrollArgs, ServerCommand, ServerInitArgs, ServerRunArgs},
     failure::{Advise, Usage},
     output::{Outcome, bytes, table},
 };
@@ -34,6 +35,10 @@ pub(crate) fn run(command: &ServerCommand, context: &Context) -> Result<Outcome>
         ServerCommand::Run(args) => serve(args, context),
         ServerCommand::Enroll(args) => enroll(args, context),
         ServerCommand::Hosts => hosts(context),
+        ServerCommand::AllowRestore(args) => trust::allow_restore(args, context),
+        ServerCommand::RevokeRestore(args) => trust::revoke_restore(args, context),
+        ServerCommand::Revoke(args) => trust::revoke(args, context),
+        ServerCommand::Audit(AuditCommand::Verify) => trust::verify_audit(context),
     }
 }
 
@@ -248,7 +253,13 @@ fn serve(args: &ServerRunArgs, context: &Context) -> Result<Outcome> {
     context.runtime.block_on(async {
         let state = open_state(context).await?;
         let paths = state.authority_paths();
-        let identity = Identity::load(&paths.server_certificate, &paths.server_key)?;
+        let load = || Identity::load(&paths.server_certificate, &paths.server_key);
+        let mut identity = load()?;
+        if identity.expires_soon(SystemTime::now()).is_some() {
+            state.authority().renew_server(&identity.names(), &paths)?;
+            identity = load()?;
+            tracing::info!("the server's certificate is renewed");
+        }
         let authority = Authority::load(&paths.ca_certificate)?;
         let config = state.config().clone();
         let mut options = ServerOptions::new(config.listen, identity, authority, Arc::new(state));
@@ -303,10 +314,7 @@ fn data_ports(ports: backlane_server::DataPorts) -> backlane_net::DataPorts {
 }
 
 fn enroll(args: &EnrollArgs, context: &Context) -> Result<Outcome> {
-    let host: HostName = args
-        .host
-        .parse()
-        .map_err(|error| Usage(format!("{error}")))?;
+    let host = host_name(&args.host)?;
     let (token, slot) = context.runtime.block_on(async {
         let state = open_state(context).await?;
         let (token, slot) = if args.through_pool {
@@ -340,6 +348,11 @@ fn enroll(args: &EnrollArgs, context: &Context) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
+/// The name of a host as it was typed.
+pub(super) fn host_name(text: &str) -> Result<HostName> {
+    Ok(text.parse().map_err(|error| Usage(format!("{error}")))?)
+}
+
 #[derive(Serialize)]
 struct HostsDocument {
     hosts: Vec<HostDocument>,
@@ -349,7 +362,10 @@ struct HostsDocument {
 struct HostDocument {
     name: String,
     enrolled: String,
-    certificate_expires: String,
+    /// None if all are revoked.
+    certificate_expires: Option<String>,
+    /// Until when it may read file contents.
+    restore_until: Option<String>,
     slots: Vec<u32>,
     objects: u64,
     bytes: u64,
@@ -361,7 +377,8 @@ impl From<HostInfo> for HostDocument {
         Self {
             name: host.name,
             enrolled: time(host.enrolled_at),
-            certificate_expires: time(host.certificate_expires_at),
+            certificate_expires: host.certificate_expires_at.map(time),
+            restore_until: host.restore_until.map(time),
             slots: host.slots,
             objects: host.objects,
             bytes: host.bytes,
@@ -379,12 +396,24 @@ fn hosts(context: &Context) -> Result<Outcome> {
         hosts: hosts.into_iter().map(HostDocument::from).collect(),
     };
     context.output.result(&document, |document| {
-        let head = ["host", "slots", "objects", "bytes", "last arrival"];
+        let head = [
+            "host",
+            "certificate until",
+            "may restore until",
+            "slots",
+            "objects",
+            "bytes",
+            "last arrival",
+        ];
         let mut rows = vec![head.map(str::to_owned).to_vec()];
         rows.extend(document.hosts.iter().map(|host| {
             let slots: Vec<String> = host.slots.iter().map(u32::to_string).collect();
             vec![
                 host.name.clone(),
+                host.certificate_expires
+                    .clone()
+                    .unwrap_or_else(|| "revoked".to_owned()),
+                host.restore_until.clone().unwrap_or_default(),
                 slots.join(","),
                 host.objects.to_string(),
                 bytes(host.bytes),

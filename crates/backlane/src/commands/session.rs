@@ -4,6 +4,7 @@
 //! pool are free; a storage route that could not be used is named, with its reason.
 
 use super::{
+    server,
     status::{self, ProcessDocument},
     store::{Memory, Remote},
     summary::Routes,
@@ -11,16 +12,20 @@ use super::{
 use crate::{
     Context,
     cli::RouteArgs,
-    config::{self, ClientFile},
+    config::{self, ClientFile, StateFiles},
     failure::Advise,
     progress::Carried,
     signals::Cancel,
 };
 use anyhow::{Context as _, Result, bail};
-use backlane_net::{Blocking, Session};
+use backlane_net::{Blocking, Identity, Session};
 use backlane_proto::RoutePolicy;
 use backlane_repo::{InitOptions, ObjectStore, RepoError, Repository, StoreError};
-use std::{sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 use zeroize::Zeroizing;
 
 /// How long an interrupted job gets to end by itself, with the index of what it stored, before its session is closed
@@ -220,6 +225,19 @@ async fn close_when_cancelled(cancel: Cancel, session: Session, grace: Duration)
     }
 }
 
+/// Gets another certificate for this host's key, and puts it in the place of the one that expires soon.
+async fn renew(session: &Session, identity: &Identity, file: &Path) -> Result<()> {
+    let pem = session.renew(identity.request()?).await?;
+    let new = file.with_extension("pem.new");
+    let replaced = async {
+        tokio::fs::write(&new, pem).await?;
+        tokio::fs::File::open(&new).await?.sync_all().await?;
+        tokio::fs::rename(&new, file).await
+    };
+    let cannot = || format!("cannot replace {}", file.display());
+    replaced.await.with_context(cannot)
+}
+
 fn open(context: &Context, route: &RouteArgs) -> Result<Client> {
     let config = ClientFile::read(&config::path(context.config.as_deref()))?;
     let password = config::read_key(&config.repository_key())?;
@@ -230,12 +248,24 @@ fn open(context: &Context, route: &RouteArgs) -> Result<Client> {
     if let Some(wait) = route.route_wait {
         how.route_wait = wait;
     }
+    let identity = how.identity.clone();
     let session = context.runtime.block_on(async {
         tokio::select! {
             session = Session::connect(how) => session.with_context(|| format!("no session with server {}", config.server)),
             () = context.cancel.wait() => bail!("interrupted while connecting to {}", config.server),
         }
     })?;
+    if let Some(expires) = identity.expires_soon(SystemTime::now()) {
+        let file = StateFiles::below(&config.state).certificate;
+        let renewed = context.runtime.block_on(renew(&session, &identity, &file));
+        if let Err(error) = renewed {
+            context.output.warning(format!(
+                "this host's certificate {} is good until {} and could not be renewed: {error:#}",
+                file.display(),
+                server::time(expires)
+            ));
+        }
+    }
     let session = Blocking::new(session, context.runtime.handle().clone());
     Ok(Client {
         store: Arc::new(Remote(session.clone())),

@@ -190,6 +190,8 @@ async fn set_up(args: &DemoArgs, program: &Program, workshop: &Workshop) -> Resu
     join.extend(words(["--state"], [&workshop.at("client")]));
     join.extend(words(["--device"], [&pool]));
     run(&client_config, join).await?;
+    let allow = ["server", "allow-restore", HOST].map(OsString::from);
+    run(&server_config, allow.to_vec()).await?;
     Ok(server)
 }
 

@@ -1,0 +1,266 @@
+//! Whom the server trusts with what: certificates that are good, and permissions to restore.
+
+use super::{Database, Event, HostId, Issued, Timestamp};
+use crate::{HostName, ServerError, audit::AuditEvent};
+use backlane_proto::{ObjectKind, ObjectName};
+use serde_json::json;
+use sqlx::{Row, Sqlite, Transaction};
+
+/// A permission to read file contents, as it stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RestorePermission {
+    pub(crate) number: i64,
+    pub(crate) expires_at: Timestamp,
+    /// Only packs that arrived by then; any if there is no bound.
+    pub(crate) arrived_by: Option<Timestamp>,
+}
+
+/// What a revocation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Revocation {
+    pub(crate) certificates: u64,
+    pub(crate) tokens: u64,
+}
+
+impl Database {
+    /// Remembers a certificate that is issued.
+    pub(super) async fn record_certificate(
+        &self,
+        change: &mut Transaction<'static, Sqlite>,
+        host: HostId,
+        issued: &impl Issued,
+        now: Timestamp,
+    ) -> Result<(), ServerError> {
+        sqlx::query(
+            "INSERT INTO certificates (serial, host_id, issued_at, expires_at) VALUES ($1, $2, $3, $4)",
+        )
+        .bind(issued.serial())
+        .bind(host.0)
+        .bind(now.0)
+        .bind(issued.expires_at().0)
+        .execute(&mut **change)
+        .await
+        .map_err(|error| self.error(error))?;
+        Ok(())
+    }
+
+    /// Whether a certificate of a host, by its serial number, was issued here and is not revoked.
+    pub(crate) async fn check_certificate(
+        &self,
+        host: &HostName,
+        serial: &[u8],
+    ) -> Result<HostId, ServerError> {
+        let row = sqlx::query(
+            "SELECT host_id, revoked_at FROM certificates JOIN hosts ON hosts.id = host_id
+             WHERE serial = $1 AND name = $2",
+        )
+        .bind(serial)
+        .bind(host.as_str())
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(|error| self.error(error))?;
+        let host = host.to_string();
+        let Some(row) = row else {
+            return Err(ServerError::CertificateUnknown { host });
+        };
+        let field = |error| self.error(error);
+        let revoked_at: Option<i64> = row.try_get("revoked_at").map_err(field)?;
+        match revoked_at {
+            Some(_) => Err(ServerError::CertificateRevoked { host }),
+            None => Ok(HostId(row.try_get("host_id").map_err(field)?)),
+        }
+    }
+
+    /// Records a certificate that takes the place of another, which stays good until it expires.
+    pub(crate) async fn renew<C: Issued>(
+        &self,
+        host: &HostName,
+        serial: &[u8],
+        now: Timestamp,
+        sign: impl FnOnce() -> Result<C, ServerError>,
+    ) -> Result<C, ServerError> {
+        let mut change = self.begin().await?;
+        // Under the lock: it can't be revoked in between.
+        let id = self.check_certificate(host, serial).await?;
+        let certificate = sign()?;
+        self.record_certificate(&mut change, id, &certificate, now)
+            .await?;
+        let detail = json!({"serial": hex::encode(certificate.serial())});
+        let event = Event::new(AuditEvent::CertificateRenewed, Some(host), detail);
+        self.commit_audited(change, event).await?;
+        Ok(certificate)
+    }
+
+    /// Ends all that a host was trusted with: its certificates, its permissions, and join tokens for its name.
+    pub(crate) async fn revoke(
+        &self,
+        host: &HostName,
+        now: Timestamp,
+    ) -> Result<Revocation, ServerError> {
+        let id = self.host(host).await?;
+        let mut change = self.begin().await?;
+        let certificates = sqlx::query(
+            "UPDATE certificates SET revoked_at = $1 WHERE host_id = $2 AND revoked_at IS NULL",
+        )
+        .bind(now.0)
+        .bind(id.0)
+        .execute(&mut *change)
+        .await
+        .map_err(|error| self.error(error))?
+        .rows_affected();
+        let tokens = sqlx::query(
+            "UPDATE tokens SET expires_at = $1
+             WHERE host = $2 AND used_at IS NULL AND expires_at > $1",
+        )
+        .bind(now.0)
+        .bind(host.as_str())
+        .execute(&mut *change)
+        .await
+        .map_err(|error| self.error(error))?
+        .rows_affected();
+        self.end_permissions(&mut change, id, now).await?;
+        let detail = json!({"certificates": certificates, "tokens": tokens});
+        let event = Event::new(AuditEvent::HostRevoked, Some(host), detail);
+        self.commit_audited(change, event).await?;
+        Ok(Revocation {
+            certificates,
+            tokens,
+        })
+    }
+
+    /// Lets a host read file contents until `expires_at`: of packs that arrived no later than the newest of `snapshots`
+    /// (beginnings of their ids), or of all packs if none is named.
+    pub(crate) async fn allow_restore(
+        &self,
+        host: &HostName,
+        snapshots: &[String],
+        (now, expires_at): (Timestamp, Timestamp),
+    ) -> Result<RestorePermission, ServerError> {
+        let id = self.host(host).await?;
+        let mut change = self.begin().await?;
+        let mut arrived_by = None;
+        for snapshot in snapshots {
+            let arrived = self.snapshot_arrival(&mut change, id, host, snapshot);
+            arrived_by = arrived_by.max(Some(arrived.await?));
+        }
+        let number = sqlx::query_scalar(
+            "INSERT INTO permissions (host_id, granted_at, expires_at, arrived_by)
+             VALUES ($1, $2, $3, $4) RETURNING number",
+        )
+        .bind(id.0)
+        .bind(now.0)
+        .bind(expires_at.0)
+        .bind(arrived_by.map(|at: Timestamp| at.0))
+        .fetch_one(&mut *change)
+        .await
+        .map_err(|error| self.error(error))?;
+        let detail = json!({"number": number, "until": expires_at.text(), "snapshots": snapshots});
+        let event = Event::new(AuditEvent::RestoreAllowed, Some(host), detail);
+        self.commit_audited(change, event).await?;
+        Ok(RestorePermission {
+            number,
+            expires_at,
+            arrived_by,
+        })
+    }
+
+    /// When a snapshot arrived.
+    async fn snapshot_arrival(
+        &self,
+        change: &mut Transaction<'static, Sqlite>,
+        id: HostId,
+        host: &HostName,
+        snapshot: &str,
+    ) -> Result<Timestamp, ServerError> {
+        let unknown = |why| ServerError::Snapshot {
+            host: host.to_string(),
+            snapshot: snapshot.to_owned(),
+            why,
+        };
+        if snapshot.is_empty() || !snapshot.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            return Err(unknown(
+                "an id is of hexadecimal digits, as `backlane snapshots` shows it",
+            ));
+        }
+        let found: Vec<i64> = sqlx::query_scalar(
+            "SELECT arrived_at FROM arrivals
+             WHERE host_id = $1 AND kind = $2 AND hex(id) LIKE $3 LIMIT 2",
+        )
+        .bind(id.0)
+        .bind(ObjectKind::Snapshot.to_string())
+        .bind(format!("{snapshot}%"))
+        .fetch_all(&mut **change)
+        .await
+        .map_err(|error| self.error(error))?;
+        match found[..] {
+            [at] => Ok(Timestamp(at)),
+            [] => Err(unknown("none of that id has arrived here")),
+            _ => Err(unknown("several have ids that begin so")),
+        }
+    }
+
+    /// Ends every permission of a host; returns how many there were.
+    pub(crate) async fn revoke_restore(
+        &self,
+        host: &HostName,
+        now: Timestamp,
+    ) -> Result<u64, ServerError> {
+        let id = self.host(host).await?;
+        let mut change = self.begin().await?;
+        let ended = self.end_permissions(&mut change, id, now).await?;
+        let detail = json!({"permissions": ended});
+        let event = Event::new(AuditEvent::RestoreRevoked, Some(host), detail);
+        self.commit_audited(change, event).await?;
+        Ok(ended)
+    }
+
+    async fn end_permissions(
+        &self,
+        change: &mut Transaction<'static, Sqlite>,
+        host: HostId,
+        now: Timestamp,
+    ) -> Result<u64, ServerError> {
+        let ended = sqlx::query(
+            "UPDATE permissions SET expires_at = $1 WHERE host_id = $2 AND expires_at > $1",
+        )
+        .bind(now.0)
+        .bind(host.0)
+        .execute(&mut **change)
+        .await
+        .map_err(|error| self.error(error))?;
+        Ok(ended.rows_affected())
+    }
+
+    /// A permission by which a host may read a data pack now.
+    pub(crate) async fn restore_permission(
+        &self,
+        host: HostId,
+        pack: ObjectName,
+        now: Timestamp,
+    ) -> Result<Option<RestorePermission>, ServerError> {
+        // A pack whose arrival isn't known came by another tool: only a permission without a bound covers it.
+        let row = sqlx::query(
+            "SELECT number, expires_at, arrived_by FROM permissions
+             WHERE host_id = $1 AND expires_at > $2 AND (arrived_by IS NULL OR arrived_by >=
+                (SELECT arrived_at FROM arrivals WHERE host_id = $1 AND kind = $3 AND id = $4))
+             ORDER BY expires_at DESC LIMIT 1",
+        )
+        .bind(host.0)
+        .bind(now.0)
+        .bind(ObjectKind::Pack.to_string())
+        .bind(pack.id.0.as_slice())
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(|error| self.error(error))?;
+        let field = |error| self.error(error);
+        row.map(|row| {
+            let arrived_by: Option<i64> = row.try_get("arrived_by").map_err(field)?;
+            Ok(RestorePermission {
+                number: row.try_get("number").map_err(field)?,
+                expires_at: Timestamp(row.try_get("expires_at").map_err(field)?),
+                arrived_by: arrived_by.map(Timestamp),
+            })
+        })
+        .transpose()
+    }
+}

@@ -1,0 +1,227 @@
+//! What the server trusts a host with: its own repository, in the role of a backup; more by permission, for a time.
+
+use crate::common::{HOST, get, join, name_of, open, put, server, session};
+use backlane_net::service::{ObjectService, Service, ServiceError, VerifiedHost};
+use backlane_proto::{ByteRange, ObjectKind, ObjectName, PackContents};
+use backlane_server::{HostName, ServerState};
+use bytes::Bytes;
+use std::time::Duration;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn host() -> HostName {
+    HOST.parse().unwrap()
+}
+
+/// A server whose host may not restore.
+async fn strict(directory: &std::path::Path) -> ServerState {
+    let state = server(directory).await;
+    assert_eq!(state.revoke_restore(&host()).await.unwrap(), 1);
+    state
+}
+
+async fn put_as(session: &dyn ObjectService, contents: PackContents, body: &[u8]) -> ObjectName {
+    let name = name_of(ObjectKind::Pack, body);
+    let mut sink = session
+        .put(name, contents, body.len() as u64)
+        .await
+        .unwrap();
+    sink.write(Bytes::copy_from_slice(body)).await.unwrap();
+    sink.commit().await.unwrap();
+    name
+}
+
+fn denied<T: std::fmt::Debug>(result: Result<T, ServiceError>) -> String {
+    match result {
+        Err(ServiceError::Denied(what)) => what,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn audit(state: &ServerState, event: &str) -> Vec<String> {
+    let mut lines = Vec::new();
+    let wanted = format!("\"event\":\"{event}\"");
+    state
+        .verify_audit(|line| lines.extend(line.contains(&wanted).then(|| line.to_owned())))
+        .unwrap();
+    lines
+}
+
+#[tokio::test]
+async fn a_backup_reads_what_it_needs_and_no_file_contents() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = strict(directory.path()).await;
+    let session = session(&state).await;
+    for kind in [ObjectKind::Index, ObjectKind::Snapshot, ObjectKind::Config] {
+        let name = put(&*session, kind, b"what a backup needs").await.unwrap();
+        get(&*session, name, None).await.unwrap();
+    }
+    let trees = put_as(&*session, PackContents::Trees, b"trees").await;
+    get(&*session, trees, None).await.unwrap();
+    let data = put_as(&*session, PackContents::Data, b"file contents").await;
+    let refused = denied(get(&*session, data, None).await);
+    assert!(refused.contains("allow-restore web1"), "{refused}");
+    // What was said first of a pack stays: to put it again as trees opens nothing.
+    put_as(&*session, PackContents::Trees, b"file contents").await;
+    denied(get(&*session, data, None).await);
+    let part = ByteRange {
+        offset: 0,
+        length: 1,
+    };
+    denied(get(&*session, data, Some(part)).await);
+    assert_eq!(audit(&state, "call-refused").len(), 1, "once a session");
+}
+
+#[tokio::test]
+async fn of_a_data_pack_a_backup_reads_the_header_and_not_a_byte_before_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = strict(directory.path()).await;
+    let session = session(&state).await;
+    let mut pack = b"file contents, sealed".to_vec();
+    let start = pack.len() as u64;
+    pack.extend(b"header");
+    pack.extend(6_u32.to_le_bytes());
+    let pack = put_as(&*session, PackContents::Data, &pack).await;
+    let read = async |offset, length| {
+        let range = ByteRange { offset, length };
+        get(&*session, pack, Some(range)).await
+    };
+    assert_eq!(read(start, 6).await.unwrap(), b"header");
+    assert_eq!(read(start + 6, 4).await.unwrap(), 6_u32.to_le_bytes());
+    denied(read(start - 1, 7).await);
+    denied(read(0, start).await);
+    // A header that claims more than there is opens nothing.
+    let mut pack = b"file contents, sealed".to_vec();
+    pack.extend(u32::MAX.to_le_bytes());
+    let pack = put_as(&*session, PackContents::Data, &pack).await;
+    let range = ByteRange {
+        offset: 0,
+        length: 21,
+    };
+    denied(get(&*session, pack, Some(range)).await);
+}
+
+#[tokio::test]
+async fn a_permission_opens_file_contents_until_it_ends_and_its_use_is_recorded() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = strict(directory.path()).await;
+    let session = session(&state).await;
+    let data = put_as(&*session, PackContents::Data, b"file contents").await;
+    for wrong in [Duration::ZERO, HOUR * 24 * 31] {
+        state.allow_restore(&host(), &[], wrong).await.unwrap_err();
+    }
+    denied(get(&*session, data, None).await);
+    state.allow_restore(&host(), &[], HOUR).await.unwrap();
+    for _ in 0..3 {
+        assert_eq!(get(&*session, data, None).await.unwrap(), b"file contents");
+    }
+    assert_eq!(audit(&state, "restore-used").len(), 1);
+    // It ends in running sessions too, by word or by time.
+    assert_eq!(state.revoke_restore(&host()).await.unwrap(), 1);
+    denied(get(&*session, data, None).await);
+    state
+        .allow_restore(&host(), &[], Duration::from_millis(300))
+        .await
+        .unwrap();
+    get(&*session, data, None).await.unwrap();
+    while get(&*session, data, None).await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(audit(&state, "restore-used").len(), 2);
+    assert_eq!(audit(&state, "restore-allowed").len(), 3);
+}
+
+#[tokio::test]
+async fn a_permission_for_a_snapshot_opens_nothing_that_arrived_after_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = strict(directory.path()).await;
+    let session = session(&state).await;
+    let pause = || tokio::time::sleep(Duration::from_millis(5));
+    let old = put_as(&*session, PackContents::Data, b"old").await;
+    let snapshot = put(&*session, ObjectKind::Snapshot, b"one").await.unwrap();
+    pause().await;
+    let new = put_as(&*session, PackContents::Data, b"new").await;
+    let id = snapshot.id.to_string();
+    for wrong in ["", "zz", "ffffffff", "%"] {
+        let refused = state
+            .allow_restore(&host(), &[wrong.to_owned()], HOUR)
+            .await;
+        assert!(refused.unwrap_err().to_string().contains(HOST), "{wrong}");
+    }
+    state
+        .allow_restore(&host(), &[id[..8].to_owned()], HOUR)
+        .await
+        .unwrap();
+    get(&*session, old, None).await.unwrap();
+    denied(get(&*session, new, None).await);
+    // To put the old one again makes it no newer.
+    put_as(&*session, PackContents::Data, b"old").await;
+    get(&*session, old, None).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_revoked_host_opens_no_session_and_loses_those_that_it_has() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = server(directory.path()).await;
+    let certificate = join(&state, HOST).await;
+    let other = join(&state, "web2").await;
+    let session = Service::open(&state, &certificate).await.unwrap();
+    let slots = Service::all_slots(&state).await.unwrap();
+    let token = state.enroll(&host(), HOUR).await.unwrap();
+    assert!(state.revoke(&host()).await.unwrap() >= 1);
+    let why = tokio::time::timeout(Duration::from_secs(30), session.distrusted());
+    assert!(why.await.unwrap().contains("revoked"));
+    let refused = denied(Service::open(&state, &certificate).await.map(drop));
+    assert!(
+        refused.contains("revoked") && refused.contains(HOST),
+        "{refused}"
+    );
+    denied(Service::renew(&state, &certificate, "x".to_owned()).await);
+    // Nor does a token that was given out before, nor does the pool serve its slots.
+    let used = crate::common::enroll_with(&state, HOST, &token).await;
+    assert!(matches!(used, Err(ServiceError::Token(_))), "{used:?}");
+    let left = Service::all_slots(&state).await.unwrap();
+    assert_eq!(left.len(), slots.len() - 4);
+    assert_eq!(audit(&state, "host-revoked").len(), 1);
+    assert_eq!(audit(&state, "session-refused").len(), 1);
+    // Other hosts are what they were; this one may be enrolled again, and has its repository then.
+    Service::open(&state, &other).await.unwrap();
+    open(&state, HOST).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_certificate_that_this_server_did_not_issue_opens_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = server(directory.path()).await;
+    let certificate = join(&state, HOST).await;
+    let other = join(&state, "web2").await;
+    let serial = vec![7; 16];
+    let unknown = VerifiedHost {
+        serial,
+        ..certificate.clone()
+    };
+    denied(Service::open(&state, &unknown).await.map(drop));
+    // Nor does one host's serial number open another's repository.
+    let mixed = VerifiedHost {
+        serial: other.serial,
+        ..certificate
+    };
+    denied(Service::open(&state, &mixed).await.map(drop));
+}
+
+#[tokio::test]
+async fn a_certificate_is_renewed_for_the_name_that_it_has_and_no_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = server(directory.path()).await;
+    let certificate = join(&state, HOST).await;
+    let request = backlane_net::identity::request_for("web2").unwrap();
+    let renewed = Service::renew(&state, &certificate, request.csr_pem)
+        .await
+        .unwrap();
+    let renewed = backlane_net::Identity::from_pem(&renewed, &request.key_pem).unwrap();
+    assert_eq!(renewed.host().name, HOST);
+    Service::open(&state, renewed.host()).await.unwrap();
+    assert_eq!(audit(&state, "certificate-renewed").len(), 1);
+    state.revoke(&host()).await.unwrap();
+    denied(Service::open(&state, renewed.host()).await.map(drop));
+}

@@ -1,0 +1,130 @@
+//! `backlane server allow-restore`, `revoke-restore`, `revoke`, `audit verify`: whom the server trusts with what.
+//!
+//! All act on the server's state alone; a server that runs goes by what they did within a second.
+
+use super::server::{host_name, open_state, time};
+use crate::{
+    Context,
+    cli::{AllowRestoreArgs, HostArgs},
+    output::Outcome,
+};
+use anyhow::Result;
+use serde::Serialize;
+
+#[derive(Serialize)]
+struct AllowedDocument {
+    host: String,
+    until: String,
+    snapshots: Vec<String>,
+}
+
+pub(super) fn allow_restore(args: &AllowRestoreArgs, context: &Context) -> Result<Outcome> {
+    let host = host_name(&args.host.host)?;
+    let until = context.runtime.block_on(async {
+        let state = open_state(context).await?;
+        let allowed = state.allow_restore(&host, &args.snapshots, args.length);
+        Ok::<_, anyhow::Error>(allowed.await?)
+    })?;
+    let document = AllowedDocument {
+        host: host.to_string(),
+        until: time(until),
+        snapshots: args.snapshots.clone(),
+    };
+    context.output.result(&document, |d| {
+        let what = match &d.snapshots[..] {
+            [] => "everything in its repository".to_owned(),
+            snapshots => format!("what had arrived with snapshot {}", snapshots.join(", ")),
+        };
+        format!("{} may read {what} until {}\n", d.host, d.until)
+    })?;
+    Ok(Outcome::Done)
+}
+
+#[derive(Serialize)]
+struct RestoreRevokedDocument {
+    host: String,
+    permissions: u64,
+}
+
+pub(super) fn revoke_restore(args: &HostArgs, context: &Context) -> Result<Outcome> {
+    let host = host_name(&args.host)?;
+    let permissions = context.runtime.block_on(async {
+        let state = open_state(context).await?;
+        Ok::<_, anyhow::Error>(state.revoke_restore(&host).await?)
+    })?;
+    let document = RestoreRevokedDocument {
+        host: host.to_string(),
+        permissions,
+    };
+    context.output.result(&document, |d| match d.permissions {
+        0 => format!("{} had no permission to restore\n", d.host),
+        _ => format!("{} may read no file contents any more\n", d.host),
+    })?;
+    Ok(Outcome::Done)
+}
+
+#[derive(Serialize)]
+struct RevokedDocument {
+    host: String,
+    certificates: u64,
+}
+
+pub(super) fn revoke(args: &HostArgs, context: &Context) -> Result<Outcome> {
+    let host = host_name(&args.host)?;
+    let certificates = context.runtime.block_on(async {
+        let state = open_state(context).await?;
+        Ok::<_, anyhow::Error>(state.revoke(&host).await?)
+    })?;
+    let document = RevokedDocument {
+        host: host.to_string(),
+        certificates,
+    };
+    context.output.result(&document, |d| {
+        format!(
+            "{} is trusted no more: {} certificates revoked; its sessions end within a second, its repository stays\n",
+            d.host, d.certificates
+        )
+    })?;
+    if !context.output.is_json() {
+        context.output.note(format!(
+            "`backlane server enroll {host}` lets it, or another machine under its name, join again"
+        ));
+    }
+    Ok(Outcome::Done)
+}
+
+#[derive(Serialize)]
+struct AuditDocument {
+    path: String,
+    lines: u64,
+    head: String,
+    cut: Vec<u64>,
+}
+
+pub(super) fn verify_audit(context: &Context) -> Result<Outcome> {
+    let state = context.runtime.block_on(open_state(context))?;
+    let verified = state.verify_audit(|_| {})?;
+    let document = AuditDocument {
+        path: verified.path.display().to_string(),
+        lines: verified.lines,
+        head: verified.head,
+        cut: verified.cut,
+    };
+    for line in &document.cut {
+        context.output.warning(format!(
+            "line {line} was cut off by a crash; what it was about did not happen"
+        ));
+    }
+    context.output.result(&document, |d| {
+        format!(
+            "{}: the chain of {} lines holds\nhead {}\n",
+            d.path, d.lines, d.head
+        )
+    })?;
+    if !context.output.is_json() {
+        context
+            .output
+            .note("keep the head elsewhere: a log that was cut off at its end shows by that alone");
+    }
+    Ok(Outcome::Done)
+}
