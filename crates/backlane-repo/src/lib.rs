@@ -43,8 +43,8 @@ pub use archive::{ArchiveOptions, ArchiveSummary, Cancel, DryRun, Parent};
 pub use error::{Damage, RepoError};
 pub use index::{BlobId, BlobKind, BlobPlace, Index};
 pub use maintain::{
-    CheckOptions, CheckReport, ForgetDecision, Forgotten, KeepPolicy, PruneDelete, PruneOptions,
-    PruneSummary,
+    Arrivals, CheckOptions, CheckReport, Flood, ForgetDecision, Forgotten, KeepPolicy, PruneDelete,
+    PruneOptions, PruneSummary,
 };
 pub use node::{FileKind, Metadata, Node, Time, Tree, Xattr, name_is_plain};
 pub use progress::{Progress, Unit};

@@ -4,9 +4,10 @@
 //! knows no locks.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use backlane_proto::ObjectId;
+use rustic_core::repofile::SnapshotFile;
 use rustic_core::{
     CheckResults, Id, KeepOptions, LimitOption, PrunePlan, RusticResult, StringList, TreeId, jiff,
 };
@@ -60,6 +61,30 @@ pub struct KeepPolicy {
     pub tags: Vec<String>,
 }
 
+/// By what time snapshots are judged: when they arrived at the server, where that is known. A client writes what time it
+/// likes into its snapshots, and must not move others out of a policy's reach by it.
+#[derive(Clone, Debug, Default)]
+pub struct Arrivals {
+    /// When each snapshot arrived.
+    pub times: BTreeMap<ObjectId, SystemTime>,
+    /// What is made of more snapshots in a day than ever came before.
+    pub flood: Flood,
+}
+
+/// What a policy makes of a flood: more snapshots of one group within a day than [`FLOOD_FACTOR`] times as many as came on
+/// the busiest day before, where older ones are there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Flood {
+    /// What is older than the flood stays, whatever the policy says.
+    #[default]
+    Protect,
+    /// It counts like any others.
+    Count,
+}
+
+/// See [`Flood`].
+pub const FLOOD_FACTOR: usize = 3;
+
 /// What becomes of a snapshot, and why.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ForgetDecision {
@@ -78,6 +103,8 @@ pub struct Forgotten {
     pub decisions: Vec<ForgetDecision>,
     /// What is wrong with the others. They stay, whatever the policy says.
     pub damaged: Vec<RepoError>,
+    /// Floods that something older is protected from.
+    pub floods: Vec<String>,
 }
 
 /// How a prune goes about it.
@@ -171,7 +198,12 @@ impl Repository {
     ///
     /// # Errors
     /// [`RepoError::KeepsNothing`] for an empty policy; when the store fails, or a snapshot can't be removed.
-    pub fn forget(&self, policy: &KeepPolicy, dry_run: DryRun) -> Result<Forgotten, RepoError> {
+    pub fn forget(
+        &self,
+        policy: &KeepPolicy,
+        arrivals: &Arrivals,
+        dry_run: DryRun,
+    ) -> Result<Forgotten, RepoError> {
         let keep = policy.engine_options()?;
         let mut groups: BTreeMap<_, Vec<Snapshot>> = BTreeMap::new();
         let (snapshots, damaged) = self.inner.readable_snapshots()?;
@@ -182,12 +214,25 @@ impl Repository {
         }
         let mut decisions = Vec::new();
         let mut forgotten = Vec::new();
+        let mut floods = Vec::new();
         for (_, group) in groups {
-            let files = group.iter().map(|snapshot| snapshot.file.clone()).collect();
+            let mut files: Vec<_> = group.iter().map(|snapshot| snapshot.file.clone()).collect();
+            for file in &mut files {
+                arrivals.set_time(file);
+            }
+            let flood = arrivals.flood_of(&files);
             let decided = engine::caught("applying the policy", || {
                 keep.apply(files, &jiff::Zoned::now())
             })?;
-            for decision in decided {
+            floods.extend(flood.as_ref().map(|flood| flood.what.clone()));
+            for mut decision in decided {
+                if let Some(flood) = &flood
+                    && decision.snapshot.time.timestamp() < flood.since
+                    && !decision.keep
+                {
+                    decision.keep = true;
+                    decision.reasons = vec!["older than a flood".to_owned()];
+                }
                 let id = decision.snapshot.id;
                 let snapshot = group.iter().find(|snapshot| snapshot.file.id == id);
                 let Some(snapshot) = snapshot else { continue };
@@ -207,7 +252,11 @@ impl Repository {
                 inner.engine()?.delete_snapshots(&forgotten)
             })?;
         }
-        Ok(Forgotten { decisions, damaged })
+        Ok(Forgotten {
+            decisions,
+            damaged,
+            floods,
+        })
     }
 
     /// Removes one snapshot, whose object is not read: it may be damaged.
@@ -283,6 +332,51 @@ impl Inner {
             Err(error) => return Err(error),
         }
         Ok(())
+    }
+}
+
+/// More snapshots within a day than came before.
+struct FloodFound {
+    since: jiff::Timestamp,
+    what: String,
+}
+
+impl Arrivals {
+    fn set_time(&self, file: &mut SnapshotFile) {
+        let arrived = self
+            .times
+            .get(&crate::convert::object_id(&file.id.into_inner()));
+        if let Some(arrived) = arrived
+            && let Ok(arrived) = jiff::Timestamp::try_from(*arrived)
+        {
+            file.time = arrived.to_zoned(file.time.time_zone().clone());
+        }
+    }
+
+    fn flood_of(&self, files: &[SnapshotFile]) -> Option<FloodFound> {
+        const DAY_SECONDS: i64 = 24 * 60 * 60;
+        if self.flood == Flood::Count {
+            return None;
+        }
+        let newest = files.iter().map(|file| file.time.timestamp()).max()?;
+        let mut by_day: BTreeMap<i64, Vec<&SnapshotFile>> = BTreeMap::new();
+        for file in files {
+            let age = newest.as_second() - file.time.timestamp().as_second();
+            by_day.entry(age / DAY_SECONDS).or_default().push(file);
+        }
+        let today = by_day.remove(&0)?;
+        let busiest = by_day.values().map(Vec::len).max()?;
+        let since = today.iter().map(|file| file.time.timestamp()).min()?;
+        let of = today.first()?;
+        (today.len() > FLOOD_FACTOR * busiest).then(|| FloodFound {
+            since,
+            what: format!(
+                "{} snapshots of {} ({}) arrived within a day, where at most {busiest} came on any day before",
+                today.len(),
+                of.hostname,
+                of.paths
+            ),
+        })
     }
 }
 

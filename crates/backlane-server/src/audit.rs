@@ -44,6 +44,10 @@ pub(crate) enum AuditEvent {
     RestoreUsed,
     CallRefused,
     MaintenanceBegun,
+    ObjectsRemoved,
+    RemovedExpired,
+    Undeleted,
+    ObjectDamaged,
 }
 
 impl AuditEvent {

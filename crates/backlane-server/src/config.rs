@@ -15,6 +15,8 @@ use uuid::Uuid;
 pub const CONFIG_PATH: &str = "/etc/backlane/server.toml";
 /// The designated TCP port.
 pub const DESIGNATED_PORT: u16 = 4870;
+/// How long what was removed stays recoverable unless somebody says otherwise.
+pub const KEEP_REMOVED: Duration = Duration::from_secs(14 * 24 * 60 * 60);
 /// How long hosts' certificates are valid unless somebody says otherwise.
 pub const CERTIFICATE_VALIDITY: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// How many slots `pool create` gives a pool unless somebody says otherwise.
@@ -39,6 +41,9 @@ pub struct ServerConfig {
     /// How long hosts' certificates are valid; jobs renew them when a third of that is left.
     #[serde(deserialize_with = "duration_from_text")]
     pub certificate_validity: Duration,
+    /// How long what maintenance removes stays recoverable.
+    #[serde(deserialize_with = "duration_from_text")]
+    pub keep_removed: Duration,
     /// Which routes sessions may use: of each session's policy that is left which this one allows as well.
     #[serde(deserialize_with = "policy_from_text")]
     pub route_ceiling: RoutePolicy,
@@ -87,6 +92,7 @@ impl Default for ServerConfig {
             data: "/var/lib/backlane".into(),
             pool: None,
             certificate_validity: CERTIFICATE_VALIDITY,
+            keep_removed: KEEP_REMOVED,
             route_ceiling: RoutePolicy::default(),
         }
     }
@@ -197,6 +203,7 @@ mod tests {
             data-ports = "40000-40099"
             route-ceiling = "require-storage"
             certificate-validity = "90d"
+            keep-removed = "4w"
             state = "/s"
             data = "/d"
             [pool]
@@ -210,6 +217,7 @@ mod tests {
         assert_eq!(config.data_ports, DataPorts::Range { first, last });
         assert_eq!(config.route_ceiling, RoutePolicy::RequireStorage);
         assert_eq!(config.certificate_validity.as_secs(), 90 * 86_400);
+        assert_eq!(config.keep_removed.as_secs(), 28 * 86_400);
         assert_eq!(config.repositories(), Path::new("/d/repositories"));
         assert_eq!(config.pool.unwrap().slots, 8);
     }

@@ -7,6 +7,7 @@
 //! Invariants:
 //! - an object under its final name is whole, durable, and what its name says;
 //! - nothing under a final name is ever replaced, and clients remove nothing;
+//! - what maintenance removes stays recoverable for a time, unless an administrator says otherwise, which is recorded;
 //! - a host reaches its own repository alone;
 //! - what a client was told is done has reached the disk.
 
@@ -17,13 +18,15 @@ mod db;
 pub mod error;
 pub mod host;
 mod repository;
+mod scrub;
 mod service;
 pub mod state;
-pub mod store;
+mod store;
 
 pub use audit::{AUDIT_FILE, VerifiedAudit};
 pub use config::{DataPorts, PoolConfig, ServerConfig};
 pub use error::ServerError;
 pub use host::HostName;
-pub use repository::ExclusiveRepository;
+pub use repository::{ExclusiveRepository, ObjectCount, Removal, RemovedObject};
+pub use scrub::Scrubbed;
 pub use state::{HostInfo, ServerState};

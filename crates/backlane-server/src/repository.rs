@@ -5,13 +5,20 @@
 
 use crate::{
     HostName, ServerError,
-    db::{Arrival, Database, HostId, Timestamp},
-    store::{ByteSink, ByteSource, ByteStore, Hold, LocalStore, Placed},
+    audit::AuditEvent,
+    db::{Arrival, Database, Event, HostId, Timestamp},
+    store::{ByteSink, ByteSource, ByteStore, Hold, LaidAside, LocalStore, Placed, Shelf},
 };
 use aws_lc_rs::digest::{Context, SHA256};
 use backlane_proto::{ByteRange, ObjectId, ObjectInfo, ObjectKind, ObjectName, PackContents};
 use bytes::Bytes;
-use std::{path::Path, sync::Arc};
+use serde_json::{Value, json};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 use tokio::{runtime::Handle, sync::OnceCell, task::spawn_blocking};
 
 /// Largest object that is taken: no tool of the format writes larger packs, and everything else is smaller.
@@ -100,6 +107,21 @@ impl Repository {
         self.host
     }
 
+    /// Whose it is, and what is remembered of it.
+    pub(crate) fn known(&self) -> (HostId, Database) {
+        (self.host, self.database.clone())
+    }
+
+    /// Lays an object aside. Blocks.
+    pub(crate) fn lay_aside(
+        &self,
+        name: ObjectName,
+        shelf: Shelf,
+        at: Timestamp,
+    ) -> Result<(), ServerError> {
+        self.store.lay_aside(canonical(name), shelf, at)
+    }
+
     /// Whether a part of a pack is within its header, the sealed list of its blobs at its end, whose length (u32,
     /// little-endian) stands behind it. Blocks.
     pub(crate) fn is_in_header(
@@ -132,12 +154,28 @@ impl Repository {
         self.database.removals(self.host).await
     }
 
-    /// Removes an object and what is remembered of it.
-    async fn remove(self: &Arc<Self>, name: ObjectName) -> Result<(), ServerError> {
+    /// Removes an object: for good with all that is remembered of it, or so that it can be put back.
+    async fn remove(
+        self: &Arc<Self>,
+        name: ObjectName,
+        removal: Removal,
+    ) -> Result<(), ServerError> {
         let name = canonical(name);
+        let now = Timestamp::now();
         let this = Arc::clone(self);
-        blocking(move || this.store.remove(name)).await?;
-        self.database.forget_object(self.host, name).await
+        match removal {
+            Removal::Recoverable => {
+                blocking(move || this.store.lay_aside(name, Shelf::Removed, now)).await?;
+                self.database.set_removed(self.host, name, Some(now)).await
+            }
+            Removal::Final => {
+                blocking(move || this.store.remove(name)).await?;
+                self.database
+                    .set_removed(self.host, name, Some(now))
+                    .await?;
+                self.database.forget_object(self.host, name).await
+            }
+        }
     }
 }
 
@@ -148,15 +186,63 @@ impl Repository {
 pub struct ExclusiveRepository {
     repository: Arc<Repository>,
     runtime: Handle,
-    /// That something is removed was counted.
+    name: HostName,
+    /// How long what is removed stays recoverable.
+    keep: Duration,
+    removal: Removal,
+    /// That something is removed was counted, and is in the audit log.
     counted: OnceCell<()>,
 }
 
+/// What becomes of objects that maintenance removes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removal {
+    /// They stay recoverable for the time that the configuration says (`keep-removed`).
+    Recoverable,
+    /// They are gone at once, and so is what was removed before.
+    Final,
+}
+
+/// Objects that can be put back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RemovedObject {
+    /// Which.
+    pub name: ObjectName,
+    /// When it was removed.
+    pub removed_at: SystemTime,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// How many objects something was done to, and their size.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ObjectCount {
+    /// How many.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl ObjectCount {
+    fn add(&mut self, bytes: u64) {
+        self.objects += 1;
+        self.bytes += bytes;
+    }
+}
+
 impl ExclusiveRepository {
-    pub(crate) fn new(repository: Arc<Repository>, runtime: Handle) -> Self {
+    pub(crate) fn new(
+        repository: Arc<Repository>,
+        name: HostName,
+        keep: Duration,
+        removal: Removal,
+    ) -> Self {
         Self {
             repository,
-            runtime,
+            runtime: Handle::current(),
+            name,
+            keep,
+            removal,
             counted: OnceCell::new(),
         }
     }
@@ -210,14 +296,161 @@ impl ExclusiveRepository {
     /// # Errors
     /// When it doesn't exist, or its removal is not known to be durable.
     pub fn remove(&self, name: ObjectName) -> Result<(), ServerError> {
-        let Repository { host, database, .. } = &*self.repository;
         self.runtime.block_on(async {
-            // Whoever finds the count unchanged knows that nothing has gone. Once is enough: nobody can read it before
-            // this hold ends.
-            let count = || database.count_removals(*host);
-            self.counted.get_or_try_init(count).await?;
-            self.repository.remove(name).await
+            self.count_removals().await?;
+            self.repository.remove(name, self.removal).await
         })
+    }
+
+    /// Whoever finds the count unchanged knows that nothing has gone. Once is enough: nobody can read it before this hold
+    /// ends.
+    async fn count_removals(&self) -> Result<(), ServerError> {
+        let Repository { host, database, .. } = &*self.repository;
+        let count = || async {
+            let kept_for = match self.removal {
+                Removal::Recoverable => self.keep.as_secs(),
+                Removal::Final => 0,
+            };
+            self.audit(
+                AuditEvent::ObjectsRemoved,
+                json!({"kept_for_seconds": kept_for}),
+            )
+            .await?;
+            database.count_removals(*host).await
+        };
+        self.counted.get_or_try_init(count).await.map(|()| ())
+    }
+
+    async fn audit(&self, event: AuditEvent, detail: Value) -> Result<(), ServerError> {
+        let event = Event::new(event, Some(&self.name), detail);
+        self.repository.database.audit(event).await
+    }
+
+    /// When the objects of a kind arrived, by this server's clock.
+    ///
+    /// # Errors
+    /// When the state database fails.
+    pub fn arrivals(
+        &self,
+        kind: ObjectKind,
+    ) -> Result<BTreeMap<ObjectId, SystemTime>, ServerError> {
+        let Repository { host, database, .. } = &*self.repository;
+        let arrivals = self.runtime.block_on(database.arrivals(*host, kind))?;
+        let time = |(id, at): (ObjectId, Timestamp)| (id, at.system_time());
+        Ok(arrivals.into_iter().map(time).collect())
+    }
+
+    /// What was removed and can be put back, in the order of its removal.
+    ///
+    /// # Errors
+    /// When it can't be listed.
+    pub fn removed(&self) -> Result<Vec<RemovedObject>, ServerError> {
+        let removed = self.repository.store.shelf(Shelf::Removed)?;
+        let object = |aside: LaidAside| RemovedObject {
+            name: aside.name,
+            removed_at: aside.at.system_time(),
+            bytes: aside.bytes,
+        };
+        Ok(removed.into_iter().map(object).collect())
+    }
+
+    /// Puts back everything that was removed at `since` or later: packs first, snapshots last, so that whatever is there
+    /// has what it needs.
+    ///
+    /// # Errors
+    /// When something can't be put back; calling it again goes on from there.
+    pub fn undelete(&self, since: SystemTime) -> Result<ObjectCount, ServerError> {
+        let Repository {
+            host,
+            database,
+            store,
+        } = &*self.repository;
+        let mut removed = store.shelf(Shelf::Removed)?;
+        removed.retain(|aside| aside.at.system_time() >= since);
+        removed.sort_by_key(|aside| match aside.name.kind {
+            ObjectKind::Pack => 0,
+            ObjectKind::Index => 1,
+            _ => 2,
+        });
+        let mut count = ObjectCount::default();
+        for aside in &removed {
+            count.add(aside.bytes);
+        }
+        let detail = json!({"objects": count.objects, "bytes": count.bytes});
+        self.runtime
+            .block_on(self.audit(AuditEvent::Undeleted, detail))?;
+        for aside in &removed {
+            store.put_back(Shelf::Removed, aside)?;
+            self.runtime
+                .block_on(database.set_removed(*host, aside.name, None))?;
+        }
+        Ok(count)
+    }
+
+    /// Removes, so that they can be put back, the indexes and snapshots that arrived after a time: those of a host that
+    /// wasn't one's own any more. What they add to the repository stays until a prune.
+    ///
+    /// # Errors
+    /// When one can't be removed.
+    pub fn leave_out(&self, after: SystemTime) -> Result<ObjectCount, ServerError> {
+        let mut count = ObjectCount::default();
+        // Snapshots first: none is left without what it needs.
+        for kind in [ObjectKind::Snapshot, ObjectKind::Index] {
+            let arrivals = self.arrivals(kind)?;
+            for ObjectInfo { id, bytes } in self.list(kind)? {
+                // One that came by another tool has no arrival; it came with the server stopped, by an administrator.
+                if arrivals.get(&id).is_some_and(|at| *at > after) {
+                    let name = ObjectName { kind, id };
+                    self.runtime.block_on(async {
+                        self.count_removals().await?;
+                        self.repository.remove(name, Removal::Recoverable).await
+                    })?;
+                    count.add(bytes);
+                }
+            }
+        }
+        Ok(count)
+    }
+
+    /// Deletes what was removed longer ago than it has to stay recoverable; everything, where removals are final.
+    ///
+    /// # Errors
+    /// When something can't be deleted.
+    pub fn expire(&self) -> Result<ObjectCount, ServerError> {
+        let Repository {
+            host,
+            database,
+            store,
+        } = &*self.repository;
+        let now = SystemTime::now();
+        let keep = match self.removal {
+            Removal::Recoverable => self.keep,
+            Removal::Final => Duration::ZERO,
+        };
+        let mut expired = store.shelf(Shelf::Removed)?;
+        // A removal of the future is one of a clock that was put back since; it stays.
+        expired.retain(|aside| {
+            now.duration_since(aside.at.system_time())
+                .is_ok_and(|age| age >= keep)
+        });
+        let mut count = ObjectCount::default();
+        for aside in &expired {
+            count.add(aside.bytes);
+        }
+        if count.objects == 0 {
+            return Ok(count);
+        }
+        let is_early = self.removal == Removal::Final;
+        let detail =
+            json!({"objects": count.objects, "bytes": count.bytes, "before_its_time": is_early});
+        self.runtime
+            .block_on(self.audit(AuditEvent::RemovedExpired, detail))?;
+        for aside in &expired {
+            store.discard(Shelf::Removed, aside)?;
+            self.runtime
+                .block_on(database.forget_object(*host, aside.name))?;
+        }
+        Ok(count)
     }
 
     /// What a pack holds, as it was said when it was put; what was not said to be trees counts as data.

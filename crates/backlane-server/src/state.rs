@@ -10,7 +10,7 @@ use crate::{
         milliseconds,
     },
     error::{TokenRefusal, io_error},
-    repository::{Repository, blocking},
+    repository::{Removal, Repository, blocking},
     store::{Hold, sync_directory},
 };
 use backlane_net::{
@@ -25,7 +25,6 @@ use std::{
     sync::Arc,
     time::{Duration, SystemTime},
 };
-use tokio::runtime::Handle;
 
 /// How many slots a host gets when it enrols.
 pub const SLOTS_PER_HOST: u32 = 4;
@@ -273,11 +272,17 @@ impl ServerState {
     ///
     /// # Errors
     /// [`ServerError::Busy`] when a session is open; [`ServerError::Foreign`] when a stock tool holds a lock.
-    pub async fn exclusive(&self, host: &HostName) -> Result<ExclusiveRepository, ServerError> {
+    pub async fn exclusive(
+        &self,
+        host: &HostName,
+        removal: Removal,
+    ) -> Result<ExclusiveRepository, ServerError> {
         let repository = self.repository(host, Hold::Exclusive).await?;
         let event = Event::new(AuditEvent::MaintenanceBegun, Some(host), Value::Null);
         self.database.audit(event).await?;
-        Ok(ExclusiveRepository::new(repository, Handle::current()))
+        let keep = self.config.keep_removed;
+        let host = host.clone();
+        Ok(ExclusiveRepository::new(repository, host, keep, removal))
     }
 
     /// Opens a session's repository, for whoever has this certificate.
@@ -378,7 +383,7 @@ impl ServerState {
         &self.database
     }
 
-    async fn repository(
+    pub(crate) async fn repository(
         &self,
         host: &HostName,
         hold: Hold,

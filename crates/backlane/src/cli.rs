@@ -190,6 +190,10 @@ pub(crate) enum ServerCommand {
     RevokeRestore(HostArgs),
     /// End all trust in a host: certificates, permissions, join tokens, running sessions. Its repository stays.
     Revoke(HostArgs),
+    /// Read every object that hosts have stored, at a pace, and lay aside what is damaged. Jobs may run meanwhile.
+    Scrub(ScrubArgs),
+    /// Put back what forget and prune removed, as long as it is recoverable.
+    Undelete(UndeleteArgs),
     /// The audit log: what happened that bears on trust.
     #[command(subcommand)]
     Audit(AuditCommand),
@@ -205,6 +209,31 @@ pub(crate) enum AuditCommand {
 pub(crate) struct HostArgs {
     /// Name of the host.
     pub(crate) host: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ScrubArgs {
+    /// Only this host's repository [default: every host's].
+    pub(crate) host: Option<String>,
+    /// Read no more than this a second.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) rate: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UndeleteArgs {
+    #[command(flatten)]
+    pub(crate) host: HostArgs,
+    /// Only what was removed at this time or later, as 2026-01-31T12:00:00Z [default: all that is recoverable].
+    #[arg(long, value_name = "TIME")]
+    pub(crate) since: Option<jiff::Timestamp>,
+    /// Take out the snapshots and indexes that arrived after this time, as from a host that was no longer one's own; they
+    /// stay recoverable themselves.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) leave_out_after: Option<jiff::Timestamp>,
+    /// Say what is recoverable, and put nothing back.
+    #[arg(long, conflicts_with = "leave_out_after")]
+    pub(crate) list: bool,
 }
 
 #[derive(Debug, Args)]
@@ -442,6 +471,9 @@ pub(crate) struct MaintainArgs {
     /// Say what would be done and remove nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// Remove for good, and what was removed before as well: nothing of it is recoverable. Recorded in the audit log.
+    #[arg(long)]
+    pub(crate) break_retention: bool,
 }
 
 #[derive(Debug, Args)]
@@ -454,6 +486,9 @@ pub(crate) struct ForgetArgs {
     /// Keep the last N snapshots of each host and set of paths.
     #[arg(long, value_name = "N")]
     pub(crate) keep_last: Option<u32>,
+    /// Keep one snapshot an hour for the last N hours that have any.
+    #[arg(long, value_name = "N")]
+    pub(crate) keep_hourly: Option<u32>,
     /// Keep one snapshot a day for the last N days that have any.
     #[arg(long, value_name = "N")]
     pub(crate) keep_daily: Option<u32>,
@@ -466,6 +501,15 @@ pub(crate) struct ForgetArgs {
     /// Keep one snapshot a year for the last N years that have any.
     #[arg(long, value_name = "N")]
     pub(crate) keep_yearly: Option<u32>,
+    /// Keep all that are no older than this, counted back from the newest.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub(crate) keep_within: Option<Duration>,
+    /// Keep all that have this tag; may be repeated.
+    #[arg(long = "keep-tag", value_name = "TAG")]
+    pub(crate) keep_tags: Vec<String>,
+    /// Let a flood of new snapshots, far more in a day than ever before, age out older ones like any others.
+    #[arg(long)]
+    pub(crate) count_flood: bool,
     /// Prune afterwards.
     #[arg(long)]
     pub(crate) prune: bool,

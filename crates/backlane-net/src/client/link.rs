@@ -53,6 +53,12 @@ pub(super) async fn read_control<R: AsyncRead + Unpin>(shared: &Shared, mut from
                         server: server.to_owned(),
                         why: failure.text,
                     },
+                    // This host is trusted no more.
+                    ErrorCode::Denied => Error::Refused {
+                        server: server.to_owned(),
+                        code: failure.code,
+                        text: failure.text,
+                    },
                     _ => Error::protocol("this client", failure.text),
                 };
             }

@@ -10,8 +10,8 @@ use super::support::{
 };
 use crate::testing::MemoryStore;
 use crate::{
-    BlobKind, Change, ChangeKind, CheckOptions, DryRun, FileKind, KeepPolicy, ObjectStore,
-    PruneDelete, PruneOptions, RepoError, Repository, Visit, WarningKind,
+    Arrivals, BlobKind, Change, ChangeKind, CheckOptions, DryRun, FileKind, Flood, KeepPolicy,
+    ObjectStore, PruneDelete, PruneOptions, RepoError, Repository, Visit, WarningKind,
 };
 
 #[test]
@@ -197,20 +197,96 @@ fn back_up_at(repository: &Repository, days_ago: u64, seed: u8, tag: &str) {
     repository.archive(&options, source).unwrap();
 }
 
+/// Days ago that every snapshot arrived, by its tag.
+fn arrived(repository: &Repository, days_ago: &[(&str, u64)]) -> Arrivals {
+    let arrival = |snapshot: &crate::SnapshotInfo| {
+        let days = days_ago.iter().find(|(tag, _)| snapshot.tags == [*tag])?.1;
+        let at = SystemTime::now() - Duration::from_secs(days * 86_400);
+        Some((snapshot.id, at))
+    };
+    Arrivals {
+        times: repository
+            .snapshots()
+            .unwrap()
+            .iter()
+            .filter_map(arrival)
+            .collect(),
+        flood: Flood::Protect,
+    }
+}
+
+fn tags_left(repository: &Repository) -> Vec<String> {
+    let snapshots = repository.snapshots().unwrap();
+    let mut tags: Vec<_> = snapshots.into_iter().flat_map(|it| it.tags).collect();
+    tags.sort();
+    tags
+}
+
+#[test]
+fn a_policy_goes_by_arrival_whatever_time_a_snapshot_claims() {
+    let (_, repository) = memory_repository();
+    // One that arrived long ago claims to be the newest, and the newest to be old.
+    for (claims, seed, tag) in [(0, 1, "first"), (5, 2, "second"), (9, 3, "third")] {
+        back_up_at(&repository, claims, seed, tag);
+    }
+    let arrivals = arrived(&repository, &[("first", 8), ("second", 4), ("third", 1)]);
+    let policy = KeepPolicy {
+        last: Some(2),
+        ..KeepPolicy::default()
+    };
+    repository.forget(&policy, &arrivals, DryRun::No).unwrap();
+    assert_eq!(tags_left(&repository), ["second", "third"]);
+}
+
+#[test]
+fn a_flood_of_snapshots_ages_out_nothing_that_was_there_before() {
+    let (_, repository) = memory_repository();
+    let old = [("a", 4), ("b", 3), ("c", 2)];
+    for (seed, (tag, days)) in (1..).zip(old) {
+        back_up_at(&repository, days, seed, tag);
+    }
+    // Three times as many as came on any day before are no flood yet.
+    for seed in 10..13 {
+        back_up_at(&repository, 0, seed, "today");
+    }
+    let policy = KeepPolicy {
+        last: Some(2),
+        ..KeepPolicy::default()
+    };
+    let mut arrivals = arrived(&repository, &old);
+    let forget =
+        |arrivals: &Arrivals, dry_run| repository.forget(&policy, arrivals, dry_run).unwrap();
+    let calm = forget(&arrivals, DryRun::Yes);
+    assert_eq!(calm.floods, [""; 0]);
+    assert_eq!(calm.decisions.iter().filter(|it| it.keep).count(), 2);
+    back_up_at(&repository, 0, 13, "today");
+    let flooded = forget(&arrivals, DryRun::No);
+    assert_eq!(flooded.floods.len(), 1, "{flooded:?}");
+    assert_eq!(tags_left(&repository), ["a", "b", "c", "today", "today"]);
+    arrivals.flood = Flood::Count;
+    forget(&arrivals, DryRun::No);
+    assert_eq!(tags_left(&repository), ["today", "today"]);
+}
+
 #[test]
 fn forget_keeps_what_the_policy_says_and_prune_frees_the_rest() {
     let (store, repository) = memory_repository();
     for (days, seed, tag) in [(9, 1, "x"), (3, 2, "keep"), (1, 3, "x"), (0, 4, "x")] {
         back_up_at(&repository, days, seed, tag);
     }
-    let nothing = repository.forget(&KeepPolicy::default(), DryRun::No);
+    let nothing = repository.forget(&KeepPolicy::default(), &Arrivals::default(), DryRun::No);
     assert!(matches!(nothing, Err(RepoError::KeepsNothing)));
     let policy = KeepPolicy {
         last: Some(1),
         tags: vec!["keep".to_owned()],
         ..KeepPolicy::default()
     };
-    let forget = |dry_run| repository.forget(&policy, dry_run).unwrap().decisions;
+    let forget = |dry_run| {
+        repository
+            .forget(&policy, &Arrivals::default(), dry_run)
+            .unwrap()
+            .decisions
+    };
     let planned = forget(DryRun::Yes);
     assert_eq!(snapshots(&store), 4);
     let done = forget(DryRun::No);
@@ -334,7 +410,9 @@ fn a_policy_neither_counts_nor_removes_a_rotten_snapshot() {
         last: Some(1),
         ..KeepPolicy::default()
     };
-    let forgotten = repository.forget(&policy, DryRun::No).unwrap();
+    let forgotten = repository
+        .forget(&policy, &Arrivals::default(), DryRun::No)
+        .unwrap();
     assert_eq!(forgotten.decisions.len(), 1);
     assert_eq!(forgotten.decisions[0].snapshot.id, old);
     assert!(forgotten.decisions[0].keep);

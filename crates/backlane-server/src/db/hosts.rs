@@ -60,8 +60,9 @@ impl Database {
                  WHERE host_id = hosts.id AND revoked_at IS NULL) AS expires_at,
                 (SELECT max(expires_at) FROM permissions
                  WHERE host_id = hosts.id AND expires_at > $1) AS restore_until,
-                (SELECT count(*) FROM arrivals WHERE host_id = hosts.id) AS objects,
-                (SELECT coalesce(sum(bytes), 0) FROM arrivals WHERE host_id = hosts.id) AS bytes,
+                (SELECT count(*) FROM arrivals WHERE host_id = hosts.id AND removed_at IS NULL) AS objects,
+                (SELECT coalesce(sum(bytes), 0) FROM arrivals
+                 WHERE host_id = hosts.id AND removed_at IS NULL) AS bytes,
                 (SELECT max(arrived_at) FROM arrivals WHERE host_id = hosts.id) AS last_arrival_at
              FROM hosts ORDER BY name",
         )

@@ -2,13 +2,13 @@
 
 use super::{Database, HostId, Timestamp};
 use crate::ServerError;
-use backlane_proto::{ObjectKind, ObjectName, PackContents};
+use backlane_proto::{ObjectId, ObjectKind, ObjectName, PackContents};
 
 const DATA: i64 = 0;
 const TREES: i64 = 1;
 
 impl Database {
-    /// Records that a verified body arrived, and what a pack holds. The first record of a name stays.
+    /// Records that a verified body arrived, and what a pack holds. The first record of a name stays, until it is removed.
     pub(crate) async fn record_arrival(
         &self,
         host: HostId,
@@ -35,7 +35,8 @@ impl Database {
         }
         sqlx::query(
             "INSERT INTO arrivals (host_id, kind, id, bytes, arrived_at) VALUES ($1, $2, $3, $4, $5)
-             ON CONFLICT (host_id, kind, id) DO NOTHING",
+             ON CONFLICT (host_id, kind, id) DO UPDATE SET removed_at = NULL,
+                arrived_at = iif(arrivals.removed_at IS NULL, arrivals.arrived_at, excluded.arrived_at)",
         )
         .bind(host.0)
         .bind(name.kind.to_string())
@@ -88,28 +89,75 @@ impl Database {
         Ok(u64::try_from(removals).unwrap_or(0))
     }
 
-    /// Forgets an object that was removed.
+    /// When the objects of a kind arrived.
+    pub(crate) async fn arrivals(
+        &self,
+        host: HostId,
+        kind: ObjectKind,
+    ) -> Result<Vec<(ObjectId, Timestamp)>, ServerError> {
+        let rows: Vec<(Vec<u8>, i64)> = sqlx::query_as(
+            "SELECT id, arrived_at FROM arrivals
+             WHERE host_id = $1 AND kind = $2 AND removed_at IS NULL",
+        )
+        .bind(host.0)
+        .bind(kind.to_string())
+        .fetch_all(&self.pool)
+        .await
+        .map_err(|error| self.error(error))?;
+        let arrival =
+            |(id, at): (Vec<u8>, i64)| Some((ObjectId(id.try_into().ok()?), Timestamp(at)));
+        Ok(rows.into_iter().filter_map(arrival).collect())
+    }
+
+    /// Records that an object was removed, or with `None` that it was put back.
+    pub(crate) async fn set_removed(
+        &self,
+        host: HostId,
+        name: ObjectName,
+        at: Option<Timestamp>,
+    ) -> Result<(), ServerError> {
+        sqlx::query(
+            "UPDATE arrivals SET removed_at = $1 WHERE host_id = $2 AND kind = $3 AND id = $4",
+        )
+        .bind(at.map(|at| at.0))
+        .bind(host.0)
+        .bind(name.kind.to_string())
+        .bind(name.id.0.as_slice())
+        .execute(&self.pool)
+        .await
+        .map_err(|error| self.error(error))?;
+        Ok(())
+    }
+
+    /// Forgets an object that was removed, unless it has arrived again.
     pub(crate) async fn forget_object(
         &self,
         host: HostId,
         name: ObjectName,
     ) -> Result<(), ServerError> {
         let mut change = self.begin().await?;
+        sqlx::query(
+            "DELETE FROM arrivals
+             WHERE host_id = $1 AND kind = $2 AND id = $3 AND removed_at IS NOT NULL",
+        )
+        .bind(host.0)
+        .bind(name.kind.to_string())
+        .bind(name.id.0.as_slice())
+        .execute(&mut *change)
+        .await
+        .map_err(|error| self.error(error))?;
         if name.kind == ObjectKind::Pack {
-            sqlx::query("DELETE FROM packs WHERE host_id = $1 AND id = $2")
-                .bind(host.0)
-                .bind(name.id.0.as_slice())
-                .execute(&mut *change)
-                .await
-                .map_err(|error| self.error(error))?;
-        }
-        sqlx::query("DELETE FROM arrivals WHERE host_id = $1 AND kind = $2 AND id = $3")
+            sqlx::query(
+                "DELETE FROM packs WHERE host_id = $1 AND id = $2 AND NOT EXISTS
+                    (SELECT 1 FROM arrivals WHERE host_id = $1 AND kind = $3 AND id = $2)",
+            )
             .bind(host.0)
-            .bind(name.kind.to_string())
             .bind(name.id.0.as_slice())
+            .bind(name.kind.to_string())
             .execute(&mut *change)
             .await
             .map_err(|error| self.error(error))?;
+        }
         self.commit(change).await
     }
 }

@@ -68,4 +68,5 @@ pub(super) const STEPS: &[&str] = &[
         arrived_by INTEGER
     ) STRICT;
 ",
+    "ALTER TABLE arrivals ADD COLUMN removed_at INTEGER;",
 ];

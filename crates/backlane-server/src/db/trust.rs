@@ -184,7 +184,7 @@ impl Database {
         }
         let found: Vec<i64> = sqlx::query_scalar(
             "SELECT arrived_at FROM arrivals
-             WHERE host_id = $1 AND kind = $2 AND hex(id) LIKE $3 LIMIT 2",
+             WHERE host_id = $1 AND kind = $2 AND hex(id) LIKE $3 AND removed_at IS NULL LIMIT 2",
         )
         .bind(id.0)
         .bind(ObjectKind::Snapshot.to_string())

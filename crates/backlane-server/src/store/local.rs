@@ -4,8 +4,8 @@
 //! directory synced (§2). Paths are made of hexadecimal digits of an id alone, so no name leads elsewhere. A lock on
 //! `backlane.lock` is held as long as the store is open: shared by sessions, exclusive by maintenance (§3).
 
-use super::{ByteSink, ByteSource, ByteStore, Placed};
-use crate::{HostName, ServerError, error::io_error};
+use super::{ByteSink, ByteSource, ByteStore, LaidAside, Placed, Shelf};
+use crate::{HostName, ServerError, db::Timestamp, error::io_error};
 use backlane_proto::{ObjectId, ObjectInfo, ObjectKind, ObjectName};
 use bytes::Bytes;
 use rustix::{
@@ -30,7 +30,7 @@ const DIRECTORY_MODE: u32 = 0o700;
 
 /// How a repository is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hold {
+pub(crate) enum Hold {
     /// Together with other sessions; nothing is removed.
     Shared,
     /// Alone; objects may be removed.
@@ -39,7 +39,7 @@ pub enum Hold {
 
 /// The objects of one repository, in a directory.
 #[derive(Debug)]
-pub struct LocalStore {
+pub(crate) struct LocalStore {
     root: PathBuf,
     hold: Hold,
     /// Keeps the lock; it is released when the file is closed.
@@ -55,7 +55,7 @@ impl LocalStore {
     ///
     /// # Errors
     /// [`ServerError::Busy`] when somebody holds the repository in a way that excludes this.
-    pub fn open(root: &Path, host: &HostName, hold: Hold) -> Result<Self, ServerError> {
+    pub(crate) fn open(root: &Path, host: &HostName, hold: Hold) -> Result<Self, ServerError> {
         let lock_path = root.join(LOCK_FILE);
         if !lock_path.exists() {
             create_layout(root)?;
@@ -127,7 +127,11 @@ impl LocalStore {
         Ok(())
     }
 
-    fn path(&self, name: ObjectName) -> PathBuf {
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(super) fn path(&self, name: ObjectName) -> PathBuf {
         let directory = match name.kind {
             ObjectKind::Config => return self.root.join("config"),
             ObjectKind::Key => "keys".into(),
@@ -136,6 +140,15 @@ impl LocalStore {
             ObjectKind::Pack => format!("data/{:02x}", name.id.0[0]),
         };
         self.root.join(directory).join(name.id.to_string())
+    }
+
+    fn check_alone(&self) -> Result<(), ServerError> {
+        match self.hold {
+            Hold::Exclusive => Ok(()),
+            Hold::Shared => Err(ServerError::Denied(
+                "objects are removed by maintenance alone",
+            )),
+        }
     }
 
     /// Makes a temporary file and locks it, which tells the sweep of another session that somebody is writing it.
@@ -229,12 +242,30 @@ impl ByteStore for LocalStore {
         Ok(Box::new(sink))
     }
 
-    fn remove(&self, name: ObjectName) -> Result<(), ServerError> {
-        if self.hold != Hold::Exclusive {
-            return Err(ServerError::Denied(
-                "objects are removed by maintenance alone",
-            ));
+    fn lay_aside(&self, name: ObjectName, shelf: Shelf, at: Timestamp) -> Result<(), ServerError> {
+        // What is damaged is of no use to a session that runs.
+        if shelf == Shelf::Removed {
+            self.check_alone()?;
         }
+        self.lay_aside_file(name, shelf, at)
+    }
+
+    fn shelf(&self, shelf: Shelf) -> Result<Vec<LaidAside>, ServerError> {
+        self.list_shelf(shelf)
+    }
+
+    fn put_back(&self, shelf: Shelf, aside: &LaidAside) -> Result<(), ServerError> {
+        self.check_alone()?;
+        self.put_back_file(shelf, aside)
+    }
+
+    fn discard(&self, shelf: Shelf, aside: &LaidAside) -> Result<(), ServerError> {
+        self.check_alone()?;
+        self.discard_file(shelf, aside)
+    }
+
+    fn remove(&self, name: ObjectName) -> Result<(), ServerError> {
+        self.check_alone()?;
         let path = self.path(name);
         fs::remove_file(&path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => ServerError::NotFound { name },
@@ -321,7 +352,7 @@ impl Drop for LocalSink {
 
 const NOT_A_FILE: &str = "it is not a regular file";
 
-fn foreign(path: PathBuf, why: &'static str) -> ServerError {
+pub(super) fn foreign(path: PathBuf, why: &'static str) -> ServerError {
     ServerError::Foreign { path, why }
 }
 
@@ -462,7 +493,7 @@ fn refuse_stock_locks(root: &Path) -> Result<(), ServerError> {
     }
 }
 
-fn rename_without_replacing(from: &Path, to: &Path) -> Result<(), Errno> {
+pub(super) fn rename_without_replacing(from: &Path, to: &Path) -> Result<(), Errno> {
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         // Some file systems (NFS) don't know the flag. A link never replaces either.
         Err(Errno::INVAL | Errno::NOSYS) => {
@@ -473,7 +504,7 @@ fn rename_without_replacing(from: &Path, to: &Path) -> Result<(), Errno> {
     }
 }
 
-fn sync_parent(path: &Path) -> Result<(), ServerError> {
+pub(super) fn sync_parent(path: &Path) -> Result<(), ServerError> {
     sync_directory(path.parent().expect("what is synced lies in a directory"))
 }
 

@@ -4,16 +4,18 @@
 //! block, so that one implementation serves sessions (on the blocking threads of the runtime) and maintenance alike.
 
 mod local;
+mod shelf;
 
 pub(crate) use local::sync_directory;
-pub use local::{Hold, LocalStore};
+pub(crate) use local::{Hold, LocalStore};
+pub(crate) use shelf::{LaidAside, Shelf};
 
-use crate::ServerError;
+use crate::{ServerError, db::Timestamp};
 use backlane_proto::{ObjectInfo, ObjectKind, ObjectName};
 use bytes::Bytes;
 
 /// Keeps the objects of one repository.
-pub trait ByteStore: Send + Sync + 'static {
+pub(crate) trait ByteStore: Send + Sync + 'static {
     /// Lists every object of a kind, in the order of their names.
     ///
     /// # Errors
@@ -37,10 +39,34 @@ pub trait ByteStore: Send + Sync + 'static {
     /// # Errors
     /// [`ServerError::NotFound`] when there is no such object.
     fn remove(&self, name: ObjectName) -> Result<(), ServerError>;
+
+    /// Takes an object out of the repository and keeps it on a shelf; when this returns, that is durable.
+    ///
+    /// # Errors
+    /// [`ServerError::NotFound`] when there is no such object.
+    fn lay_aside(&self, name: ObjectName, shelf: Shelf, at: Timestamp) -> Result<(), ServerError>;
+
+    /// What is on a shelf, in the order in which it was laid aside.
+    ///
+    /// # Errors
+    /// When the list can't be had whole.
+    fn shelf(&self, shelf: Shelf) -> Result<Vec<LaidAside>, ServerError>;
+
+    /// Puts something back, unless its name is taken: then it is dropped, for what has the name is the same.
+    ///
+    /// # Errors
+    /// When that is not known to be durable.
+    fn put_back(&self, shelf: Shelf, aside: &LaidAside) -> Result<(), ServerError>;
+
+    /// Deletes something on a shelf.
+    ///
+    /// # Errors
+    /// When it can't be deleted.
+    fn discard(&self, shelf: Shelf, aside: &LaidAside) -> Result<(), ServerError>;
 }
 
 /// An object that is open to be read.
-pub trait ByteSource: Send + Sync {
+pub(crate) trait ByteSource: Send + Sync {
     /// Its size in bytes.
     fn length(&self) -> u64;
 
@@ -52,7 +78,7 @@ pub trait ByteSource: Send + Sync {
 }
 
 /// An object on its way in. Dropped before [`ByteSink::place`] returned, it leaves nothing.
-pub trait ByteSink: Send {
+pub(crate) trait ByteSink: Send {
     /// Appends a piece.
     ///
     /// # Errors
@@ -74,7 +100,7 @@ pub trait ByteSink: Send {
 
 /// What [`ByteSink::place`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Placed {
+pub(crate) enum Placed {
     /// The name was free and is this object's now.
     Created,
     /// The name was taken and what has it was left alone; it is durable.

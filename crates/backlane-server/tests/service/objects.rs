@@ -3,7 +3,7 @@
 use crate::common::{HOST, get, join, name_of, put, put_as, repository, server, session};
 use backlane_net::service::{Service, ServiceError, VerifiedHost};
 use backlane_proto::{ByteRange, ObjectId, ObjectInfo, ObjectKind, ObjectName, PackContents};
-use backlane_server::ServerError;
+use backlane_server::{Removal, ServerError};
 use bytes::Bytes;
 use std::{fs, path::Path, sync::Arc};
 
@@ -238,10 +238,10 @@ async fn maintenance_is_alone_and_may_remove() {
     let open = session(&state).await;
     let name = put(&*open, ObjectKind::Pack, b"abc").await.unwrap();
     let removals = open.removals().await.unwrap();
-    let busy = state.exclusive(&host).await.err().unwrap();
+    let busy = state.exclusive(&host, Removal::Final).await.err().unwrap();
     assert!(matches!(busy, ServerError::Busy { .. }), "{busy}");
     drop(open);
-    let alone = state.exclusive(&host).await.unwrap();
+    let alone = state.exclusive(&host, Removal::Final).await.unwrap();
     let busy = crate::common::open(&state, HOST).await.err().unwrap();
     assert!(matches!(busy, ServiceError::Busy(_)), "{busy}");
     let trees = Bytes::from_static(b"trees");

@@ -1,11 +1,17 @@
 //! What the server trusts a host with: its own repository, in the role of a backup; more by permission, for a time.
 
-use crate::common::{HOST, get, join, name_of, open, put, server, session};
+use crate::common::{HOST, config, get, join, name_of, open, put, server, session};
 use backlane_net::service::{ObjectService, Service, ServiceError, VerifiedHost};
 use backlane_proto::{ByteRange, ObjectKind, ObjectName, PackContents};
-use backlane_server::{HostName, ServerState};
+use backlane_server::{
+    ExclusiveRepository, HostName, Removal, Scrubbed, ServerConfig, ServerState,
+};
 use bytes::Bytes;
-use std::time::Duration;
+use std::{
+    ops::ControlFlow,
+    path::Path,
+    time::{Duration, Instant, SystemTime},
+};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -14,7 +20,7 @@ fn host() -> HostName {
 }
 
 /// A server whose host may not restore.
-async fn strict(directory: &std::path::Path) -> ServerState {
+async fn strict(directory: &Path) -> ServerState {
     let state = server(directory).await;
     assert_eq!(state.revoke_restore(&host()).await.unwrap(), 1);
     state
@@ -224,4 +230,185 @@ async fn a_certificate_is_renewed_for_the_name_that_it_has_and_no_other() {
     assert_eq!(audit(&state, "certificate-renewed").len(), 1);
     state.revoke(&host()).await.unwrap();
     denied(Service::open(&state, renewed.host()).await.map(drop));
+}
+
+/// Does maintenance, as a program of its own would.
+async fn maintain<T: Send + 'static>(
+    state: &ServerState,
+    removal: Removal,
+    work: impl FnOnce(&ExclusiveRepository) -> T + Send + 'static,
+) -> T {
+    let alone = state.exclusive(&host(), removal).await.unwrap();
+    tokio::task::spawn_blocking(move || work(&alone))
+        .await
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_removed_can_be_had_back_with_all_that_was_known_of_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = strict(directory.path()).await;
+    let open = session(&state).await;
+    let trees = put_as(&*open, PackContents::Trees, b"trees").await;
+    let data = put_as(&*open, PackContents::Data, b"data").await;
+    let snapshot = put(&*open, ObjectKind::Snapshot, b"one").await.unwrap();
+    let removals = open.removals().await.unwrap();
+    let bytes = state.hosts().await.unwrap()[0].bytes;
+    drop(open);
+    let before = SystemTime::now();
+    let arrived = maintain(&state, Removal::Recoverable, move |alone| {
+        let arrived = alone.arrivals(ObjectKind::Snapshot).unwrap();
+        for name in [snapshot, trees, data] {
+            alone.remove(name).unwrap();
+            assert!(alone.read(name, None).is_err());
+            assert!(
+                alone
+                    .list(name.kind)
+                    .unwrap()
+                    .iter()
+                    .all(|it| it.id != name.id)
+            );
+        }
+        assert_eq!(alone.expire().unwrap().objects, 0, "before its time");
+        arrived
+    });
+    let arrived = arrived.await;
+    assert_eq!(state.hosts().await.unwrap()[0].bytes, 0);
+    let open = session(&state).await;
+    assert_eq!(open.removals().await.unwrap(), removals + 1);
+    get(&*open, trees, None).await.unwrap_err();
+    // One of them arrives again meanwhile.
+    put_as(&*open, PackContents::Data, b"data").await;
+    drop(open);
+    maintain(&state, Removal::Recoverable, move |alone| {
+        let late = alone.undelete(SystemTime::now() + HOUR).unwrap();
+        assert_eq!(late.objects, 0);
+        assert_eq!(alone.removed().unwrap().len(), 3);
+        assert_eq!(alone.undelete(before).unwrap().objects, 3);
+        assert_eq!(alone.removed().unwrap(), []);
+        assert_eq!(alone.arrivals(ObjectKind::Snapshot).unwrap(), arrived);
+        for name in [snapshot, trees, data] {
+            alone.read(name, None).unwrap();
+        }
+    })
+    .await;
+    assert_eq!(state.hosts().await.unwrap()[0].bytes, bytes);
+    // What was said of the packs is remembered: trees may be read, data may not.
+    let open = session(&state).await;
+    get(&*open, trees, None).await.unwrap();
+    denied(get(&*open, data, None).await);
+    assert_eq!(audit(&state, "objects-removed").len(), 1);
+    assert_eq!(audit(&state, "undeleted").len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_removed_goes_when_its_time_is_over_or_when_retention_is_broken() {
+    let directory = tempfile::tempdir().unwrap();
+    drop(server(directory.path()).await);
+    let short = ServerConfig {
+        keep_removed: Duration::from_millis(1),
+        ..config(directory.path())
+    };
+    let long = ServerState::open(config(directory.path())).await.unwrap();
+    let open = session(&long).await;
+    let [one, two] = [b"one", b"two"].map(|body| name_of(ObjectKind::Pack, body));
+    put_as(&*open, PackContents::Data, b"one").await;
+    put_as(&*open, PackContents::Data, b"two").await;
+    drop(open);
+    maintain(&long, Removal::Recoverable, move |alone| {
+        alone.remove(one).unwrap();
+        assert_eq!(alone.expire().unwrap().objects, 0);
+    })
+    .await;
+    let short = ServerState::open(short).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    maintain(&short, Removal::Recoverable, move |alone| {
+        assert_eq!(alone.expire().unwrap().objects, 1);
+        assert_eq!(alone.removed().unwrap(), []);
+    })
+    .await;
+    maintain(&long, Removal::Recoverable, move |alone| {
+        alone.remove(two).unwrap()
+    })
+    .await;
+    maintain(&long, Removal::Final, move |alone| {
+        assert_eq!(alone.expire().unwrap().objects, 1);
+        assert_eq!(alone.undelete(SystemTime::UNIX_EPOCH).unwrap().objects, 0);
+    })
+    .await;
+    let expired = audit(&long, "removed-expired");
+    assert!(
+        expired[0].contains("\"before_its_time\":false"),
+        "{expired:?}"
+    );
+    assert!(
+        expired[1].contains("\"before_its_time\":true"),
+        "{expired:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_arrived_after_a_time_can_be_left_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = strict(directory.path()).await;
+    let open = session(&state).await;
+    let mut names = Vec::new();
+    let mut between = SystemTime::UNIX_EPOCH;
+    for body in [b"good", b"evil"] {
+        for kind in [ObjectKind::Index, ObjectKind::Snapshot] {
+            names.push(put(&*open, kind, body).await.unwrap());
+        }
+        if body == b"good" {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            between = SystemTime::now();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    drop(open);
+    maintain(&state, Removal::Recoverable, move |alone| {
+        assert_eq!(alone.leave_out(between).unwrap().objects, 2);
+        for (at, name) in names.iter().enumerate() {
+            assert_eq!(alone.read(*name, None).is_ok(), at < 2, "{name}");
+        }
+        // And back again: it was a removal like any other.
+        assert_eq!(alone.undelete(between).unwrap().objects, 2);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scrub_lays_aside_what_is_damaged_and_the_same_object_may_arrive_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = strict(directory.path()).await;
+    let open = session(&state).await;
+    let sound = put_as(&*open, PackContents::Trees, b"sound").await;
+    let rotten = put_as(&*open, PackContents::Trees, b"rotten").await;
+    let snapshot = put(&*open, ObjectKind::Snapshot, b"snapshot")
+        .await
+        .unwrap();
+    let id = rotten.id.to_string();
+    let root = crate::common::repository(directory.path());
+    std::fs::write(root.join("data").join(&id[..2]).join(&id), b"Rotten").unwrap();
+    // Beside a session that is open.
+    let go_on = |_: &Scrubbed| ControlFlow::Continue(());
+    let found = state.scrub(&host(), None, go_on).await.unwrap();
+    assert_eq!((found.objects, found.bytes), (3, 5 + 6 + 8));
+    assert!(
+        matches!(&found.damaged[..], [(name, _)] if *name == rotten),
+        "{found:?}"
+    );
+    get(&*open, rotten, None).await.unwrap_err();
+    for name in [sound, snapshot] {
+        get(&*open, name, None).await.unwrap();
+    }
+    assert_eq!(audit(&state, "object-damaged").len(), 1);
+    put_as(&*open, PackContents::Trees, b"rotten").await;
+    assert_eq!(get(&*open, rotten, None).await.unwrap(), b"rotten");
+    let again = state.scrub(&host(), Some(1_000_000), go_on).await.unwrap();
+    assert_eq!(again.damaged, []);
+    // It can be stopped, and keeps to its pace.
+    let began = Instant::now();
+    let stopped = state.scrub(&host(), Some(100), |_| ControlFlow::Break(()));
+    assert_eq!(stopped.await.unwrap().objects, 1);
+    assert!(began.elapsed() >= Duration::from_millis(80));
 }

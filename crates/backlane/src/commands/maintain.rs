@@ -6,7 +6,7 @@
 use super::{damage::Damage, server};
 use crate::{
     Context,
-    cli::{ForgetArgs, MaintainArgs, PruneArgs},
+    cli::{ForgetArgs, MaintainArgs, PruneArgs, UndeleteArgs},
     config,
     failure::{Advise, Usage},
     output::{Outcome, bytes, table},
@@ -15,13 +15,13 @@ use crate::{
 use anyhow::{Context as _, Result};
 use backlane_proto::{ByteRange, ObjectId, ObjectInfo, ObjectKind, ObjectName, PackContents};
 use backlane_repo::{
-    DryRun, ForgetDecision, KeepPolicy, ObjectStore, PruneOptions, PruneSummary, RepoError,
-    Repository, StoreError, maintain::PruneDelete,
+    Arrivals, DryRun, Flood, ForgetDecision, KeepPolicy, ObjectStore, PruneOptions, PruneSummary,
+    RepoError, Repository, StoreError, maintain::PruneDelete,
 };
-use backlane_server::{ExclusiveRepository, HostName, ServerError};
+use backlane_server::{ExclusiveRepository, HostName, Removal, ServerError};
 use bytes::Bytes;
 use serde::Serialize;
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::SystemTime};
 
 /// A repository at the server, as the repository's engine wants it.
 ///
@@ -97,7 +97,11 @@ fn hold(args: &MaintainArgs, context: &Context) -> Result<Held> {
         .runtime
         .block_on(async {
             let state = server::open_state(context).await?;
-            Ok::<_, anyhow::Error>(state.exclusive(&host).await?)
+            let removal = match args.break_retention {
+                true => Removal::Final,
+                false => Removal::Recoverable,
+            };
+            Ok::<_, anyhow::Error>(state.exclusive(&host, removal).await?)
         })
         .advise("wait until no job of that host runs, and try again")?;
     let store = Arc::new(Store {
@@ -140,11 +144,13 @@ struct ForgetDocument {
 pub(crate) fn forget(args: &ForgetArgs, context: &Context) -> Result<Outcome> {
     let policy = KeepPolicy {
         last: args.keep_last,
+        hourly: args.keep_hourly,
         daily: args.keep_daily,
         weekly: args.keep_weekly,
         monthly: args.keep_monthly,
         yearly: args.keep_yearly,
-        ..KeepPolicy::default()
+        within: args.keep_within,
+        tags: args.keep_tags.clone(),
     };
     if (policy == KeepPolicy::default()) == args.snapshots.is_empty() {
         let what = "name either the snapshots to forget, or what to keep (--keep-last and so on)";
@@ -153,8 +159,23 @@ pub(crate) fn forget(args: &ForgetArgs, context: &Context) -> Result<Outcome> {
     let held = hold(&args.repository, context)?;
     let dry = dry_run(&args.repository);
     let mut damaged = Damage::none(context);
+    let mut is_flooded = false;
     let named = if args.snapshots.is_empty() {
-        let forgotten = uninterrupted(held.repository.forget(&policy, dry), context)?;
+        let arrivals = Arrivals {
+            times: held.store.repository.arrivals(ObjectKind::Snapshot)?,
+            flood: match args.count_flood {
+                true => Flood::Count,
+                false => Flood::Protect,
+            },
+        };
+        let forgotten = held.repository.forget(&policy, &arrivals, dry);
+        let forgotten = uninterrupted(forgotten, context)?;
+        for flood in &forgotten.floods {
+            context.output.warning(format!(
+                "{flood}: nothing older is forgotten; --count-flood lets them count"
+            ));
+        }
+        is_flooded = !forgotten.floods.is_empty();
         for error in &forgotten.damaged {
             damaged.note(error, "it stays, whatever is to be kept");
         }
@@ -184,7 +205,123 @@ pub(crate) fn forget(args: &ForgetArgs, context: &Context) -> Result<Outcome> {
             "nothing was pruned: what the damaged snapshots need is not known; forget them by their whole ids first",
         );
     }
-    Ok(document.damaged.outcome())
+    expire(&held.store.repository, &args.repository, context)?;
+    match is_flooded {
+        true => Ok(Outcome::Warnings),
+        false => Ok(document.damaged.outcome()),
+    }
+}
+
+/// Deletes what was removed long enough ago, and says what of the removed is recoverable.
+fn expire(repository: &ExclusiveRepository, args: &MaintainArgs, context: &Context) -> Result<()> {
+    if args.dry_run {
+        return Ok(());
+    }
+    let expired = repository.expire()?;
+    let left = repository.removed()?;
+    if expired.objects > 0 {
+        context.output.note(format!(
+            "{} that were removed before are deleted for good",
+            bytes(expired.bytes)
+        ));
+    }
+    if !left.is_empty() {
+        context.output.note(format!(
+            "{} that were removed can be had back by `backlane server undelete {}`",
+            bytes(left.iter().map(|object| object.bytes).sum()),
+            args.host
+        ));
+    }
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct UndeleteDocument {
+    host: String,
+    /// What is recoverable, where that was asked for.
+    recoverable: Option<Vec<RemovedDocument>>,
+    put_back: u64,
+    put_back_bytes: u64,
+    left_out: u64,
+}
+
+#[derive(Serialize)]
+struct RemovedDocument {
+    object: String,
+    removed: String,
+    bytes: u64,
+}
+
+/// Puts back what maintenance removed.
+///
+/// # Errors
+/// When the repository can't be held, or something can't be put back.
+pub(super) fn undelete(args: &UndeleteArgs, context: &Context) -> Result<Outcome> {
+    let host = server::host_name(&args.host.host)?;
+    let repository = context
+        .runtime
+        .block_on(async {
+            let state = server::open_state(context).await?;
+            Ok::<_, anyhow::Error>(state.exclusive(&host, Removal::Recoverable).await?)
+        })
+        .advise("wait until no job of that host runs, and try again")?;
+    let since = args.since.map_or(SystemTime::UNIX_EPOCH, SystemTime::from);
+    let mut document = UndeleteDocument {
+        host: host.to_string(),
+        recoverable: None,
+        put_back: 0,
+        put_back_bytes: 0,
+        left_out: 0,
+    };
+    if args.list {
+        let mut removed = repository.removed()?;
+        removed.retain(|object| object.removed_at >= since);
+        let removed = removed.into_iter().map(|object| RemovedDocument {
+            object: object.name.to_string(),
+            removed: server::time(object.removed_at),
+            bytes: object.bytes,
+        });
+        document.recoverable = Some(removed.collect());
+    } else {
+        let put_back = repository.undelete(since)?;
+        (document.put_back, document.put_back_bytes) = (put_back.objects, put_back.bytes);
+        if let Some(after) = args.leave_out_after {
+            document.left_out = repository.leave_out(after.into())?.objects;
+        }
+    }
+    context.output.result(&document, UndeleteDocument::text)?;
+    Ok(Outcome::Done)
+}
+
+impl UndeleteDocument {
+    fn text(&self) -> String {
+        let Some(recoverable) = &self.recoverable else {
+            let mut text = format!(
+                "{} objects of {} are back, {}\n",
+                self.put_back,
+                self.host,
+                bytes(self.put_back_bytes)
+            );
+            if self.left_out > 0 {
+                text.push_str(&format!(
+                    "{} snapshots and indexes are left out\n",
+                    self.left_out
+                ));
+            }
+            return text;
+        };
+        let row = |object: &RemovedDocument| {
+            vec![
+                object.removed.clone(),
+                object.object.clone(),
+                bytes(object.bytes),
+            ]
+        };
+        let head = ["removed", "object", "bytes"].map(str::to_owned).to_vec();
+        let mut rows = vec![head];
+        rows.extend(recoverable.iter().map(row));
+        table(&rows)
+    }
 }
 
 /// What a piece of work came to, told as an interruption where that is why it failed.
@@ -307,6 +444,7 @@ pub(crate) fn prune(args: &PruneArgs, context: &Context) -> Result<Outcome> {
     context.output.result(&document, |document| {
         prune_text(&document.summary, document.dry_run)
     })?;
+    expire(&held.store.repository, &args.repository, context)?;
     Ok(Outcome::Done)
 }
 

@@ -2,7 +2,7 @@
 
 use super::{
     documents::EnrollDocument,
-    pool,
+    maintain, pool,
     status::{self, PoolDocument, ProcessDocument, SessionDocument},
     trust,
 };
@@ -38,6 +38,8 @@ pub(crate) fn run(command: &ServerCommand, context: &Context) -> Result<Outcome>
         ServerCommand::AllowRestore(args) => trust::allow_restore(args, context),
         ServerCommand::RevokeRestore(args) => trust::revoke_restore(args, context),
         ServerCommand::Revoke(args) => trust::revoke(args, context),
+        ServerCommand::Scrub(args) => trust::scrub(args, context),
+        ServerCommand::Undelete(args) => maintain::undelete(args, context),
         ServerCommand::Audit(AuditCommand::Verify) => trust::verify_audit(context),
     }
 }

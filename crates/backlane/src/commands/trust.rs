@@ -1,15 +1,18 @@
-//! `backlane server allow-restore`, `revoke-restore`, `revoke`, `audit verify`: whom the server trusts with what.
+//! `backlane server allow-restore`, `revoke-restore`, `revoke`, `audit verify`, `scrub`: whom the server trusts with what, and
+//! whether what it keeps is what it was given.
 //!
 //! All act on the server's state alone; a server that runs goes by what they did within a second.
 
 use super::server::{host_name, open_state, time};
 use crate::{
     Context,
-    cli::{AllowRestoreArgs, HostArgs},
-    output::Outcome,
+    cli::{AllowRestoreArgs, HostArgs, ScrubArgs},
+    output::{Outcome, bytes, table},
 };
 use anyhow::Result;
+use backlane_server::{HostName, Scrubbed};
 use serde::Serialize;
+use std::ops::ControlFlow;
 
 #[derive(Serialize)]
 struct AllowedDocument {
@@ -91,6 +94,95 @@ pub(super) fn revoke(args: &HostArgs, context: &Context) -> Result<Outcome> {
         ));
     }
     Ok(Outcome::Done)
+}
+
+#[derive(Serialize)]
+struct ScrubDocument {
+    hosts: Vec<ScrubbedDocument>,
+}
+
+#[derive(Serialize)]
+struct ScrubbedDocument {
+    host: String,
+    objects: u64,
+    bytes: u64,
+    damaged: Vec<DamagedDocument>,
+}
+
+#[derive(Serialize)]
+struct DamagedDocument {
+    object: String,
+    why: String,
+}
+
+pub(super) fn scrub(args: &ScrubArgs, context: &Context) -> Result<Outcome> {
+    let one = args.host.as_deref().map(host_name).transpose()?;
+    let scrubbed = context.runtime.block_on(async {
+        let state = open_state(context).await?;
+        let hosts = match one {
+            Some(host) => vec![host],
+            None => {
+                let all = state.hosts().await?;
+                let names = all.iter().map(|host| host_name(&host.name));
+                names.collect::<Result<_>>()?
+            }
+        };
+        let mut scrubbed = Vec::new();
+        for host in hosts {
+            let cancel = context.cancel.clone();
+            let go_on = move |_: &Scrubbed| match cancel.is_set() {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            };
+            let done = state.scrub(&host, args.rate, go_on).await;
+            scrubbed.push((host, done?));
+        }
+        Ok::<_, anyhow::Error>(scrubbed)
+    })?;
+    let of_host = |(host, scrubbed): (HostName, Scrubbed)| ScrubbedDocument {
+        host: host.to_string(),
+        objects: scrubbed.objects,
+        bytes: scrubbed.bytes,
+        damaged: scrubbed
+            .damaged
+            .into_iter()
+            .map(|(object, why)| DamagedDocument {
+                object: object.to_string(),
+                why,
+            })
+            .collect(),
+    };
+    let document = ScrubDocument {
+        hosts: scrubbed.into_iter().map(of_host).collect(),
+    };
+    let mut is_damaged = false;
+    for host in &document.hosts {
+        for damaged in &host.damaged {
+            is_damaged = true;
+            context.output.warning(format!(
+                "{}: {} is laid aside: {}; the next backup stores again what the host still has of it",
+                host.host, damaged.object, damaged.why
+            ));
+        }
+    }
+    context.output.result(&document, |document| {
+        let head = ["host", "objects", "bytes", "damaged"];
+        let mut rows = vec![head.map(str::to_owned).to_vec()];
+        rows.extend(document.hosts.iter().map(|host| {
+            vec![
+                host.host.clone(),
+                host.objects.to_string(),
+                bytes(host.bytes),
+                host.damaged.len().to_string(),
+            ]
+        }));
+        table(&rows)
+    })?;
+    context.check_cancelled()?;
+    Ok(match is_damaged {
+        true => Outcome::Failed,
+        false => Outcome::Done,
+    })
 }
 
 #[derive(Serialize)]
