@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use fidelity::Random;
 
-pub use footprint::Footprint;
+use footprint::Footprint;
 use worker::{Tally, Worker};
 
 use crate::device::Medium;
@@ -28,19 +28,6 @@ pub struct Plan {
     pub seed: u64,
     /// How long faults come.
     pub length: Duration,
-}
-
-/// What came of it.
-#[derive(Debug)]
-pub struct Soaked {
-    /// How often each outcome of a job was seen.
-    pub outcomes: BTreeMap<&'static str, u32>,
-    /// How often each fault was made.
-    pub faults: BTreeMap<&'static str, u32>,
-    /// The server, at half-time and at the end, each time without a session.
-    pub footprints: [Footprint; 2],
-    /// How many sessions found room in the pool at the same time, at half-time and at the end.
-    pub sessions: [usize; 2],
 }
 
 /// Jobs that run beside each other, and the host of each.
@@ -64,6 +51,24 @@ const PEER_DEAD: Duration = Duration::from_secs(90);
 
 /// How much the server's memory may have grown.
 const GROWTH_BYTES_MAX: u64 = 64 << 20;
+
+/// Who works, what is drawn, and what has come of it.
+struct Course {
+    workers: Vec<Worker>,
+    random: Random,
+    /// How often each fault was made.
+    faults: BTreeMap<&'static str, u32>,
+    tally: Tally,
+}
+
+/// What was left of it all.
+struct Soaked {
+    course: Course,
+    /// The server, at half-time and at the end, each time without a session.
+    footprints: [Footprint; 2],
+    /// How many sessions found room in the pool at the same time, at half-time and at the end.
+    sessions: [usize; 2],
+}
 
 /// What workers and the maker of faults share.
 struct Soak {
@@ -91,36 +96,38 @@ pub fn soak(plan: Plan) -> Result<()> {
         ("alpha", system.client("alpha")?),
         ("beta", system.client("beta")?),
     ]);
-    let mut workers: Vec<_> = (0..)
-        .zip(WORKERS)
-        .map(|(number, host)| Worker::new(number, &clients[host], &system, plan.seed))
-        .collect();
+    let workers = (0..).zip(WORKERS);
+    let workers =
+        workers.map(|(number, host)| Worker::new(number, &clients[host], &system, plan.seed));
+    let mut course = Course {
+        workers: workers.collect(),
+        random: Random::labelled(plan.seed, b"faults"),
+        faults: BTreeMap::new(),
+        tally: Tally::default(),
+    };
     let soak = Soak {
         system: Mutex::new(system),
         over: AtomicBool::new(false),
         faults: Mutex::default(),
     };
-    let mut random = Random::labelled(plan.seed, b"faults");
-    let mut faults = BTreeMap::new();
-    let mut tally = Tally::default();
-    let mut phase = |length| -> Result<(Footprint, usize)> {
-        soak.phase(length, &mut workers, &mut random, &mut faults, &mut tally)?;
+    let mut phase = || -> Result<(Footprint, usize)> {
+        course.phase(&soak, plan.length / 2)?;
         soak.measure(&clients)
     };
     // Whatever is made once and kept has been made at half-time.
-    let (before, sessions_before) = phase(plan.length / 2)?;
-    let (after, sessions_after) = phase(plan.length / 2)?;
+    let (before, sessions_before) = phase()?;
+    let (after, sessions_after) = phase()?;
     let soaked = Soaked {
-        outcomes: tally.outcomes,
-        faults,
+        course,
         footprints: [before, after],
         sessions: [sessions_before, sessions_after],
     };
     println!("{soaked}");
+    let unlawful = &soaked.course.tally.unlawful;
     ensure!(
-        tally.unlawful.is_empty(),
+        unlawful.is_empty(),
         "against the rule: {}",
-        tally.unlawful.join("\n\n")
+        unlawful.join("\n\n")
     );
     soaked.nothing_was_kept()?;
     let system = soak.system();
@@ -132,54 +139,51 @@ pub fn soak(plan: Plan) -> Result<()> {
     Ok(())
 }
 
-impl Soak {
-    fn system(&self) -> MutexGuard<'_, System> {
-        self.system.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
+impl Course {
     /// Lets jobs run and makes faults, and waits for the last job.
-    fn phase(
-        &self,
-        length: Duration,
-        workers: &mut [Worker],
-        random: &mut Random,
-        faults: &mut BTreeMap<&'static str, u32>,
-        tally: &mut Tally,
-    ) -> Result<()> {
-        self.over.store(false, Ordering::SeqCst);
+    fn phase(&mut self, soak: &Soak, length: Duration) -> Result<()> {
+        soak.over.store(false, Ordering::SeqCst);
         std::thread::scope(|scope| {
+            let workers = self.workers.iter_mut();
             let running: Vec<_> = workers
-                .iter_mut()
-                .map(|worker| scope.spawn(|| worker.work(self)))
+                .map(|worker| scope.spawn(|| worker.work(soak)))
                 .collect();
-            let made = self.make_faults(Instant::now() + length, random, faults);
-            self.over.store(true, Ordering::SeqCst);
+            let end = Instant::now() + length;
+            let made = make_faults(soak, end, &mut self.random, &mut self.faults);
+            soak.over.store(true, Ordering::SeqCst);
             for worker in running {
-                tally.add(worker.join().expect("a worker doesn't panic")?);
+                self.tally
+                    .add(worker.join().expect("a worker doesn't panic")?);
             }
             made
         })
     }
+}
 
-    fn make_faults(
-        &self,
-        end: Instant,
-        random: &mut Random,
-        faults: &mut BTreeMap<&'static str, u32>,
-    ) -> Result<()> {
-        while Instant::now() < end {
-            std::thread::sleep(span(random, PAUSE_MAX));
-            let fault = MADE[below(random, MADE.len())];
-            *faults.entry(fault.name()).or_default() += 1;
-            self.faults().push((Instant::now(), None));
-            fault.begin(&mut self.system())?;
-            std::thread::sleep(span(random, FAULT_MAX));
-            fault.end(&mut self.system())?;
-            if let Some((_, ended)) = self.faults().last_mut() {
-                *ended = Some(Instant::now());
-            }
+fn make_faults(
+    soak: &Soak,
+    end: Instant,
+    random: &mut Random,
+    made: &mut BTreeMap<&'static str, u32>,
+) -> Result<()> {
+    while Instant::now() < end {
+        std::thread::sleep(span(random, PAUSE_MAX));
+        let fault = MADE[below(random, MADE.len())];
+        *made.entry(fault.name()).or_default() += 1;
+        soak.faults().push((Instant::now(), None));
+        fault.begin(&mut soak.system())?;
+        std::thread::sleep(span(random, FAULT_MAX));
+        fault.end(&mut soak.system())?;
+        if let Some((_, ended)) = soak.faults().last_mut() {
+            *ended = Some(Instant::now());
         }
-        Ok(())
+    }
+    Ok(())
+}
+
+impl Soak {
+    fn system(&self) -> MutexGuard<'_, System> {
+        self.system.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn faults(&self) -> MutexGuard<'_, Vec<(Instant, Option<Instant>)>> {
@@ -212,8 +216,12 @@ impl Soak {
 
 impl Display for Soaked {
     fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
-        for (what, count) in self.outcomes.iter().chain(&self.faults) {
+        let Course { faults, tally, .. } = &self.course;
+        for (what, count) in tally.outcomes.iter().chain(faults) {
             writeln!(f, "{count:>6}  {what}")?;
+        }
+        for (what, bytes) in &tally.bytes {
+            writeln!(f, "{:>6}  MiB {what}", bytes >> 20)?;
         }
         let whens = ["at half-time", "at the end"].iter().zip(&self.footprints);
         for ((when, server), sessions) in whens.zip(self.sessions) {

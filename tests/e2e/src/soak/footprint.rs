@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 
 use crate::process::{Process, until};
@@ -11,13 +11,13 @@ use crate::system::{Client, System};
 
 /// What a process holds when it has nothing to do.
 #[derive(Debug, Clone)]
-pub struct Footprint {
+pub(super) struct Footprint {
     /// Open files, by what they are.
-    pub files: BTreeMap<String, usize>,
+    pub(super) files: BTreeMap<String, usize>,
     /// Threads.
-    pub threads: usize,
+    pub(super) threads: usize,
     /// Resident memory in bytes.
-    pub memory_bytes: u64,
+    pub(super) memory_bytes: u64,
 }
 
 /// Threads of a pool of threads end when they had nothing to do for ten seconds.
@@ -49,8 +49,7 @@ impl Footprint {
     }
 
     /// How many files are open.
-    #[must_use]
-    pub fn open_files(&self) -> usize {
+    pub(super) fn open_files(&self) -> usize {
         self.files.values().sum()
     }
 
@@ -120,10 +119,8 @@ pub(super) fn sessions_at_once<'a>(
             held.push(job);
         }
     }
-    ensure!(
-        false,
+    bail!(
         "{} sessions had room in the pool, and more would have",
         held.len()
-    );
-    Ok(0)
+    )
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use fidelity::Random;
 use rustix::process::Signal;
+use serde_json::Value;
 
 use super::{Soak, below};
 use crate::data::same;
@@ -53,6 +54,8 @@ pub(super) struct Worker {
 pub(super) struct Tally {
     /// How often each outcome was seen.
     pub(super) outcomes: BTreeMap<&'static str, u32>,
+    /// Bytes of bodies by each route, as the jobs that were done say.
+    pub(super) bytes: BTreeMap<&'static str, u64>,
     /// What was against the rule.
     pub(super) unlawful: Vec<String>,
 }
@@ -82,11 +85,11 @@ impl Worker {
         while !soak.over.load(Ordering::SeqCst) {
             self.change()?;
             let source = self.source.display().to_string();
-            let Some(backup) = self.do_it(soak, Work::Backup, &["backup", &source], &mut tally)?
+            let Some(document) =
+                self.do_it(soak, Work::Backup, &["backup", &source], &mut tally)?
             else {
                 continue;
             };
-            let document = backup.json()?;
             let snapshot = document["snapshot"].as_str().context("no snapshot")?;
             let (snapshot, target) = (format!("{snapshot}:{source}"), self.target.clone());
             if target.exists() {
@@ -117,14 +120,14 @@ impl Worker {
         Ok(())
     }
 
-    /// Runs a job again and again until it is done; `None` if it never is.
+    /// Runs a job again and again until it is done, and returns its document; `None` if it never is.
     fn do_it(
         &mut self,
         soak: &Soak,
         work: Work,
         arguments: &[&str],
         tally: &mut Tally,
-    ) -> Result<Option<Ended>> {
+    ) -> Result<Option<Value>> {
         let mut last = String::new();
         for _ in 0..ATTEMPTS_MAX {
             let policy = Policy::ALL[below(&mut self.random, Policy::ALL.len())];
@@ -136,7 +139,11 @@ impl Worker {
             let outcome = judge(&ended, policy, is_killed, met_fault)?;
             tally.count(work, outcome);
             match outcome {
-                Outcome::Done => return Ok(Some(ended)),
+                Outcome::Done => {
+                    let document = ended.json()?;
+                    tally.count_bytes(&document)?;
+                    return Ok(Some(document));
+                }
                 Outcome::Killed => {}
                 Outcome::NoWay => {
                     last = ended.to_string();
@@ -188,9 +195,23 @@ impl Tally {
         *self.outcomes.entry(name).or_default() += 1;
     }
 
+    fn count_bytes(&mut self, document: &Value) -> Result<()> {
+        for (route, field) in [
+            ("by storage", "bytes_storage"),
+            ("by network", "bytes_network"),
+        ] {
+            let bytes = document[field].as_u64().context(field)?;
+            *self.bytes.entry(route).or_default() += bytes;
+        }
+        Ok(())
+    }
+
     pub(super) fn add(&mut self, other: Self) {
         for (name, count) in other.outcomes {
             *self.outcomes.entry(name).or_default() += count;
+        }
+        for (route, bytes) in other.bytes {
+            *self.bytes.entry(route).or_default() += bytes;
         }
         self.unlawful.extend(other.unlawful);
     }
