@@ -118,7 +118,7 @@ fn three_devices_carry_their_shares() -> Result<()> {
             pool_bytes,
             ..Setup::default()
         };
-        let Some(scene) = Scene::new(&setup, 64 * MIB)? else {
+        let Some(scene) = Scene::new(&setup, 192 * MIB)? else {
             return Ok(());
         };
         for done in scene.round_trip("require-storage")? {
@@ -127,13 +127,14 @@ fn three_devices_carry_their_shares() -> Result<()> {
             let [first, others @ ..] = done.each_device_bytes.as_slice() else {
                 anyhow::bail!("no devices")
             };
-            // Frames take turns, and some are short, in no order; the first device has the control blocks as well, which are read
-            // far more often than they are written.
-            let least = third * 2 / 3;
+            // Frames take turns, and the last of each body is short. Most bodies here have nine: while none comes between, the
+            // short ones all go to one device, which carries up to a quarter less. The first has the control blocks as well,
+            // which are read far more often than they are written.
+            let least = third * 3 / 4;
             assert!(*first > least, "{first} of {third}: {}", done.ended);
             assert_eq!(others.len(), 2);
             for bytes in others {
-                let share = least..third * 4 / 3;
+                let share = least..third * 6 / 5;
                 assert!(share.contains(bytes), "{bytes} of {third}: {}", done.ended);
             }
         }
