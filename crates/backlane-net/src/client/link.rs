@@ -222,15 +222,21 @@ where
     // Whoever started the pair may have gone.
     let _ = ready.send(());
     let sent = |chunk| shared.account.meter.sent(route, chunk);
+    // Neither goes before the other, which would get no turn while there is always something for the first.
+    let carried = async {
+        tokio::select! {
+            down = read_pair(&shared, route, from) => down,
+            written = write_chunks(to, chunks, sent) => match written {
+                Ok(()) => pair_closed(route, "the session is over"),
+                Err(error) => pair_ended(route, &ReadError::Io(error)),
+            },
+        }
+    };
     let down = tokio::select! {
         // What the server says of it goes before what follows from that here.
         biased;
         Ok(down) = left => down,
-        down = read_pair(&shared, route, from) => down,
-        written = write_chunks(to, chunks, sent) => match written {
-            Ok(()) => pair_closed(route, "the session is over"),
-            Err(error) => pair_ended(route, &ReadError::Io(error)),
-        },
+        down = carried => down,
     };
     shared.route_down(route, &down);
     down
@@ -288,14 +294,18 @@ fn lost(server: &str, error: ReadError) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::{
-        call::{Wanted, make},
-        shared::tests::shared,
+    use crate::{
+        client::{
+            call::{Wanted, make},
+            shared::tests::shared,
+        },
+        framed::Chunk,
     };
     use backlane_proto::{
-        ByteRange, Decision, Health, ObjectId, ObjectKind, ObjectName, Reason, ServerRoutes,
+        ByteRange, ChunkFlag, ChunkHeader, Decision, Health, ObjectId, ObjectKind, ObjectName,
+        Reason, ServerRoutes,
     };
-    use tokio::time::Instant;
+    use tokio::{io::AsyncWriteExt, time::Instant};
 
     const LONG: Duration = Duration::from_secs(1000);
 
@@ -357,6 +367,42 @@ mod tests {
         let storage = timeout(LONG, again).await.unwrap();
         assert_eq!(storage, Err(Reason::DeviceError));
         assert_eq!(begun.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test]
+    async fn a_body_is_sent_while_others_come_without_a_pause() {
+        let (shared, _requests) = shared();
+        let shared = Arc::new(shared);
+        // A body that nobody waits for any more, and far more of it than is read at a time.
+        let over = shared.begin(Request::Routes, None).unwrap().id;
+        shared.end_call(over);
+        let chunk = ChunkHeader {
+            call: over,
+            bytes: 0,
+            flag: ChunkFlag::More,
+        };
+        let (pair, server) = tokio::io::duplex(1 << 16);
+        let (mut from_client, mut to_client) = tokio::io::split(server);
+        let many = chunk.encode().repeat(1 << 12);
+        tokio::spawn(async move { while to_client.write_all(&many).await.is_ok() {} });
+        let (from, to) = tokio::io::split(pair);
+        let (ready, up) = oneshot::channel();
+        tokio::spawn(run_pair(
+            Arc::clone(&shared),
+            Route::Storage,
+            from,
+            to,
+            ready,
+        ));
+        up.await.unwrap();
+        let call = backlane_proto::Call {
+            kind: backlane_proto::CallKind::Put(ObjectKind::Pack),
+            bytes: 0,
+        };
+        let (_, chunks) = shared.route_out(call).unwrap();
+        chunks.send(Chunk::abort(over)).await.unwrap();
+        let sent = timeout(Duration::from_secs(10), read_chunk_header(&mut from_client));
+        assert_eq!(sent.await.unwrap().unwrap().flag, ChunkFlag::Abort);
     }
 
     #[tokio::test(start_paused = true)]
