@@ -29,6 +29,10 @@ use tokio::{
 /// Pause before a call is made again for which there was no route, unless one comes before.
 const TRY_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
+/// So many times a route may fail a call; it may be its body that ends each. With the pauses before a route is taken
+/// back, that is ten minutes at least.
+const FAILURES_MAX: u32 = 32;
+
 /// A call that can be made again: made twice, it does no more than once.
 #[derive(Clone, Debug)]
 pub(super) enum Wanted {
@@ -86,7 +90,7 @@ pub(super) async fn make(shared: &Arc<Shared>, wanted: &Wanted) -> Result<Outcom
         return Err(Error::TooLarge { name, bytes, most });
     }
     let mut changes = shared.changes.subscribe();
-    let (mut deadline, mut waits) = (None, false);
+    let (mut failures, mut deadline) = (0, None);
     // What to tell if nothing is left and there is no time to wait.
     let mut before = None;
     loop {
@@ -105,44 +109,45 @@ pub(super) async fn make(shared: &Arc<Shared>, wanted: &Wanted) -> Result<Outcom
             }
             done => return done,
         };
-        let now = Instant::now();
-        let is_first = deadline.is_none();
-        let deadline = *deadline.get_or_insert(now + shared.route_wait);
         match &failed {
             // A route that failed is down here before its calls are told: the next attempt takes what is left, which
-            // needs no patience.
+            // needs no patience, and what was waited for is over.
             Error::RouteFailed {
                 route,
                 reason,
                 detail,
                 ..
-            } if is_first || now < deadline => {
+            } if failures < FAILURES_MAX => {
                 let reason = reason.name();
                 tracing::info!(
                     server = %shared.server, call = %wanted, bytes, %route, reason, detail,
                     "its route failed: the call is made again"
                 );
                 shared.account.repeated(bytes);
-                (before, waits) = (Some(failed.clone()), false);
+                (failures, deadline, before) = (failures + 1, None, Some(failed));
             }
             // Where nothing is left, or the other side alone knows, there is something to wait for.
-            Error::NoRoute { reason, detail, .. } if now < deadline => {
-                if !std::mem::replace(&mut waits, true) {
+            Error::NoRoute { reason, detail, .. } => {
+                let now = Instant::now();
+                if deadline.is_none() && !shared.route_wait.is_zero() {
                     let reason = reason.name();
                     tracing::info!(
                         server = %shared.server, call = %wanted, bytes, policy = %shared.policy, reason, detail,
                         "the call waits for a route"
                     );
                 }
+                let deadline = *deadline.get_or_insert(now + shared.route_wait);
+                if now >= deadline {
+                    return Err(before.unwrap_or(failed));
+                }
+                before = None;
                 let next = deadline.min(now + TRY_AGAIN_AFTER);
                 // The sender lives in the session.
                 let _ = shared
                     .waiters
                     .wait(timeout_at(next, changes.changed()))
                     .await;
-                before = None;
             }
-            Error::NoRoute { .. } => return Err(before.unwrap_or(failed)),
             _ => return Err(failed),
         }
     }

@@ -4,6 +4,7 @@ use super::*;
 use crate::client::call::{Wanted, make};
 use backlane_proto::{ErrorCode, Failure, ObjectId, ObjectKind, ObjectName, PackContents};
 use bytes::Bytes;
+use tokio::time::timeout;
 
 /// A session with a line that a test reads and answers.
 pub(in crate::client) fn shared() -> (Shared, mpsc::UnboundedReceiver<FromClient>) {
@@ -56,30 +57,51 @@ async fn a_call_whose_pair_lets_go_before_it_says_why_is_made_again() {
     making.abort();
 }
 
+/// The next put that is asked for, which is told that its body may come; calls that are given up are ended.
+async fn next_put(
+    shared: &Shared,
+    requests: &mut mpsc::UnboundedReceiver<FromClient>,
+) -> Option<Route> {
+    loop {
+        let next = timeout(Duration::from_secs(10), requests.recv()).await;
+        let FromClient { call, request } = next.ok()??;
+        let cancelled = Failure {
+            code: ErrorCode::Cancelled,
+            text: String::new(),
+            reason: None,
+        };
+        match request {
+            Request::Put { route, .. } => {
+                shared.answered(call, Answer::Ready).unwrap();
+                return Some(route);
+            }
+            _ => shared.answered(call, Answer::Failed(cancelled)).unwrap(),
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_call_without_patience_takes_the_route_that_is_left_and_waits_for_none() {
     let (shared, mut requests) = with_patience(Duration::ZERO);
     let shared = Arc::new(shared);
-    let (chunks, _kept) = mpsc::channel(1);
-    let (others, _kept_too) = mpsc::channel(1);
-    shared.route_up(Route::Storage, chunks);
-    shared.route_up(Route::Network, others);
-    let making = putting(&shared);
-    let mut next = async || loop {
-        let message = requests.recv().await.unwrap();
-        if let Request::Put { route, .. } = message.request {
-            return (message.call, route);
-        }
+    let mut kept = Vec::new();
+    let mut up = |route| {
+        let (chunks, pair) = mpsc::channel(1);
+        kept.push(pair);
+        shared.route_up(route, chunks);
     };
-    let (first, route) = next().await;
-    assert_eq!(route, Route::Storage);
-    shared.answered(first, Answer::Ready).unwrap();
+    up(Route::Storage);
+    up(Route::Network);
+    let making = putting(&shared);
+    let mut next = async || next_put(&shared, &mut requests).await;
+    assert_eq!(next().await, Some(Route::Storage));
     let down = RouteDown::new(Reason::DeviceError, "lun7");
     shared.route_down(Route::Storage, &down);
-    let (second, route) = next().await;
-    assert_eq!(route, Route::Network);
-    shared.answered(second, Answer::Ready).unwrap();
+    assert_eq!(next().await, Some(Route::Network));
+    up(Route::Storage);
     shared.route_down(Route::Network, &RouteDown::new(Reason::NetworkDown, ""));
+    assert_eq!(next().await, Some(Route::Storage));
+    shared.route_down(Route::Storage, &down);
     let failed = making.await.unwrap();
     assert!(
         matches!(failed, Err(Error::RouteFailed { .. })),
@@ -87,6 +109,49 @@ async fn a_call_without_patience_takes_the_route_that_is_left_and_waits_for_none
     );
     let none = putting(&shared).await.unwrap();
     assert!(matches!(none, Err(Error::NoRoute { .. })), "{none:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_had_a_route_waits_for_the_next_as_long_as_for_the_first() {
+    const LONG: Duration = Duration::from_secs(600);
+    let (shared, mut requests) = with_patience(LONG);
+    let shared = Arc::new(shared);
+    let making = putting(&shared);
+    for _ in 0..3 {
+        tokio::time::sleep(LONG * 2 / 3).await;
+        let (chunks, _kept) = mpsc::channel(1);
+        shared.route_up(Route::Storage, chunks);
+        let route = next_put(&shared, &mut requests).await;
+        assert_eq!(route, Some(Route::Storage));
+        shared.route_down(Route::Storage, &RouteDown::new(Reason::DeviceError, ""));
+    }
+    let began = Instant::now();
+    let failed = making.await.unwrap();
+    assert!(matches!(failed, Err(Error::NoRoute { .. })), "{failed:?}");
+    assert_eq!(began.elapsed(), LONG);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_ends_its_pair_each_time_is_not_sent_for_ever() {
+    let (shared, mut requests) = shared();
+    let shared = Arc::new(shared);
+    let mut making = putting(&shared);
+    let mut sent = 0;
+    let failed = loop {
+        let (chunks, _kept) = mpsc::channel(1);
+        shared.route_up(Route::Storage, chunks);
+        tokio::select! {
+            failed = &mut making => break failed.unwrap(),
+            _ = next_put(&shared, &mut requests) => sent += 1,
+        }
+        assert!(sent < 100, "it is sent for ever");
+        shared.route_down(Route::Storage, &RouteDown::new(Reason::StreamReset, ""));
+    };
+    assert!(
+        matches!(failed, Err(Error::RouteFailed { .. })),
+        "{failed:?}"
+    );
+    assert!(sent > 8, "{sent}");
 }
 
 #[tokio::test]
