@@ -486,7 +486,7 @@ impl Task {
                             let own = self.shared.detail(reason);
                             let own = own.filter(|own| !own.is_empty());
                             let detail =
-                                own.unwrap_or_else(|| format!("server {server}: {}", failure.text));
+                                own.unwrap_or_else(|| self.shared.at_server(&failure.text));
                             if let Some((route, way)) = &self.way {
                                 let down = RouteDown::new(reason, &detail);
                                 self.shared.left_there(*route, Some(way), down);

@@ -446,8 +446,16 @@ impl Shared {
         if let Err(reason) = routes.health.storage {
             let pool = routes.pool.and_then(|pool| pool.down);
             let detail = pool.map_or_else(String::new, |(_, detail)| detail);
-            let detail = format!("server {}: {detail}", self.server);
+            let detail = self.at_server(&detail);
             self.left_there(Route::Storage, None, RouteDown::new(reason, detail));
+        }
+    }
+
+    /// What the server said, if anything, with its name.
+    pub(super) fn at_server(&self, said: &str) -> String {
+        match said {
+            "" => format!("server {}", self.server),
+            said => format!("server {}: {said}", self.server),
         }
     }
 

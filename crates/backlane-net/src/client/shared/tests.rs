@@ -2,9 +2,12 @@
 
 use super::*;
 use crate::client::call::{Wanted, make};
-use backlane_proto::{ErrorCode, Failure, ObjectId, ObjectKind, ObjectName, PackContents};
+use backlane_proto::{
+    ErrorCode, Failure, ObjectId, ObjectKind, ObjectName, PackContents, PoolStatus,
+};
 use bytes::Bytes;
 use tokio::time::timeout;
+use uuid::Uuid;
 
 /// A session with a line that a test reads and answers.
 pub(in crate::client) fn shared() -> (Shared, mpsc::UnboundedReceiver<FromClient>) {
@@ -189,13 +192,33 @@ async fn a_pair_whose_other_end_is_gone_is_left_with_the_first_body_that_is_refu
         reason: Some(Reason::DeviceError),
     });
     shared.answered(call, refused).unwrap();
-    assert_eq!(left.await.unwrap().reason, Reason::DeviceError);
-    let storage = shared.routes().storage;
-    assert!(
-        matches!(&storage, Err(down) if down.reason == Reason::DeviceError),
-        "{storage:?}"
-    );
+    let down = RouteDown::new(Reason::DeviceError, "server s:1");
+    assert_eq!(left.await.unwrap(), down);
+    assert_eq!(shared.routes().storage, Err(down));
     making.abort();
+}
+
+#[tokio::test]
+async fn what_the_server_says_of_its_pool_is_told_with_its_name_and_nothing_is_made_up() {
+    let (shared, _requests) = shared();
+    for (pool, detail) in [
+        (None, "server s:1"),
+        (Some("no device is left"), "server s:1: no device is left"),
+    ] {
+        let (chunks, _kept) = mpsc::channel(1);
+        shared.route_up(Route::Storage, chunks);
+        let health = Health {
+            storage: Err(Reason::DeviceError),
+            ..Health::WELL
+        };
+        let pool = pool.map(|text: &str| PoolStatus {
+            uuid: Uuid::nil(),
+            down: Some((Reason::DeviceError, text.to_owned())),
+        });
+        shared.server_lost(ServerRoutes { health, pool });
+        let down = RouteDown::new(Reason::DeviceError, detail);
+        assert_eq!(shared.routes().storage, Err(down));
+    }
 }
 
 #[tokio::test]
