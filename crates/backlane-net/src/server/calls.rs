@@ -147,6 +147,9 @@ impl Serving {
 
     async fn list(&mut self, kind: ObjectKind) -> Result<(), Failed> {
         let objects = self.session.objects().ok_or(Failed::SessionOver)?;
+        // Held until the last page is taken: a client that takes none makes the server hold one listing and no more.
+        let session = Arc::clone(&self.session);
+        let _turn = self.or_cancelled(session.listing.lock()).await?;
         let entries = self.or_cancelled(objects.list(kind)).await??;
         let mut pages = entries.chunks(LISTING_PAGE_ENTRIES).peekable();
         while let Some(page) = pages.next() {

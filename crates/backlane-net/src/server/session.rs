@@ -56,6 +56,8 @@ pub(super) struct Session {
     pub(super) id: SessionId,
     secret: SessionSecret,
     answers: mpsc::Sender<FromServer>,
+    /// Held by the call whose listing is in memory.
+    pub(super) listing: tokio::sync::Mutex<()>,
     pub(super) events: Mutex<Option<mpsc::Receiver<Event>>>,
     to_events: mpsc::Sender<Event>,
     /// Rung when the pool has news for the client.
@@ -255,6 +257,7 @@ async fn open(
         id,
         secret,
         answers,
+        listing: tokio::sync::Mutex::new(()),
         events: Mutex::new(Some(events)),
         to_events,
         doorbell: Arc::new(Notify::new()),

@@ -59,6 +59,8 @@ pub(crate) struct Store {
     pub(crate) listed: AtomicU64,
     /// Rung when the host is trusted no more.
     pub(crate) distrust: Notify,
+    /// How many removals were asked for.
+    pub(crate) refused: AtomicU64,
 }
 
 impl Memory {
@@ -75,6 +77,7 @@ impl Memory {
                 removals: AtomicU64::new(0),
                 listed: AtomicU64::new(0),
                 distrust: Notify::new(),
+                refused: AtomicU64::new(0),
             })
         };
         Arc::clone(stores.entry(host.to_owned()).or_insert_with(new))
@@ -226,7 +229,10 @@ impl ObjectService for Held {
     }
 
     fn remove(&self, name: ObjectName) -> BoxFuture<'_, Result<(), ServiceError>> {
-        Box::pin(async move { Err(ServiceError::Denied(format!("removing {name}"))) })
+        Box::pin(async move {
+            self.0.refused.fetch_add(1, Ordering::SeqCst);
+            Err(ServiceError::Denied(format!("removing {name}")))
+        })
     }
 }
 
