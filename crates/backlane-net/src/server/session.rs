@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     RouteDown,
-    framed::{Chunk, PING_AFTER, ReadError, queued, read_message_while, write_message},
+    framed::{Chunk, DEAD_AFTER, PING_AFTER, ReadError, queued, read_message_while, write_message},
     pool::is_time_to_vouch,
     service::{ObjectService, VerifiedHost},
     status::{Meter, SessionStatus},
@@ -343,10 +343,7 @@ where
     let mut over = session.over.subscribe();
     loop {
         let next = async {
-            // A client that takes no answers gets no further.
-            while tasks.len() >= TASKS_MAX {
-                tasks.join_next().await;
-            }
+            has_room(tasks).await?;
             read_message_while(&mut from, || session.is_client_alive()).await
         };
         let raw = tokio::select! {
@@ -385,6 +382,16 @@ where
         // Keeps the set as small as the number of calls under way.
         while tasks.try_join_next().is_some() {}
     }
+}
+
+/// Ready when there is room for another call. A client that takes no answers gets no further, and is given up as one that
+/// says nothing is: nothing that it says is read meanwhile.
+async fn has_room(tasks: &mut JoinSet<()>) -> Result<(), ReadError> {
+    while tasks.len() >= TASKS_MAX {
+        let ended = timeout(DEAD_AFTER, tasks.join_next()).await;
+        ended.map_err(|_| ReadError::Silent(DEAD_AFTER))?;
+    }
+    Ok(())
 }
 
 async fn write_answers<W: AsyncWrite + Unpin>(mut to: W, mut answers: mpsc::Receiver<FromServer>) {
@@ -735,3 +742,28 @@ impl State {
 
 /// Parts of one body that wait for the service; with them full, the data pair waits.
 const PIECES_QUEUED_MAX: usize = 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_is_given_up_that_takes_no_answers_for_as_long_as_one_may_be_silent() {
+        let mut tasks = JoinSet::new();
+        // One answer is taken, late, and then none.
+        tasks.spawn(tokio::time::sleep(DEAD_AFTER / 2));
+        while tasks.len() < TASKS_MAX {
+            tasks.spawn(std::future::pending());
+        }
+        let began = Instant::now();
+        has_room(&mut tasks).await.unwrap();
+        assert_eq!(began.elapsed(), DEAD_AFTER / 2);
+        tasks.spawn(std::future::pending());
+        let given_up = timeout(DEAD_AFTER * 10, has_room(&mut tasks)).await;
+        assert!(
+            matches!(given_up, Ok(Err(ReadError::Silent(DEAD_AFTER)))),
+            "{given_up:?}"
+        );
+        assert_eq!(began.elapsed(), DEAD_AFTER / 2 + DEAD_AFTER);
+    }
+}
