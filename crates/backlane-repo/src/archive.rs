@@ -122,6 +122,12 @@ pub struct ArchiveSummary {
     pub packs_continued: u64,
     /// Their bytes.
     pub bytes_continued: u64,
+    /// Packs that the index names and that are not there.
+    pub packs_missing: u64,
+    /// Blobs that were in these packs alone.
+    pub blobs_missing: u64,
+    /// How many of them this backup has stored again.
+    pub blobs_stored_again: u64,
     /// How many warnings about the source there were.
     pub warnings: u64,
     /// How long it took.
@@ -133,7 +139,8 @@ impl Repository {
     ///
     /// What could not be read is told to the source and counted; it is no error. What an earlier backup had stored before
     /// it ended early, however it ended, is used and not stored again. Objects of the index that are damaged, and packs
-    /// in no index that can't be used, are told to the source as well.
+    /// in no index that can't be used, are told to the source as well. What was in packs that are no longer there is
+    /// stored again, as far as it is in the source.
     ///
     /// # Errors
     /// [`RepoError::Cancelled`]; [`RepoError::WriteFailed`] soon after the first failed write;
@@ -147,12 +154,16 @@ impl Repository {
         let inner = &self.inner;
         let alone = inner.archiving.lock();
         let _alone = alone.unwrap_or_else(PoisonError::into_inner);
+        let packs = inner.packs()?;
         let continued = match options.dry_run {
             DryRun::Yes => Continued::default(),
-            DryRun::No => inner.continue_interrupted(source.as_ref(), &options.cancel)?,
+            DryRun::No => inner.continue_interrupted(&packs, source.as_ref(), &options.cancel)?,
         };
-        let (engine, damage) =
-            inner.over_damaged_index("reading the index", || inner.engine()?.to_indexed_ids())?;
+        let missing = inner.missing(packs.not_listed)?;
+        let (engine, damage) = {
+            let _without = inner.without(&missing);
+            inner.over_damaged_index("reading the index", || inner.engine()?.to_indexed_ids())?
+        };
         for error in &damage {
             source.warn(&Warning {
                 path: b"index".to_vec(),
@@ -162,7 +173,7 @@ impl Repository {
                 ),
             });
         }
-        let reader = match damage.is_empty() {
+        let reader = match damage.is_empty() && !missing.has_trees() {
             true => None,
             false => Some(self.reader()?),
         };
@@ -215,6 +226,9 @@ impl Repository {
             bytes_packed: stats.data_added_packed,
             packs_continued: continued.packs,
             bytes_continued: continued.bytes,
+            packs_missing: missing.packs(),
+            blobs_missing: missing.blobs(),
+            blobs_stored_again: inner.found_again(&missing)?,
             warnings,
             seconds: stats.backup_duration,
         })
@@ -222,8 +236,8 @@ impl Repository {
 }
 
 impl Inner {
-    /// The snapshot as it is before the backup, and what to compare with. `damaged` reads what is left of a damaged
-    /// index.
+    /// The snapshot as it is before the backup, and what to compare with. `damaged` reads what is left where trees may
+    /// be lost.
     fn prepare(
         &self,
         options: &ArchiveOptions,
@@ -259,7 +273,7 @@ impl Inner {
         };
         let parent = match (parent, damaged) {
             (Some(id), Some(reader)) if !self.trees_are_known(reader, id)? => {
-                tracing::warn!(parent = %id, "trees of the parent are lost with the index: every file is read");
+                tracing::warn!(parent = %id, "trees of the parent are lost: every file is read");
                 None
             }
             (parent, _) => parent,
@@ -307,17 +321,12 @@ impl Inner {
             let noun = if warnings == 1 { "warning" } else { "warnings" };
             file.description = Some(format!("{said}[{warnings} {noun}]"));
         }
-        let failed = |what: String| RepoError::Engine {
-            doing: "writing the snapshot",
-            what,
-        };
+        let doing = "writing the snapshot";
+        let failed = |what: String| RepoError::Engine { doing, what };
         let extra = serde_json::to_value(Extra { warnings });
         let mut json = serde_json::to_value(&*file).map_err(|error| failed(error.to_string()))?;
         json[EXTRA_FIELD] = extra.map_err(|error| failed(error.to_string()))?;
-        let sealed = self
-            .key
-            .seal_object(json.to_string().as_bytes())
-            .ok_or_else(|| failed("it can't be sealed".to_owned()))?;
+        let sealed = self.sealed(json.to_string().as_bytes(), doing)?;
         let id = ObjectId(sha256(&sealed));
         self.backend
             .write_after_all(name(ObjectKind::Snapshot, id), sealed)

@@ -10,10 +10,10 @@
 //!
 //! The engine gets a config of ours in the place of the stored one, which says how large packs are.
 //!
-//! Objects of the index that were left out ([`Backend::leave_out_index`]) are not listed, so that the engine, which
-//! can't go on over a damaged one, reads the others.
+//! In the place of some objects of the index the engine sees others, or none ([`Backend::show_instead`]): it can't go on
+//! over a damaged one, and believes that every pack that is named is there.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -61,8 +61,11 @@ pub(crate) struct Backend {
     config: Option<Bytes>,
     window: Window,
     hold_snapshots: AtomicBool,
-    left_out: Mutex<BTreeSet<ObjectId>>,
+    instead: Mutex<IndexInstead>,
 }
+
+/// What the engine sees in the place of objects of the index; where it is `None`, nothing.
+pub(crate) type IndexInstead = BTreeMap<ObjectId, Option<Bytes>>;
 
 impl Backend {
     pub(crate) fn new(store: Arc<dyn ObjectStore>, config: Option<Bytes>) -> Self {
@@ -71,17 +74,19 @@ impl Backend {
             store,
             config,
             hold_snapshots: AtomicBool::new(false),
-            left_out: Mutex::default(),
+            instead: Mutex::default(),
         }
     }
 
-    /// From now on these objects of the index, and no others, are not listed.
-    pub(crate) fn leave_out_index(&self, ids: BTreeSet<ObjectId>) {
-        *self.left_out() = ids;
+    /// Shows the engine other objects of the index, or none, in the place of these, as long as what is returned lives.
+    pub(crate) fn show_instead(&self, instead: IndexInstead) -> Shown<'_> {
+        let ids = instead.keys().copied().collect();
+        self.instead().extend(instead);
+        Shown { backend: self, ids }
     }
 
-    fn left_out(&self) -> MutexGuard<'_, BTreeSet<ObjectId>> {
-        self.left_out.lock().unwrap_or_else(PoisonError::into_inner)
+    fn instead(&self) -> MutexGuard<'_, IndexInstead> {
+        self.instead.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// From now on, or no longer, snapshots that the engine writes are passed over.
@@ -120,8 +125,8 @@ impl Backend {
         rows.sort_unstable();
         rows.dedup_by_key(|row| row.0);
         if kind == ObjectKind::Index {
-            let left_out = self.left_out();
-            rows.retain(|row| !left_out.contains(&row.0));
+            let instead = self.instead();
+            rows.retain(|row| !matches!(instead.get(&row.0), Some(None)));
         }
         rows.into_iter()
             .map(|(id, bytes)| {
@@ -139,6 +144,11 @@ impl Backend {
         let pending = self.window.find(name.id)?;
         if let (ObjectKind::Config, Some(config)) = (name.kind, &self.config) {
             return Ok(config.clone());
+        }
+        if name.kind == ObjectKind::Index
+            && let Some(Some(body)) = self.instead().get(&name.id)
+        {
+            return Ok(body.clone());
         }
         let Some(body) = pending.filter(|_| name.kind == ObjectKind::Pack) else {
             let body = self.store.read(name, range)?;
@@ -172,11 +182,27 @@ impl Backend {
         }
     }
 
-    fn delete(&self, name: ObjectName) -> Result<(), Arc<StoreError>> {
+    /// Removes an object, after everything before it.
+    pub(crate) fn delete(&self, name: ObjectName) -> Result<(), Arc<StoreError>> {
         self.window.drain()?;
         self.store
             .remove(name)
             .map_err(|error| self.window.fail(error))
+    }
+}
+
+/// Objects of the index that the engine sees in the place of the stored ones, as long as it lives.
+pub(crate) struct Shown<'a> {
+    backend: &'a Backend,
+    ids: Vec<ObjectId>,
+}
+
+impl Drop for Shown<'_> {
+    fn drop(&mut self) {
+        let mut instead = self.backend.instead();
+        for id in &self.ids {
+            instead.remove(id);
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Memory: 48 bytes for each blob and 36 for each pack, and while it is being built at most as much again.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use backlane_proto::ObjectId;
@@ -49,6 +50,15 @@ pub struct Index {
     packs: Vec<PackRow>,
     /// Sorted by blob, then kind.
     rows: Vec<Row>,
+}
+
+/// In how many packs blobs are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Places {
+    /// Each in one.
+    One,
+    /// Some in several.
+    Several,
 }
 
 #[derive(Clone, Copy)]
@@ -188,10 +198,26 @@ impl Index {
         Ok(())
     }
 
-    /// Sorts what was taken in. A blob that is in several packs keeps one place.
-    pub(crate) fn finish(&mut self) {
+    /// Sorts what was taken in.
+    pub(crate) fn sort(&mut self) -> Places {
         self.rows
             .sort_unstable_by_key(|row| (row.id, row.kind(), row.pack_and_kind));
+        let mut pairs = self.rows.windows(2);
+        match pairs.any(|pair| (pair[0].id, pair[0].kind()) == (pair[1].id, pair[1].kind())) {
+            true => Places::Several,
+            false => Places::One,
+        }
+    }
+
+    /// Of the places of each blob, those in packs that are there come first.
+    pub(crate) fn prefer(&mut self, there: &HashSet<ObjectId>) {
+        let gone: Vec<bool> = self.packs.iter().map(|p| !there.contains(&p.id)).collect();
+        self.rows
+            .sort_unstable_by_key(|row| (row.id, row.kind(), gone[row.pack()], row.pack_and_kind));
+    }
+
+    /// What was sorted is ready. A blob that is in several packs keeps its first place.
+    pub(crate) fn finish(&mut self) {
         self.rows.dedup_by_key(|row| (row.id, row.kind()));
         self.rows.shrink_to_fit();
         self.packs.shrink_to_fit();
@@ -242,14 +268,59 @@ impl fmt::Debug for Index {
     }
 }
 
-/// The packs that one index object's JSON names, with those that a prune has marked for deletion.
-pub(crate) fn named_packs(json: &[u8]) -> Result<Vec<ObjectId>, Damage> {
-    let file: NamesJson = serde_json::from_slice(json).map_err(|error| Damage::Content {
+/// The packs that objects of the index name.
+#[derive(Default)]
+pub(crate) struct NamedPacks {
+    /// Those in use.
+    pub(crate) in_use: HashSet<ObjectId>,
+    /// Those that a prune has marked for deletion.
+    pub(crate) marked: HashSet<ObjectId>,
+}
+
+impl NamedPacks {
+    /// Takes in those of one index object's JSON.
+    pub(crate) fn add_json(&mut self, json: &[u8]) -> Result<(), Damage> {
+        let file: NamesJson = serde_json::from_slice(json).map_err(unreadable)?;
+        let names = |list: Option<Vec<NameJson>>| {
+            let list = list.into_iter().flatten();
+            list.map(|pack| ObjectId(pack.id.0))
+        };
+        self.in_use.extend(names(file.packs));
+        self.marked.extend(names(file.packs_to_delete));
+        Ok(())
+    }
+}
+
+/// An index object's JSON without some packs, and how many others it names; `None` where it names none of them.
+pub(crate) fn without_packs(
+    json: &[u8],
+    gone: &HashSet<ObjectId>,
+) -> Result<Option<(Vec<u8>, usize)>, Damage> {
+    let mut file: serde_json::Value = serde_json::from_slice(json).map_err(unreadable)?;
+    let packs = file.get_mut("packs").and_then(|packs| packs.as_array_mut());
+    let Some(packs) = packs else {
+        return Ok(None);
+    };
+    let before = packs.len();
+    packs.retain(|pack| {
+        let id = pack["id"].as_str().and_then(ObjectId::from_hex);
+        id.is_none_or(|id| !gone.contains(&id))
+    });
+    let in_use = packs.len();
+    if in_use == before {
+        return Ok(None);
+    }
+    let marked = file
+        .get("packs_to_delete")
+        .and_then(|packs| packs.as_array());
+    let left = in_use + marked.map_or(0, Vec::len);
+    Ok(Some((file.to_string().into_bytes(), left)))
+}
+
+fn unreadable(error: serde_json::Error) -> Damage {
+    Damage::Content {
         what: error.to_string(),
-    })?;
-    let lists = [file.packs, file.packs_to_delete].into_iter().flatten();
-    let names = lists.flatten().map(|pack| ObjectId(pack.id.0));
-    Ok(names.collect())
+    }
 }
 
 /// An index object's JSON that names these packs.
@@ -386,6 +457,7 @@ mod tests {
         index
             .add_json(&json(202, &[(2, "data", 0, 50, Some(99))]))
             .unwrap();
+        assert_eq!(index.sort(), Places::Several);
         index.finish();
         assert_eq!((index.len(), index.packs()), (3, 3));
 

@@ -28,6 +28,7 @@ mod convert;
 mod damage;
 mod engine;
 mod index;
+mod missing;
 mod parallel;
 mod resume;
 mod seal;

@@ -273,14 +273,37 @@ impl Repository {
         })
     }
 
-    /// Frees what no snapshot uses. Nobody else may write to the repository meanwhile.
+    /// Frees what no snapshot uses. Nobody else may write to the repository meanwhile. The index no longer names packs
+    /// that are missing then.
     ///
     /// # Errors
-    /// When the store fails, or a snapshot, a tree or a part of the index is damaged: what it needs would be freed too.
+    /// When the store fails, a snapshot, a tree or a part of the index is damaged (what it needs would be freed too), or
+    /// a snapshot needs what was in a pack that is missing.
     pub fn prune(&self, options: &PruneOptions) -> Result<PruneSummary, RepoError> {
         let inner = &self.inner;
-        let pruned = engine::guarded(&inner.backend, "pruning", || {
-            let engine = inner.engine()?;
+        let missing = inner.missing(inner.packs()?.not_listed)?;
+        if !missing.is_empty() {
+            let planned = {
+                let _without = inner.without(&missing);
+                let dry_run = DryRun::Yes;
+                inner.prune(&PruneOptions {
+                    dry_run,
+                    ..*options
+                })?
+            };
+            if options.dry_run == DryRun::Yes {
+                return Ok(planned);
+            }
+            inner.drop_from_index(missing)?;
+        }
+        inner.prune(options)
+    }
+}
+
+impl Inner {
+    fn prune(&self, options: &PruneOptions) -> Result<PruneSummary, RepoError> {
+        let pruned = engine::guarded(&self.backend, "pruning", || {
+            let engine = self.engine()?;
             let how = rustic_core::PruneOptions::default()
                 .max_unused(LimitOption::Percentage(options.unused_percent_max.into()))
                 .max_repack(LimitOption::Unlimited)
@@ -292,11 +315,9 @@ impl Repository {
             }
             RusticResult::Ok(summary)
         });
-        pruned.map_err(|error| inner.cause_of(error))
+        pruned.map_err(|error| self.cause_of(error))
     }
-}
 
-impl Inner {
     /// The engine's check of index, trees, and the list of packs.
     fn check_structure(
         &self,

@@ -3,7 +3,6 @@
 //! A password opens a key, the key opens the config, and only a key that does both is believed. What an object is and
 //! whether it is whole is decided here, before anything is parsed.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -17,7 +16,7 @@ use rustic_core::{ConfigOptions, Credentials, KeyOptions};
 use crate::backend::Backend;
 use crate::engine::{self, Engine};
 use crate::error::{Damage, RepoError};
-use crate::index::Index;
+use crate::index::{Index, Places};
 use crate::parallel;
 use crate::progress::{Progress, ProgressSlot};
 use crate::reader::Reader;
@@ -232,7 +231,7 @@ impl Inner {
     }
 
     /// The index, and what was wrong with objects of it.
-    fn index(&self) -> Result<(Index, Vec<RepoError>), RepoError> {
+    pub(crate) fn index(&self) -> Result<(Index, Vec<RepoError>), RepoError> {
         let index = Mutex::new(Index::default());
         let damage = self.for_each_object(ObjectKind::Index, |id, json| {
             let mut index = index.lock().unwrap_or_else(PoisonError::into_inner);
@@ -241,6 +240,11 @@ impl Inner {
                 .map_err(|damage| damaged(name(ObjectKind::Index, id), damage))
         })?;
         let mut index = index.into_inner().unwrap_or_else(PoisonError::into_inner);
+        // Of a blob in two packs one may be gone, and it stands in two because of that.
+        if index.sort() == Places::Several {
+            let packs = self.store.list(ObjectKind::Pack)?;
+            index.prefer(&packs.iter().map(|pack| pack.id).collect());
+        }
         index.finish();
         Ok((index, damage))
     }
@@ -261,7 +265,9 @@ impl Inner {
         if damage.is_empty() {
             return Err(failed);
         }
-        let _left_out = LeftOut::of(&self.backend, &damage);
+        let objects = damage.iter().filter_map(RepoError::object);
+        let nothing = objects.map(|object| (object.id, None)).collect();
+        let _without = self.backend.show_instead(nothing);
         let done = engine::guarded(&self.backend, doing, &call)?;
         Ok((done, damage))
     }
@@ -318,6 +324,15 @@ impl Inner {
         Err(StoreError::Damaged { name, what }.into())
     }
 
+    /// Seals an object of JSON.
+    pub(crate) fn sealed(&self, json: &[u8], doing: &'static str) -> Result<Bytes, RepoError> {
+        let sealed = self.key.seal_object(json);
+        sealed.ok_or_else(|| RepoError::Engine {
+            doing,
+            what: "it can't be sealed".to_owned(),
+        })
+    }
+
     /// Reads and opens an object of JSON.
     pub(crate) fn object(&self, kind: ObjectKind, id: ObjectId) -> Result<Vec<u8>, RepoError> {
         let name = name(kind, id);
@@ -325,23 +340,6 @@ impl Inner {
         self.key
             .open_object(&sealed)
             .map_err(|damage| damaged(name, damage))
-    }
-}
-
-/// Leaves damaged objects of the index out as long as it lives.
-struct LeftOut<'a>(&'a Backend);
-
-impl<'a> LeftOut<'a> {
-    fn of(backend: &'a Backend, damage: &[RepoError]) -> Self {
-        let objects = damage.iter().filter_map(RepoError::object);
-        backend.leave_out_index(objects.map(|object| object.id).collect());
-        Self(backend)
-    }
-}
-
-impl Drop for LeftOut<'_> {
-    fn drop(&mut self) {
-        self.0.leave_out_index(BTreeSet::new());
     }
 }
 

@@ -10,15 +10,15 @@
 //! Such a pack may also be one that another job of the same host has put just now. That job names it in its own index as
 //! well, which the format allows: of two places for a blob a reader keeps one, and a prune drops the second entry.
 
-use std::collections::HashSet;
 use std::mem;
 use std::sync::{Mutex, PoisonError};
 
 use backlane_proto::{ByteRange, ObjectId, ObjectInfo, ObjectKind};
+use bytes::Bytes;
 
 use crate::archive::Cancel;
 use crate::error::{Damage, RepoError};
-use crate::index::{self, BlobJson, HexId, KindJson, PackJson};
+use crate::index::{self, BlobJson, HexId, KindJson, NamedPacks, PackJson};
 use crate::parallel;
 use crate::repository::{Inner, damaged, name};
 use crate::seal::{SEAL_BYTES, sha256};
@@ -42,19 +42,39 @@ pub(crate) struct Continued {
     pub(crate) bytes: u64,
 }
 
+/// The packs of a repository, as a backup finds them.
+pub(crate) struct Packs {
+    /// Those that are in no index.
+    left: Vec<ObjectInfo>,
+    /// Those that an index names and that were not there when they were listed.
+    pub(crate) not_listed: Vec<ObjectId>,
+}
+
 impl Inner {
+    /// Lists the packs, and holds them against the index.
+    pub(crate) fn packs(&self) -> Result<Packs, RepoError> {
+        // Before the index is read: what another job completes in between is in it then.
+        let mut left = self.store.list(ObjectKind::Pack)?;
+        let mut named = self.named_packs()?;
+        left.retain(|pack| {
+            let is_named = named.in_use.remove(&pack.id);
+            !is_named && !named.marked.contains(&pack.id)
+        });
+        Ok(Packs {
+            left,
+            not_listed: named.in_use.into_iter().collect(),
+        })
+    }
+
     /// Makes an index of all packs that are in none. The source is told of those that can't be used.
     pub(crate) fn continue_interrupted(
         &self,
+        packs: &Packs,
         source: &dyn Source,
         cancel: &Cancel,
     ) -> Result<Continued, RepoError> {
-        // Before the index is read: what another job completes in between is in it then.
-        let mut left = self.store.list(ObjectKind::Pack)?;
-        let named = self.named_packs()?;
-        left.retain(|pack| !named.contains(&pack.id));
         let found = Mutex::new((Continued::default(), Vec::new()));
-        parallel::for_each(&left, |pack| {
+        parallel::for_each(&packs.left, |pack| {
             if cancel.is_cancelled() {
                 return Err(RepoError::Cancelled);
             }
@@ -82,14 +102,13 @@ impl Inner {
     }
 
     /// Every pack that an index names. A damaged index names none: its packs are read like those that were left.
-    fn named_packs(&self) -> Result<HashSet<ObjectId>, RepoError> {
-        let named = Mutex::new(HashSet::new());
+    pub(crate) fn named_packs(&self) -> Result<NamedPacks, RepoError> {
+        let named = Mutex::new(NamedPacks::default());
         self.for_each_object(ObjectKind::Index, |id, json| {
-            let packs = index::named_packs(&json)
-                .map_err(|damage| damaged(name(ObjectKind::Index, id), damage))?;
             let mut named = named.lock().unwrap_or_else(PoisonError::into_inner);
-            named.extend(packs);
-            Ok(())
+            named
+                .add_json(&json)
+                .map_err(|damage| damaged(name(ObjectKind::Index, id), damage))
         })?;
         Ok(named.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
@@ -148,13 +167,15 @@ impl Inner {
     }
 
     fn write_index(&self, packs: Vec<PackJson>) -> Result<(), RepoError> {
-        let failed = |what: String| RepoError::Engine {
-            doing: "writing an index",
-            what,
-        };
+        let doing = "writing an index";
+        let failed = |what: String| RepoError::Engine { doing, what };
         let json = index::to_json(packs).map_err(|error| failed(error.to_string()))?;
-        let sealed = self.key.seal_object(&json);
-        let sealed = sealed.ok_or_else(|| failed("it can't be sealed".to_owned()))?;
+        let sealed = self.sealed(&json, doing)?;
+        self.write_sealed_index(sealed)
+    }
+
+    /// Stores an object of the index, after everything before it.
+    pub(crate) fn write_sealed_index(&self, sealed: Bytes) -> Result<(), RepoError> {
         let name = name(ObjectKind::Index, ObjectId(sha256(&sealed)));
         self.backend
             .write_after_all(name, sealed)

@@ -2,6 +2,7 @@
 
 mod jobs;
 mod maintenance;
+mod missing;
 mod resume;
 mod stock;
 mod support;

@@ -13,8 +13,8 @@ use backlane_proto::ObjectKind;
 use super::support::{MadeUp, PASSWORD, content, nodes, noise, options};
 use crate::testing::LocalStore;
 use crate::{
-    BlobKind, CheckOptions, Entry, FileKind, InitOptions, Metadata, ObjectStore, Repository, Time,
-    Warning,
+    BlobKind, CheckOptions, Entry, FileKind, InitOptions, Metadata, ObjectStore, PruneOptions,
+    Repository, Time, Warning,
 };
 
 #[test]
@@ -127,6 +127,48 @@ fn stock_restic_reads_what_an_interrupted_backup_left_and_the_next_one_took_up()
     assert_eq!(next.packs_continued, 2);
     assert!(next.bytes_added < 1 << 20, "{next:?}");
     restic(&root, &["check", "--read-data"]);
+}
+
+#[test]
+fn stock_restic_restores_what_was_stored_again_after_packs_were_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let (root, data) = (folder.path().join("repository"), folder.path().join("data"));
+    make_tree(&data);
+    let store: Arc<dyn ObjectStore> = Arc::new(LocalStore::new(&root));
+    let repository = Repository::init(store, PASSWORD, &InitOptions::default()).unwrap();
+    let walked = data.clone();
+    let source = MadeUp::new(move || walk(&walked));
+    let mut options = options();
+    options.paths = vec![data.as_os_str().as_bytes().to_vec()];
+    let first = repository.archive(&options, source.clone()).unwrap();
+    let index = repository.index().unwrap();
+    for kind in [BlobKind::Data, BlobKind::Tree] {
+        let place = index.blobs().find(|place| place.kind == kind).unwrap();
+        let pack = place.pack.to_string();
+        fs::remove_file(root.join("data").join(&pack[..2]).join(&pack)).unwrap();
+    }
+    let next = repository.archive(&options, source).unwrap();
+    assert_eq!(next.packs_missing, 2);
+    assert!(next.blobs_stored_again >= 200, "{next:?}");
+
+    // Reading has changed access times: the lists of directories are others now, and those of the first stay lost.
+    let first = first.snapshot.unwrap();
+    repository.forget_snapshot(first).unwrap();
+    repository.prune(&PruneOptions::default()).unwrap();
+    restic(&root, &["check", "--read-data"]);
+    let target = folder.path().join("target");
+    let snapshot = next.snapshot.unwrap().to_string();
+    restic(
+        &root,
+        &["restore", &snapshot, "--target", target.to_str().unwrap()],
+    );
+    let restored = target.join(data.strip_prefix("/").unwrap());
+    let compared = Command::new("diff")
+        .args(["-r", "--no-dereference"])
+        .args([&data, &restored])
+        .output()
+        .unwrap();
+    assert!(compared.status.success(), "{compared:?}");
 }
 
 fn make_tree(data: &Path) {

@@ -80,6 +80,9 @@ fn document(summary: BackupSummary, client: &Client) -> BackupDocument {
         bytes_packed: archive.bytes_packed,
         packs_continued: archive.packs_continued,
         bytes_continued: archive.bytes_continued,
+        packs_missing: archive.packs_missing,
+        blobs_missing: archive.blobs_missing,
+        blobs_stored_again: archive.blobs_stored_again,
         seconds: archive.seconds,
         routes: client.routes(),
         warnings: WarningsDocument::from(&summary.warnings),
@@ -109,6 +112,12 @@ fn text(document: &BackupDocument) -> String {
             "continued: {} packs, {} of an interrupted backup are used\n",
             document.packs_continued,
             bytes(document.bytes_continued),
+        ));
+    }
+    if document.packs_missing > 0 {
+        text.push_str(&format!(
+            "lost at the server: {} packs; {} of {} blobs that only they had are stored again\n",
+            document.packs_missing, document.blobs_stored_again, document.blobs_missing,
         ));
     }
     text.push_str(&document.routes.text(document.seconds));

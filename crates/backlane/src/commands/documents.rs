@@ -45,6 +45,12 @@ pub(crate) struct BackupDocument {
     pub(crate) packs_continued: u64,
     /// Their bytes.
     pub(crate) bytes_continued: u64,
+    /// Packs that the index names and that are not there.
+    pub(crate) packs_missing: u64,
+    /// Blobs that only they had.
+    pub(crate) blobs_missing: u64,
+    /// How many of them are stored again.
+    pub(crate) blobs_stored_again: u64,
     /// How long the job took.
     pub(crate) seconds: f64,
     /// What each route carried.
