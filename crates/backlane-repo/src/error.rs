@@ -38,6 +38,28 @@ pub enum RepoError {
         /// How many keys were tried.
         keys: usize,
     },
+    /// No key, or more than one, has that name.
+    #[error("`{wanted}` is the beginning of {matches} keys' ids, and must be that of one")]
+    KeyNotFound {
+        /// What was asked for.
+        wanted: String,
+        /// How many keys match.
+        matches: usize,
+    },
+    /// Without that key nothing would open the repository.
+    #[error("key {id} is the only one: without it the repository could never be opened again")]
+    OnlyKey {
+        /// The key.
+        id: ObjectId,
+    },
+    /// The repository was opened with that key.
+    #[error(
+        "key {id} is the one that the repository was opened with: open it with another to remove this one"
+    )]
+    KeyInUse {
+        /// The key.
+        id: ObjectId,
+    },
     /// The repository's format is newer than what this program knows.
     #[error("the repository has format version {version}; versions 1 and 2 are supported")]
     UnsupportedVersion {

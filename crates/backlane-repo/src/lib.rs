@@ -13,6 +13,7 @@
 
 pub mod archive;
 pub mod error;
+pub mod keys;
 pub mod maintain;
 pub mod node;
 pub mod progress;
@@ -43,6 +44,7 @@ mod tests;
 pub use archive::{ArchiveOptions, ArchiveSummary, Cancel, DryRun, Parent};
 pub use error::{Damage, RepoError};
 pub use index::{BlobId, BlobKind, BlobPlace, Index};
+pub use keys::KeyInfo;
 pub use maintain::{
     Arrivals, CheckOptions, CheckReport, Flood, ForgetDecision, Forgotten, KeepPolicy, PruneDelete,
     PruneOptions, PruneSummary,

@@ -10,13 +10,15 @@ use backlane_proto::{ByteRange, ObjectId, ObjectKind, ObjectName};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
-use rustic_core::repofile::{ConfigFile, KeyFile, MasterKey};
+use rustic_core::repofile::{ConfigFile, MasterKey};
 use rustic_core::{ConfigOptions, Credentials, KeyOptions};
+use zeroize::Zeroizing;
 
 use crate::backend::Backend;
 use crate::engine::{self, Engine};
 use crate::error::{Damage, RepoError};
 use crate::index::{Index, Places};
+use crate::keys::open_key;
 use crate::parallel;
 use crate::progress::{Progress, ProgressSlot};
 use crate::reader::Reader;
@@ -29,9 +31,6 @@ pub(crate) const PACK_TARGET_BYTES: u32 = 8 << 20;
 /// Packs of trees are small, so that a reader may fetch whole ones.
 pub(crate) const TREE_PACK_TARGET_BYTES: u32 = 4 << 20;
 
-/// Memory that a key may make scrypt use: far above what any program writes, far below what would hurt.
-const SCRYPT_BYTES_MAX: u64 = 1 << 30;
-
 /// An open repository. Clones share it, also its failure.
 #[derive(Clone)]
 pub struct Repository {
@@ -43,6 +42,8 @@ pub(crate) struct Inner {
     pub(crate) backend: Arc<Backend>,
     pub(crate) progress: ProgressSlot,
     pub(crate) key: SealKey,
+    /// The object that the key was in.
+    pub(crate) opened_by: ObjectId,
     credentials: Credentials,
     config: ConfigFile,
     /// Held by a backup: the backend holds snapshots for one at a time.
@@ -114,23 +115,24 @@ impl Repository {
         }
         let mut closed = None;
         for info in &keys {
-            let Some(key) = open_key(store.as_ref(), info.id, password)? else {
-                continue;
-            };
-            match key.open_object(&sealed_config) {
-                Ok(json) => return Self::with_key(store, key, &json),
-                Err(damage) => closed = Some(damage),
+            match open_key(store.as_ref(), info.id, password) {
+                Ok(Some(key)) => match key.open_object(&sealed_config) {
+                    Ok(json) => return Self::with_key(store, key, info.id, &json),
+                    Err(damage) => closed = Some(damaged(config_name, damage)),
+                },
+                Ok(None) => {}
+                // Another key may be the one that the password is for.
+                Err(error) if error.is_damage() => closed = closed.or(Some(error)),
+                Err(error) => return Err(error),
             }
         }
-        Err(match closed {
-            Some(damage) => damaged(config_name, damage),
-            None => RepoError::WrongPassword { keys: keys.len() },
-        })
+        Err(closed.unwrap_or(RepoError::WrongPassword { keys: keys.len() }))
     }
 
     fn with_key(
         store: Arc<dyn ObjectStore>,
         key: SealKey,
+        opened_by: ObjectId,
         config: &[u8],
     ) -> Result<Self, RepoError> {
         let config: ConfigFile = serde_json::from_slice(config)
@@ -146,6 +148,7 @@ impl Repository {
             progress: ProgressSlot::default(),
             credentials: Credentials::Masterkey(master_key(&key)?),
             key,
+            opened_by,
             config,
             archiving: Mutex::new(()),
         };
@@ -181,19 +184,6 @@ impl Repository {
     #[must_use]
     pub fn first_failure(&self) -> Option<Arc<StoreError>> {
         self.inner.backend.window().first_error()
-    }
-
-    /// Adds a key for another password.
-    ///
-    /// # Errors
-    /// When it can't be stored.
-    pub fn add_key(&self, password: &str) -> Result<ObjectId, RepoError> {
-        let inner = &self.inner;
-        let id = engine::guarded(&inner.backend, "adding a key", || {
-            let options = KeyOptions::default().with_created(true);
-            inner.engine()?.add_key(password, &options)
-        })?;
-        Ok(crate::convert::object_id(&id))
     }
 
     /// Reads the index and gives access to trees and blobs. Objects of the index that are damaged are named
@@ -357,50 +347,16 @@ pub(crate) fn unreadable(object: ObjectName, error: &serde_json::Error) -> RepoE
     damaged(object, Damage::Content { what })
 }
 
-/// The key in a key object, if the password opens it.
-fn open_key(
-    store: &dyn ObjectStore,
-    id: ObjectId,
-    password: &str,
-) -> Result<Option<SealKey>, RepoError> {
-    let name = name(ObjectKind::Key, id);
-    let json = store.read(name, None)?;
-    let file: KeyFile = serde_json::from_slice(&json).map_err(|error| unreadable(name, &error))?;
-    let bad = |what: &str| {
-        let what = what.to_owned();
-        damaged(name, Damage::Content { what })
-    };
-    // The object is not authenticated before the password has opened it: no parameter is believed blindly.
-    let memory = 128 * u64::from(file.n) * u64::from(file.r);
-    let sane = file.kdf == "scrypt" && file.n.is_power_of_two() && (1..=64).contains(&file.p);
-    if !sane || memory == 0 || memory > SCRYPT_BYTES_MAX {
-        return Err(bad("its scrypt parameters are out of range"));
-    }
-    let opened = engine::caught("opening a key", || {
-        match file.key_from_password(&password) {
-            Ok(key) => Ok(Some(key.to_keys())),
-            // The engine's code for a tag that doesn't fit.
-            Err(error) if error.is_code("C001") => Ok(None),
-            Err(error) => Err(error),
-        }
-    })?;
-    let Some((encrypt, k, r)) = opened else {
-        return Ok(None);
-    };
-    let key = SealKey::from_parts(&encrypt, &k, &r);
-    key.map(Some)
-        .ok_or_else(|| bad("its key has a wrong length"))
-}
-
 /// The engine's form of the key, which can be made only by parsing.
 fn master_key(key: &SealKey) -> Result<MasterKey, RepoError> {
     let (encrypt, k, r) = key.parts();
-    let text = |bytes| BASE64_STANDARD.encode(bytes);
-    let json = serde_json::json!({
-        "mac": { "k": text(k), "r": text(r) },
-        "encrypt": text(encrypt),
-    });
-    serde_json::from_value(json).map_err(|error| RepoError::Engine {
+    let text = |bytes| Zeroizing::new(BASE64_STANDARD.encode(bytes));
+    let (encrypt, k, r) = (text(encrypt), text(k), text(r));
+    let json = format!(
+        r#"{{"mac":{{"k":"{}","r":"{}"}},"encrypt":"{}"}}"#,
+        *k, *r, *encrypt
+    );
+    serde_json::from_str(&Zeroizing::new(json)).map_err(|error| RepoError::Engine {
         doing: "handing over the key",
         what: error.to_string(),
     })

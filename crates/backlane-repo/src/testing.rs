@@ -38,6 +38,7 @@ struct MemoryState {
     packs_until_failure: Option<usize>,
     failure: Option<&'static str>,
     panic: bool,
+    rot_writes: Option<fn(&mut Vec<u8>)>,
 }
 
 /// Holds writes until it is opened.
@@ -124,6 +125,11 @@ impl MemoryStore {
         *object = bytes.into();
     }
 
+    /// Changes every object as it is stored, as a disk that lies would.
+    pub(crate) fn rot_writes(&self, change: fn(&mut Vec<u8>)) {
+        self.state.lock().unwrap().rot_writes = Some(change);
+    }
+
     pub(crate) fn lose(&self, name: ObjectName) {
         self.state.lock().unwrap().objects.remove(&name).unwrap();
     }
@@ -180,6 +186,12 @@ impl ObjectStore for MemoryStore {
         let mut state = self.state.lock().unwrap();
         state.running -= 1;
         result?;
+        let mut body = body;
+        if let Some(change) = state.rot_writes {
+            let mut bytes = body.to_vec();
+            change(&mut bytes);
+            body = bytes.into();
+        }
         state.order.push((name, contents));
         state.objects.entry(name).or_insert(body);
         Ok(())

@@ -1,6 +1,7 @@
 //! Whole jobs over real stores.
 
 mod jobs;
+mod keys;
 mod maintenance;
 mod missing;
 mod resume;

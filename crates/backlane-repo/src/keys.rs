@@ -1,0 +1,166 @@
+//! Keys: each opens the repository with a password of its own, and all of them hold the same master key.
+//!
+//! Invariants: a key that was added has been read back and opened before that is told; the key that a repository was
+//! opened with is not removed, so that one is always left.
+
+use backlane_proto::{ObjectId, ObjectKind};
+use rustic_core::KeyOptions;
+use rustic_core::repofile::KeyFile;
+use serde::Serialize;
+use zeroize::Zeroizing;
+
+use crate::engine;
+use crate::error::{Damage, RepoError};
+use crate::repository::{Repository, damaged, name, unreadable};
+use crate::seal::SealKey;
+use crate::snapshot::{as_text, time_text};
+use crate::store::ObjectStore;
+
+/// Memory that a key may make scrypt use: far above what any program writes, far below what would hurt.
+const SCRYPT_BYTES_MAX: u64 = 1 << 30;
+
+/// What is known of a key without its password. Nothing in it is authenticated.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct KeyInfo {
+    /// The key's object.
+    #[serde(serialize_with = "as_text")]
+    pub id: ObjectId,
+    /// Whether it is the one that this repository was opened with.
+    pub is_open: bool,
+    /// The host that it was made for or on.
+    pub host: Option<String>,
+    /// The user who made it.
+    pub user: Option<String>,
+    /// When it was made, as RFC 3339.
+    pub created: Option<String>,
+    /// What is wrong with its object, if it can't be used.
+    pub damage: Option<String>,
+}
+
+impl Repository {
+    /// Lists the keys, the oldest first.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn keys(&self) -> Result<Vec<KeyInfo>, RepoError> {
+        let store = self.inner.store.as_ref();
+        let mut keys = Vec::new();
+        for object in store.list(ObjectKind::Key)? {
+            let (file, damage) = match read_key(store, object.id) {
+                Ok(file) => (Some(file), None),
+                Err(error) if error.is_damage() => (None, Some(error.to_string())),
+                Err(error) => return Err(error),
+            };
+            let (host, user, created) = file
+                .map(|file| (file.hostname, file.username, file.created))
+                .unwrap_or_default();
+            keys.push((
+                created.as_ref().map(jiff::Zoned::timestamp),
+                KeyInfo {
+                    id: object.id,
+                    is_open: object.id == self.inner.opened_by,
+                    host,
+                    user,
+                    created: created.as_ref().map(time_text),
+                    damage,
+                },
+            ));
+        }
+        keys.sort_by_key(|(created, key)| (*created, key.id));
+        Ok(keys.into_iter().map(|(_, key)| key).collect())
+    }
+
+    /// Adds a key for another password, which `host` says who has, and opens it as it was stored.
+    ///
+    /// # Errors
+    /// When it can't be stored, or doesn't open what is stored.
+    pub fn add_key(&self, password: &str, host: &str) -> Result<ObjectId, RepoError> {
+        let inner = &self.inner;
+        let id = engine::guarded(&inner.backend, "adding a key", || {
+            let options = KeyOptions::default()
+                .hostname(Some(host.to_owned()))
+                .with_created(true);
+            inner.engine()?.add_key(password, &options)
+        })?;
+        let id = crate::convert::object_id(&id);
+        let opened = open_key(inner.store.as_ref(), id, password)?;
+        match opened.is_some_and(|key| key.parts() == inner.key.parts()) {
+            true => Ok(id),
+            false => Err(bad(
+                id,
+                "it does not open with the password that it was made for",
+            )),
+        }
+    }
+
+    /// Removes a key, named by its id or the beginning of it. What its password opens, another's opens as well.
+    ///
+    /// # Errors
+    /// [`RepoError::KeyNotFound`]; [`RepoError::OnlyKey`] and [`RepoError::KeyInUse`], for a key that must stay; or when
+    /// it can't be removed.
+    pub fn remove_key(&self, wanted: &str) -> Result<ObjectId, RepoError> {
+        let inner = &self.inner;
+        let keys = inner.store.list(ObjectKind::Key)?;
+        let prefix = wanted.to_ascii_lowercase();
+        let alike = |id: &ObjectId| !prefix.is_empty() && id.to_string().starts_with(&prefix);
+        let found: Vec<_> = keys.iter().map(|key| key.id).filter(alike).collect();
+        let [id] = found[..] else {
+            return Err(RepoError::KeyNotFound {
+                wanted: wanted.to_owned(),
+                matches: found.len(),
+            });
+        };
+        if keys.len() == 1 {
+            return Err(RepoError::OnlyKey { id });
+        }
+        if id == inner.opened_by {
+            return Err(RepoError::KeyInUse { id });
+        }
+        inner
+            .backend
+            .delete(name(ObjectKind::Key, id))
+            .map_err(|cause| RepoError::WriteFailed { cause })?;
+        Ok(id)
+    }
+}
+
+fn bad(id: ObjectId, what: &str) -> RepoError {
+    let what = what.to_owned();
+    damaged(name(ObjectKind::Key, id), Damage::Content { what })
+}
+
+fn read_key(store: &dyn ObjectStore, id: ObjectId) -> Result<KeyFile, RepoError> {
+    let name = name(ObjectKind::Key, id);
+    let json = store.read(name, None)?;
+    serde_json::from_slice(&json).map_err(|error| unreadable(name, &error))
+}
+
+/// The key in a key object, if the password opens it.
+pub(crate) fn open_key(
+    store: &dyn ObjectStore,
+    id: ObjectId,
+    password: &str,
+) -> Result<Option<SealKey>, RepoError> {
+    let file = read_key(store, id)?;
+    // The object is not authenticated before the password has opened it: no parameter is believed blindly.
+    let memory = 128 * u64::from(file.n) * u64::from(file.r);
+    let sane = file.kdf == "scrypt" && file.n.is_power_of_two() && (1..=64).contains(&file.p);
+    if !sane || memory == 0 || memory > SCRYPT_BYTES_MAX {
+        return Err(bad(id, "its scrypt parameters are out of range"));
+    }
+    let opened = engine::caught("opening a key", || {
+        match file.key_from_password(&password) {
+            Ok(key) => Ok(Some(key.to_keys())),
+            // The engine's code for a tag that doesn't fit.
+            Err(error) if error.is_code("C001") => Ok(None),
+            Err(error) => Err(error),
+        }
+    })?;
+    let Some((encrypt, k, r)) = opened else {
+        return Ok(None);
+    };
+    let [encrypt, k, r] = [encrypt, k, r].map(Zeroizing::new);
+    let key = SealKey::from_parts(&encrypt, &k, &r);
+    key.map(Some)
+        .ok_or_else(|| bad(id, "its key has a wrong length"))
+}
