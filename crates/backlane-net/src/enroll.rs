@@ -13,14 +13,15 @@ use crate::{
 use backlane_proto::{ErrorCode, Opened, Opening, message::Enroll};
 use std::{fmt, sync::Arc, time::Duration};
 use uuid::Uuid;
+use zeroize::Zeroizing;
 
 /// What an enrolled host keeps.
 #[derive(Clone)]
 pub struct EnrolledHost {
     /// The name that the host is known under.
     pub host: String,
-    /// Its private key, PEM; see [`crate::identity::write_private`].
-    pub key_pem: String,
+    /// Its private key, PEM, erased when dropped; see [`crate::identity::write_private`].
+    pub key_pem: Zeroizing<String>,
     /// Its certificate, PEM.
     pub certificate_pem: String,
     /// The authority's certificate, PEM.

@@ -1,6 +1,6 @@
 //! Who a host is: its key, its certificate, and the authority that both sides trust.
 //!
-//! Private keys stand in files that their owner alone may read; any other mode is refused. Server and hosts have
+//! Private keys stand in files that their owner alone may read; any other mode, and another owner, is refused. Server and hosts have
 //! certificates of the same authority, kept apart by their extended key usage and by [`SERVER_NAME`], so that no host
 //! can stand in for the server.
 
@@ -12,11 +12,12 @@ use std::{
     fs::File,
     io::{Read, Write},
     net::IpAddr,
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 use x509_parser::prelude::{ASN1Time, FromDer, GeneralName, X509Certificate};
+use zeroize::Zeroizing;
 
 /// The DNS name that the server's certificate carries (beside any other), whatever address clients reach it by.
 ///
@@ -43,8 +44,8 @@ pub struct Authority {
 /// A new private key and the request for its certificate.
 #[derive(Clone)]
 pub struct KeyRequest {
-    /// The private key, PKCS #8 in PEM.
-    pub key_pem: String,
+    /// The private key, PKCS #8 in PEM, erased when dropped.
+    pub key_pem: Zeroizing<String>,
     /// The certificate request, PEM.
     pub csr_pem: String,
 }
@@ -61,13 +62,23 @@ pub enum IdentityError {
         /// What the system said.
         why: String,
     },
-    /// Others than the owner may read a private key.
-    #[error("{} is a private key with mode {mode:03o}; it must be 600 or 400", path.display())]
+    /// Others than the owner may read a secret.
+    #[error("{} holds a secret and has mode {mode:03o}; it must be 600 or 400", path.display())]
     KeyExposed {
         /// The file.
         path: PathBuf,
         /// Its permission bits.
         mode: u32,
+    },
+    /// A secret belongs to somebody else, who can read and replace it.
+    #[error("{} holds a secret and belongs to user {owner}; it must belong to user {reader}, who reads it", path.display())]
+    KeyForeign {
+        /// The file.
+        path: PathBuf,
+        /// Its owner's number.
+        owner: u32,
+        /// The number of the user who reads it.
+        reader: u32,
     },
     /// A file or text is no PEM of the expected kind, or what is in it can't be used.
     #[error("{what}: {why}")]
@@ -88,8 +99,8 @@ impl Identity {
     /// # Errors
     /// When a file can't be read, has the wrong mode, or holds no such thing.
     pub fn load(certificate: &Path, key: &Path) -> Result<Self, IdentityError> {
-        let chain_pem = read(certificate, None)?;
-        let key_pem = read(key, Some(0o077))?;
+        let chain_pem = read(certificate)?;
+        let key_pem = read_secret(key)?;
         Self::parse(
             &chain_pem,
             &key_pem,
@@ -207,7 +218,7 @@ impl Authority {
     /// # Errors
     /// When the file can't be read or holds no certificate.
     pub fn load(path: &Path) -> Result<Self, IdentityError> {
-        Self::parse(&read(path, None)?, &path.display().to_string())
+        Self::parse(&read(path)?, &path.display().to_string())
     }
 
     /// Takes the authority's certificate from PEM text.
@@ -245,7 +256,7 @@ pub fn request_for(host: &str) -> Result<KeyRequest, IdentityError> {
     };
     let key = KeyPair::generate().map_err(invalid)?;
     Ok(KeyRequest {
-        key_pem: key.serialize_pem(),
+        key_pem: Zeroizing::new(key.serialize_pem()),
         csr_pem: request_pem(host, &key).map_err(invalid)?,
     })
 }
@@ -261,15 +272,12 @@ fn request_pem(host: &str, key: &KeyPair) -> Result<String, rcgen::Error> {
 /// # Errors
 /// When the file exists or can't be written.
 pub fn write_private(path: &Path, pem: &str) -> Result<(), IdentityError> {
-    let failed = |error: std::io::Error| IdentityError::File {
-        path: path.to_owned(),
-        why: error.to_string(),
-    };
+    let failed = failed(path);
     let mut options = File::options();
     options.write(true).create_new(true).mode(0o600);
-    let mut file = options.open(path).map_err(failed)?;
-    file.write_all(pem.as_bytes()).map_err(failed)?;
-    file.sync_all().map_err(failed)
+    let mut file = options.open(path).map_err(&failed)?;
+    file.write_all(pem.as_bytes()).map_err(&failed)?;
+    file.sync_all().map_err(&failed)
 }
 
 /// The host that a certificate names, its first DNS name or else its common name; and the certificate's serial number.
@@ -323,23 +331,51 @@ pub(crate) fn to_pem(certificate: &CertificateDer<'_>) -> String {
     out
 }
 
-/// Reads a file of bounded size; with `forbidden`, checks the permission bits of the file that was opened.
-fn read(path: &Path, forbidden: Option<u32>) -> Result<Vec<u8>, IdentityError> {
-    let failed = |error: std::io::Error| IdentityError::File {
+/// Reads a file that holds a secret: it must be its reader's own, with mode 600 or 400. A symbolic link is followed; what
+/// counts is the file that was opened.
+///
+/// # Errors
+/// When it can't be read, has another mode, or belongs to another user.
+pub fn read_secret(path: &Path) -> Result<Zeroizing<Vec<u8>>, IdentityError> {
+    let failed = failed(path);
+    let file = File::open(path).map_err(&failed)?;
+    let meta = file.metadata().map_err(&failed)?;
+    let mode = meta.permissions().mode() & 0o7777;
+    if ![0o600, 0o400].contains(&mode) {
+        let path = path.to_owned();
+        return Err(IdentityError::KeyExposed { path, mode });
+    }
+    let (owner, reader) = (meta.uid(), rustix::process::geteuid().as_raw());
+    if owner != reader {
+        let path = path.to_owned();
+        return Err(IdentityError::KeyForeign {
+            path,
+            owner,
+            reader,
+        });
+    }
+    // As large as the file from the beginning: a buffer that grows leaves pieces of the secret behind.
+    let bytes = meta.len().min(PEM_BYTES_MAX);
+    let mut secret = Zeroizing::new(Vec::with_capacity(usize::try_from(bytes).unwrap_or(0) + 1));
+    file.take(PEM_BYTES_MAX)
+        .read_to_end(&mut secret)
+        .map_err(&failed)?;
+    Ok(secret)
+}
+
+/// Reads a file of bounded size.
+fn read(path: &Path) -> Result<Vec<u8>, IdentityError> {
+    let failed = failed(path);
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(PEM_BYTES_MAX).read_to_end(&mut bytes))
+        .map_err(&failed)?;
+    Ok(bytes)
+}
+
+fn failed(path: &Path) -> impl Fn(std::io::Error) -> IdentityError {
+    move |error| IdentityError::File {
         path: path.to_owned(),
         why: error.to_string(),
-    };
-    let file = File::open(path).map_err(failed)?;
-    if let Some(forbidden) = forbidden {
-        let mode = file.metadata().map_err(failed)?.permissions().mode() & 0o777;
-        if mode & forbidden != 0 {
-            let path = path.to_owned();
-            return Err(IdentityError::KeyExposed { path, mode });
-        }
     }
-    let mut bytes = Vec::new();
-    file.take(PEM_BYTES_MAX)
-        .read_to_end(&mut bytes)
-        .map_err(failed)?;
-    Ok(bytes)
 }

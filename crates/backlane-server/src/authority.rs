@@ -5,7 +5,7 @@
 
 use crate::{HostName, ServerError, db, db::Timestamp, error::io_error, store};
 use aws_lc_rs::digest::{SHA256, digest};
-use backlane_net::identity::SERVER_NAME;
+use backlane_net::identity::{SERVER_NAME, read_secret};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer,
     DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
@@ -145,7 +145,13 @@ impl Authority {
                 why: error.to_string(),
             }
         };
-        let key = KeyPair::from_pem(&read(&paths.ca_key)?).map_err(bad(&paths.ca_key))?;
+        let unusable = |why: String| ServerError::Authority {
+            path: paths.ca_key.clone(),
+            why,
+        };
+        let key = read_secret(&paths.ca_key).map_err(|error| unusable(error.to_string()))?;
+        let key = str::from_utf8(&key).map_err(|error| unusable(error.to_string()))?;
+        let key = KeyPair::from_pem(key).map_err(bad(&paths.ca_key))?;
         let certificate_pem = read(&paths.ca_certificate)?;
         let der = CertificateDer::from_pem_slice(certificate_pem.as_bytes()).map_err(|error| {
             ServerError::Authority {

@@ -201,8 +201,25 @@ fn a_key_that_others_can_read_is_refused_by_name() {
         "{refused:?}"
     );
     assert!(refused.to_string().contains("host.key"), "{refused}");
+    // A link to it hides nothing.
+    let link = dir.path().join("link.key");
+    std::os::unix::fs::symlink(&key, &link).unwrap();
+    let linked = Identity::load(&chain, &link).unwrap_err();
+    assert!(matches!(
+        linked,
+        IdentityError::KeyExposed { mode: 0o640, .. }
+    ));
     // And what isn't one is named as well.
     std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
     let refused = Identity::load(&chain, &key).unwrap_err();
     assert!(refused.to_string().contains("host.key"), "{refused}");
+    // One that belongs to somebody else, who could change it. Only root can give a file away.
+    if std::os::unix::fs::chown(&key, Some(65534), None).is_ok() {
+        let refused = Identity::load(&chain, &link).unwrap_err();
+        assert!(
+            matches!(refused, IdentityError::KeyForeign { owner: 65534, .. }),
+            "{refused:?}"
+        );
+        assert!(refused.to_string().contains("link.key"), "{refused}");
+    }
 }
