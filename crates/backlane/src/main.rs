@@ -19,8 +19,13 @@ use clap::Parser;
 use cli::{Cli, Common};
 use failure::{FailureDocument, Usage};
 use output::{NO_ROUTE_CODE, Outcome, Output, StdoutClosed};
+use rustix::process::{self, DumpableBehavior, Resource, Rlimit};
 use signals::Cancel;
-use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
+use std::{
+    io::{self, IsTerminal},
+    path::PathBuf,
+    process::ExitCode,
+};
 use tracing_subscriber::EnvFilter;
 
 /// What every command is given.
@@ -51,6 +56,10 @@ impl Context {
 const USAGE_CODE: u8 = 2;
 
 fn main() -> ExitCode {
+    if let Err(error) = keep_memory_private() {
+        eprintln!("error: the system won't keep this process's memory to itself: {error}");
+        return ExitCode::FAILURE;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => refuse(&error),
@@ -61,6 +70,18 @@ fn main() -> ExitCode {
         Ok(outcome) => outcome.into(),
         Err(error) => report(&error, output),
     }
+}
+
+/// Keeps the secrets that will be in memory out of core dumps, and from other processes of the same user. The programs
+/// that it starts write no core dumps either.
+fn keep_memory_private() -> io::Result<()> {
+    process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    process::setrlimit(Resource::Core, none)?;
+    Ok(())
 }
 
 /// Ends the process over arguments that can't be understood, or that ask for help.
