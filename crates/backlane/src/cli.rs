@@ -81,6 +81,9 @@ pub(crate) enum Command {
     Forget(ForgetArgs),
     /// Remove what no snapshot of a host's repository needs. Runs on the server's machine.
     Prune(PruneArgs),
+    /// Look after the keys that open a repository, and the sheet of paper that brings one back.
+    #[command(subcommand)]
+    Key(KeyCommand),
     /// Show which route each kind of call would take now, and why, and how fast both routes are. Runs on a client.
     Path(PathArgs),
     /// Watch the server and the jobs of this machine: sessions, routes, rates, queues, resends, and what moved and why.
@@ -465,9 +468,9 @@ pub(crate) struct MaintainArgs {
     /// The host whose repository it is.
     #[arg(long)]
     pub(crate) host: String,
-    /// The repository's key file, which the host keeps; the server holds no key.
+    /// The repository's key file, which the host keeps [default: the key that is in escrow].
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub(crate) key_file: PathBuf,
+    pub(crate) key_file: Option<PathBuf>,
     /// Say what would be done and remove nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -519,6 +522,86 @@ pub(crate) struct ForgetArgs {
 pub(crate) struct PruneArgs {
     #[command(flatten)]
     pub(crate) repository: MaintainArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeyCommand {
+    /// List the keys of a host's repository. Runs on the server's machine.
+    List(KeyedArgs),
+    /// Add a key, with a password of its own that is written to a new key file. Runs on the server's machine.
+    Add(KeyAddArgs),
+    /// Remove a key, so that its key file opens nothing any more. Runs on the server's machine.
+    Remove(KeyRemoveArgs),
+    /// Keep a host's key on the server, for forget and prune. Whoever has the server can read the host's backups then.
+    /// Runs on the server's machine.
+    Escrow(KeyEscrowArgs),
+    /// Write this host's key on a sheet to be printed and kept: with it alone everything comes back. Runs on a client.
+    Sheet(KeySheetArgs),
+    /// Make a key file from a sheet.
+    Recover(KeyRecoverArgs),
+}
+
+/// A host's repository, and the key that opens it.
+#[derive(Debug, Args)]
+pub(crate) struct KeyedArgs {
+    /// The host whose repository it is.
+    #[arg(long)]
+    pub(crate) host: String,
+    /// The repository's key file, which the host keeps [default: the key that is in escrow].
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) key_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KeyAddArgs {
+    #[command(flatten)]
+    pub(crate) repository: KeyedArgs,
+    /// Where to write the new key file; nothing is overwritten.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) new_key_file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KeyRemoveArgs {
+    #[command(flatten)]
+    pub(crate) repository: KeyedArgs,
+    /// The key, by its id or the beginning of it.
+    pub(crate) id: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KeyEscrowArgs {
+    /// The host whose key it is.
+    #[arg(long)]
+    pub(crate) host: String,
+    /// The key file to keep a copy of.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, required_unless_present = "remove")]
+    pub(crate) key_file: Option<PathBuf>,
+    /// Remove the copy that is kept.
+    #[arg(long, conflicts_with = "key_file")]
+    pub(crate) remove: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KeySheetArgs {
+    /// Write the sheet to a new file, which is this user's alone.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, required_unless_present = "print")]
+    pub(crate) output: Option<PathBuf>,
+    /// Write the sheet to standard output, for a printer, say.
+    #[arg(long, conflicts_with = "output")]
+    pub(crate) print: bool,
+    #[command(flatten)]
+    pub(crate) route: RouteArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KeyRecoverArgs {
+    /// Where to write the key file; nothing is overwritten.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) key_file: PathBuf,
+    /// Read the sheet from a file, `-` for standard input [default: ask for its lines].
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) sheet: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -3,16 +3,19 @@
 //! Unknown fields are refused by name, so that a mistyped one is not a default. Files with secrets must belong to
 //! their owner alone. What a server reads is in `backlane-server`.
 
-use crate::failure::Advise;
+use crate::failure::{Advise, Hint};
 use anyhow::{Context as _, Result, bail};
 use backlane_client::{AccessTimes, Excludes, FileSystems};
-use backlane_net::{Authority, ClientConfig, EngineChoice, Identity, PoolChoice};
+use backlane_net::{
+    Authority, ClientConfig, EngineChoice, Identity, IdentityError, PoolChoice,
+    identity::read_secret,
+};
 use backlane_proto::RoutePolicy;
 use serde::{Deserialize, Serialize};
 use std::{
     fs::{self, File},
-    io::Read,
-    os::unix::fs::PermissionsExt,
+    io::Write,
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -22,8 +25,11 @@ use zeroize::Zeroizing;
 /// Where the configuration is unless somebody says otherwise.
 const CONFIG_PATH: &str = "/etc/backlane/client.toml";
 /// The repository's key file is one line; what is longer is something else.
-const KEY_BYTES_MAX: u64 = 4096;
-const OTHERS: u32 = 0o077;
+const KEY_BYTES_MAX: usize = 4096;
+/// Random bytes of a repository's key.
+const KEY_BYTES: usize = 32;
+/// Mode of a file with a secret.
+pub(crate) const SECRET_MODE: u32 = 0o600;
 
 /// What the file holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -215,39 +221,87 @@ impl ClientFile {
     }
 }
 
-/// Reads a repository's key file, which must be its owner's alone.
+/// Reads a repository's key file, which must be its reader's alone.
 ///
 /// # Errors
 /// When it can't be read, others may read it too, or it holds no key.
 pub(crate) fn read_key(path: &Path) -> Result<Zeroizing<String>> {
-    let what = || format!("cannot read the repository's key file {}", path.display());
-    let file = File::open(path)
-        .with_context(what)
-        .advise("it was made by `backlane join`; put the copy back that you kept elsewhere")?;
-    let mode = file.metadata().with_context(what)?.permissions().mode() & 0o777;
-    if mode & OTHERS != 0 {
-        let wrong = format!(
-            "the repository's key file {} has mode {mode:03o}",
-            path.display()
-        );
-        return Err(anyhow::anyhow!("{wrong}: others may read it"))
-            .advise(format!("chmod 600 {}", path.display()));
-    }
-    let mut text = Zeroizing::new(String::new());
-    file.take(KEY_BYTES_MAX)
-        .read_to_string(&mut text)
-        .with_context(what)?;
+    let bytes = read_secret(path).map_err(|error| {
+        let hint = match error {
+            IdentityError::KeyExposed { .. } => format!("chmod 600 {}", path.display()),
+            IdentityError::KeyForeign { reader, .. } => {
+                format!("chown {reader} {}", path.display())
+            }
+            _ => "it was made by `backlane join`; put the copy back that you kept elsewhere, or \
+                  make it from the recovery sheet with `backlane key recover`"
+                .to_owned(),
+        };
+        anyhow::Error::new(error)
+            .context(format!(
+                "cannot read the repository's key file {}",
+                path.display()
+            ))
+            .context(Hint::new(hint))
+    })?;
     // As restic reads a password file.
-    let key = Zeroizing::new(text.trim().to_owned());
-    if key.is_empty() || key.contains('\n') {
+    let key = str::from_utf8(&bytes).unwrap_or_default().trim();
+    if key.is_empty() || key.contains('\n') || key.len() > KEY_BYTES_MAX {
         bail!("{} holds no key: it must have one line", path.display());
     }
-    Ok(key)
+    Ok(Zeroizing::new(key.to_owned()))
+}
+
+/// A new repository's key: random, in letters and digits, as it stands in a key file.
+///
+/// # Errors
+/// When the system has no randomness.
+pub(crate) fn new_key() -> Result<Zeroizing<String>> {
+    let mut random = Zeroizing::new([0; KEY_BYTES]);
+    getrandom::fill(&mut *random).map_err(|error| anyhow::anyhow!("no randomness: {error}"))?;
+    Ok(Zeroizing::new(hex::encode(*random)))
+}
+
+/// Writes a secret to a new file, its owner's alone, and returns when both the file and its name are durable. A file that
+/// can't be written whole goes again.
+///
+/// # Errors
+/// When the file exists, or can't be written.
+pub(crate) fn write_secret(path: &Path, text: &str) -> Result<()> {
+    let mut options = File::options();
+    options.write(true).create_new(true).mode(SECRET_MODE);
+    let mut file = options
+        .open(path)
+        .with_context(|| format!("cannot make {}", path.display()))?;
+    let written = file
+        .write_all(text.as_bytes())
+        .and_then(|()| file.sync_all())
+        .with_context(|| format!("cannot write {}", path.display()))
+        .and_then(|()| sync_directory_of(path));
+    if written.is_err() {
+        // The failure that led here is what is told.
+        let _ = fs::remove_file(path);
+    }
+    written
+}
+
+/// Makes the names in a file's directory durable.
+///
+/// # Errors
+/// When that fails.
+pub(crate) fn sync_directory_of(path: &Path) -> Result<()> {
+    let directory = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    let directory = directory.unwrap_or(Path::new("."));
+    File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .with_context(|| format!("cannot sync {}", directory.display()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     fn example() -> ClientFile {
         ClientFile {
@@ -286,10 +340,45 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("key");
         fs::write(&path, "secret\n").unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-        let error = read_key(&path).unwrap_err();
-        assert!(format!("{error:#}").contains("mode 640"), "{error:#}");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        assert_eq!(*read_key(&path).unwrap(), "secret");
+        let mode = |mode| fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        for bad in [0o640, 0o604, 0o700] {
+            mode(bad);
+            let error = read_key(&path).unwrap_err();
+            assert!(
+                format!("{error:#}").contains(&format!("mode {bad:o}")),
+                "{error:#}"
+            );
+        }
+        for good in [0o600, 0o400] {
+            mode(good);
+            assert_eq!(*read_key(&path).unwrap(), "secret");
+        }
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert_eq!(*read_key(&link).unwrap(), "secret");
+        // Only root can give a file away.
+        if std::os::unix::fs::chown(&path, Some(65534), None).is_ok() {
+            for path in [&path, &link] {
+                let error = read_key(path).unwrap_err();
+                assert!(format!("{error:#}").contains("user 65534"), "{error:#}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_new_key_file_is_its_owners_alone_and_none_is_overwritten() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("key");
+        let key = new_key().unwrap();
+        assert_ne!(*key, *new_key().unwrap());
+        write_secret(&path, &format!("{}\n", *key)).unwrap();
+        assert_eq!(
+            path.metadata().unwrap().permissions().mode() & 0o7777,
+            0o600
+        );
+        assert_eq!(*read_key(&path).unwrap(), *key);
+        let error = write_secret(&path, "other\n").unwrap_err();
+        assert!(format!("{error:#}").contains("exists"), "{error:#}");
+        assert_eq!(*read_key(&path).unwrap(), *key);
     }
 }

@@ -13,6 +13,13 @@ use std::{borrow::Cow, fmt, io};
 #[derive(Debug)]
 pub(crate) struct Hint(String);
 
+impl Hint {
+    /// The line.
+    pub(crate) fn new(hint: impl Into<String>) -> Self {
+        Self(hint.into())
+    }
+}
+
 impl fmt::Display for Hint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -196,6 +203,10 @@ fn about_repository(error: &RepoError) -> Option<&'static str> {
         RepoError::SnapshotNotFound { .. } | RepoError::SnapshotAmbiguous { .. } => {
             Some("`backlane snapshots` lists what there is")
         }
+        RepoError::KeyNotFound { .. } => Some("`backlane key list` on the server lists the keys"),
+        RepoError::OnlyKey { .. } | RepoError::KeyInUse { .. } => {
+            Some("`backlane key add` makes another; name its key file then")
+        }
         RepoError::PathNotFound { .. } => Some(LOOK_INSIDE),
         RepoError::BlobNotIndexed { .. } => Some(LOOK_FOR_DAMAGE),
         _ => None,
@@ -214,7 +225,7 @@ fn about_damage(kind: ObjectKind) -> &'static str {
         }
         ObjectKind::Config | ObjectKind::Key => {
             "put that file back from a copy of the repository's directory at the server; \
-             nothing opens without it"
+             nothing opens without the config and one key"
         }
         ObjectKind::Index | ObjectKind::Pack => LOOK_FOR_DAMAGE,
     }

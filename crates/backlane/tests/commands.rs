@@ -6,6 +6,7 @@ use serde_json::Value;
 use std::{
     fs,
     io::{BufRead, BufReader},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Output, Stdio},
 };
@@ -222,6 +223,98 @@ fn maintain(server: &Path, kept: &Path, old: &str) {
     assert!(said.contains("demo-host") && said.contains("key"), "{said}");
     let hosts = document(server, &["server", "hosts"]);
     assert_eq!(hosts["hosts"][0]["name"], "demo-host", "{hosts}");
+}
+
+#[test]
+fn keys_are_added_removed_and_put_in_escrow_by_the_servers_administrator() {
+    let directory = tempfile::tempdir().unwrap();
+    let kept = kept_demo(directory.path());
+    let server = kept.join("server.toml");
+    let path = |name: &str| kept.join(name).to_str().unwrap().to_owned();
+    let (old, new, third) = (
+        path("client/repository.key"),
+        path("new.key"),
+        path("third.key"),
+    );
+    let with = |words: &[&str], file: Option<&str>| -> Vec<String> {
+        let key_file = file.map(|file| ["--key-file", file]);
+        let all = words.iter().chain(&["--host", "demo-host"]);
+        let all = all.copied().chain(key_file.into_iter().flatten());
+        all.map(str::to_owned).collect()
+    };
+    let done = |words: &[&str], file: Option<&str>| {
+        let all = with(words, file);
+        document(&server, &all.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let refused = |words: &[&str], file: Option<&str>, told: &[&str]| {
+        let all = with(words, file);
+        let said = refusal(&server, &all.iter().map(String::as_str).collect::<Vec<_>>());
+        assert!(told.iter().all(|word| said.contains(word)), "{said}");
+    };
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+
+    for words in [&["prune"][..], &["key", "list"]] {
+        refused(words, None, &["demo-host", "--key-file", "key escrow"]);
+    }
+    let listed = done(&["key", "list"], Some(&old));
+    let first = listed["keys"][0]["id"].as_str().unwrap();
+    assert_eq!(listed["keys"].as_array().unwrap().len(), 1, "{listed}");
+    assert_eq!(
+        (&listed["escrow"], &listed["keys"][0]["is_open"]),
+        (&false.into(), &true.into())
+    );
+    refused(
+        &["key", "remove", first],
+        Some(&old),
+        &["the only one", "key add"],
+    );
+
+    let added = done(&["key", "add", "--new-key-file", &new], Some(&old));
+    let second = added["key"].as_str().unwrap();
+    assert_eq!(mode(Path::new(&new)), 0o600);
+    assert_ne!(fs::read(&new).unwrap(), fs::read(&old).unwrap());
+    refused(
+        &["key", "add", "--new-key-file", &new],
+        Some(&old),
+        &["new.key", "exists"],
+    );
+    let listed = done(&["key", "list"], Some(&new));
+    assert_eq!(listed["keys"].as_array().unwrap().len(), 2, "{listed}");
+    refused(
+        &["key", "remove", second],
+        Some(&new),
+        &["opened with", "key add"],
+    );
+    assert_eq!(done(&["key", "remove", first], Some(&new))["key"], first);
+    refused(&["key", "list"], Some(&old), &["wrong password"]);
+
+    // Only what opens the repository is kept, and then nothing has to be named.
+    refused(&["key", "escrow"], Some(&old), &["wrong password"]);
+    let escrowed = done(&["key", "escrow"], Some(&new));
+    let place = Path::new(escrowed["path"].as_str().unwrap());
+    assert_eq!((mode(place), mode(place.parent().unwrap())), (0o600, 0o700));
+    refused(&["key", "escrow"], Some(&new), &["exists", "--remove"]);
+    assert_eq!(done(&["key", "list"], None)["escrow"], true);
+    assert_eq!(done(&["prune"], None)["dry_run"], false);
+    assert_eq!(
+        done(&["forget", "--keep-last", "1"], None)["dry_run"],
+        false
+    );
+
+    done(&["key", "add", "--new-key-file", &third], None);
+    let all = with(&["key", "remove", second], Some(&third));
+    let all: Vec<_> = all.iter().map(String::as_str).collect();
+    let (_, said) = warned(&server, &all, 3);
+    assert!(said.contains("escrow --remove"), "{said}");
+    refused(&["prune"], None, &["key escrow"]);
+    assert_eq!(done(&["key", "escrow", "--remove"], None)["escrow"], false);
+    refused(&["prune"], None, &["--key-file", "key escrow"]);
+    refused(
+        &["key", "escrow", "--remove"],
+        None,
+        &["demo-host", "escrow"],
+    );
+    done(&["prune"], Some(&third));
 }
 
 /// The files of a folder of the demo's repository, and what is below.

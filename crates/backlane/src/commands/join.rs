@@ -10,7 +10,10 @@ use super::{
 use crate::{
     Context,
     cli::JoinArgs,
-    config::{self, BackupSection, ClientFile, PoolSection, Route, StateFiles},
+    config::{
+        self, BackupSection, ClientFile, PoolSection, Route, SECRET_MODE, StateFiles,
+        sync_directory_of,
+    },
     failure::Advise,
     output::Outcome,
 };
@@ -29,10 +32,7 @@ use zeroize::Zeroizing;
 const ENROLL_TIMEOUT: Duration = Duration::from_secs(30);
 /// A token is much shorter; whatever is longer is something else.
 const TOKEN_BYTES_MAX: u64 = 64 << 10;
-/// Random bytes of a repository's key.
-const KEY_BYTES: usize = 32;
 const STATE_MODE: u32 = 0o700;
-const SECRET_MODE: u32 = 0o600;
 const PUBLIC_MODE: u32 = 0o644;
 
 #[derive(Serialize)]
@@ -73,7 +73,7 @@ pub(crate) fn run(args: &JoinArgs, context: &Context) -> Result<Outcome> {
     let files = StateFiles::below(&state);
     made.write(
         &files.repository_key,
-        format!("{}\n", *key).as_bytes(),
+        Zeroizing::new(format!("{}\n", *key)).as_bytes(),
         SECRET_MODE,
     )?;
     let mut config_file = new_file(&config_path)?;
@@ -155,8 +155,8 @@ impl JoinDocument {
         };
         format!(
             "{} is enrolled at {}\n  configuration   {}\n  pool            {pool}\n  repository key  {key}\n\n\
-             Keep a copy of {key} elsewhere, off this host.\n\
-             Without it no backup of this host can ever be read; the server does not have it.\n",
+             Without {key} no backup of this host can ever be read; the server does not have it.\n\
+             After the first backup, print it and keep it elsewhere: `backlane key sheet --print`.\n",
             self.host,
             self.server,
             self.config.display(),
@@ -216,12 +216,7 @@ fn read_token(file: Option<&Path>) -> Result<Zeroizing<String>> {
 fn repository_key(file: Option<&Path>) -> Result<Zeroizing<String>> {
     match file {
         Some(path) => config::read_key(path),
-        None => {
-            let mut random = Zeroizing::new([0; KEY_BYTES]);
-            getrandom::fill(&mut *random)
-                .map_err(|error| anyhow::anyhow!("no randomness: {error}"))?;
-            Ok(Zeroizing::new(hex::encode(*random)))
-        }
+        None => config::new_key(),
     }
 }
 
@@ -262,16 +257,6 @@ fn make_directory(state: &Path) -> Result<()> {
         .mode(STATE_MODE)
         .create(state)
         .with_context(|| format!("cannot make {}", state.display()))
-}
-
-fn sync_directory_of(path: &Path) -> Result<()> {
-    let directory = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty());
-    let directory = directory.unwrap_or(Path::new("."));
-    File::open(directory)
-        .and_then(|directory| directory.sync_all())
-        .with_context(|| format!("cannot sync {}", directory.display()))
 }
 
 /// Files that were made, and go again unless all of them were.

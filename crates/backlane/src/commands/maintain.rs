@@ -1,9 +1,9 @@
 //! `backlane forget` and `backlane prune`: what removes, on the server's machine, with the repository held alone.
 //!
-//! The server has no key, so the administrator names the host's key file. While one of these runs, sessions of that
+//! The server has no key unless one is in escrow, so the administrator names the host's key file. While one of these runs, sessions of that
 //! host are refused; while one of them is open, these are.
 
-use super::{damage::Damage, server};
+use super::{damage::Damage, key::Escrow, server};
 use crate::{
     Context,
     cli::{ForgetArgs, MaintainArgs, PruneArgs, UndeleteArgs},
@@ -21,7 +21,7 @@ use backlane_repo::{
 use backlane_server::{ExclusiveRepository, HostName, Removal, ServerError};
 use bytes::Bytes;
 use serde::Serialize;
-use std::{collections::BTreeSet, sync::Arc, time::SystemTime};
+use std::{collections::BTreeSet, path::Path, sync::Arc, time::SystemTime};
 
 /// A repository at the server, as the repository's engine wants it.
 ///
@@ -82,27 +82,54 @@ fn failed(error: ServerError) -> StoreError {
 }
 
 /// A repository that this process holds alone.
-struct Held {
+pub(super) struct Held {
     store: Arc<Store>,
-    repository: Repository,
+    pub(super) host: HostName,
+    pub(super) repository: Repository,
+    pub(super) escrow: Escrow,
+}
+
+impl Held {
+    /// Whether a password opens the repository, whatever else is open.
+    ///
+    /// # Errors
+    /// When that can't be told.
+    pub(super) fn opens_with(&self, password: &str) -> Result<bool> {
+        let store = Arc::clone(&self.store) as Arc<dyn ObjectStore>;
+        match Repository::open(store, password) {
+            Ok(_) => Ok(true),
+            Err(RepoError::WrongPassword { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
 }
 
 fn hold(args: &MaintainArgs, context: &Context) -> Result<Held> {
-    let host: HostName = args
-        .host
-        .parse()
-        .map_err(|error| Usage(format!("{error}")))?;
-    let password = config::read_key(&args.key_file)?;
+    let removal = match args.break_retention {
+        true => Removal::Final,
+        false => Removal::Recoverable,
+    };
+    hold_with(&args.host, args.key_file.as_deref(), removal, context)
+}
+
+/// Holds a host's repository, and opens it with the key file, or the key that is in escrow.
+pub(super) fn hold_with(
+    host: &str,
+    key_file: Option<&Path>,
+    removal: Removal,
+    context: &Context,
+) -> Result<Held> {
+    let host: HostName = host.parse().map_err(|error| Usage(format!("{error}")))?;
+    let named = key_file.map(config::read_key).transpose()?;
+    let state = context.runtime.block_on(server::open_state(context))?;
+    let escrow = Escrow::of(state.config(), &host);
+    let password = match named {
+        Some(key) => key,
+        None => escrow.key()?,
+    };
     let exclusive = context
         .runtime
-        .block_on(async {
-            let state = server::open_state(context).await?;
-            let removal = match args.break_retention {
-                true => Removal::Final,
-                false => Removal::Recoverable,
-            };
-            Ok::<_, anyhow::Error>(state.exclusive(&host, removal).await?)
-        })
+        .block_on(state.exclusive(&host, removal))
         .advise("wait until no job of that host runs, and try again")?;
     let store = Arc::new(Store {
         repository: exclusive,
@@ -111,11 +138,21 @@ fn hold(args: &MaintainArgs, context: &Context) -> Result<Held> {
     let opened = Repository::open(Arc::clone(&store) as Arc<dyn ObjectStore>, &password);
     let is_wrong_key = matches!(opened, Err(RepoError::WrongPassword { .. }));
     let opened = opened.with_context(|| format!("cannot open the repository of {host}"));
-    let repository = match is_wrong_key {
-        true => opened.advise("the key file is the one that `backlane join` made on that host"),
-        false => opened,
+    let repository = match (is_wrong_key, key_file) {
+        (false, _) => opened,
+        (true, Some(_)) => {
+            opened.advise("the key file is the one that `backlane join` made on that host")
+        }
+        (true, None) => opened.advise(
+            "the key in escrow has been removed from the repository: `backlane key escrow` with the host's key file",
+        ),
     }?;
-    Ok(Held { store, repository })
+    Ok(Held {
+        store,
+        host,
+        repository,
+        escrow,
+    })
 }
 
 fn dry_run(args: &MaintainArgs) -> DryRun {

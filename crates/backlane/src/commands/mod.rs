@@ -5,6 +5,7 @@ mod bench;
 mod damage;
 pub(crate) mod documents;
 mod join;
+mod key;
 mod maintain;
 mod path;
 mod pool;
@@ -41,6 +42,7 @@ pub(crate) fn run(command: &Command, context: &Context) -> Result<Outcome> {
         Command::Check(args) => query::check(args, context),
         Command::Forget(args) => maintain::forget(args, context),
         Command::Prune(args) => maintain::prune(args, context),
+        Command::Key(command) => key::run(command, context),
         Command::Path(args) => path::run(args, context),
         Command::Top(args) => top::run(args, context),
         Command::Bench(command) => bench::run(command, context),
