@@ -1,9 +1,8 @@
 //! Processes that end in the middle of a job, by force or by request, wires that are cut, and jobs beside each other.
 
 use anyhow::{Context, Result, ensure};
-use backlane_e2e::{Ended, Process, Scene, Setup, Side, System, output, plant, ready, same};
+use backlane_e2e::{Ended, Process, Scene, Setup, Side, System, plant, ready, same};
 use rustix::process::Signal;
-use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
 

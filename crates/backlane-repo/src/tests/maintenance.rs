@@ -338,7 +338,10 @@ fn policies_by_time_keep_the_newest_of_each_span() {
         ..KeepPolicy::default()
     };
     let kept = |policy: &KeepPolicy| {
-        let decisions = repository.forget(policy, DryRun::Yes).unwrap().decisions;
+        let decisions = repository
+            .forget(policy, &Arrivals::default(), DryRun::Yes)
+            .unwrap()
+            .decisions;
         decisions.iter().filter(|decision| decision.keep).count()
     };
     assert_eq!(kept(&within), 4);

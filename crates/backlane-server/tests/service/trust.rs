@@ -408,7 +408,8 @@ async fn a_scrub_lays_aside_what_is_damaged_and_the_same_object_may_arrive_again
     assert_eq!(again.damaged, []);
     // It can be stopped, and keeps to its pace.
     let began = Instant::now();
-    let stopped = state.scrub(&host(), Some(100), |_| ControlFlow::Break(()));
+    let name = host();
+    let stopped = state.scrub(&name, Some(100), |_| ControlFlow::Break(()));
     assert_eq!(stopped.await.unwrap().objects, 1);
     assert!(began.elapsed() >= Duration::from_millis(80));
 }
