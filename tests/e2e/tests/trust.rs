@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use backlane_e2e::{Scene, Setup, System, Wire, ready, same, until};
+use backlane_e2e::{Process, Scene, Setup, System, Wire, ready, same, until};
 
 const MIB: u64 = 1 << 20;
 
@@ -35,7 +35,7 @@ fn restoring_takes_a_permission_and_backing_up_takes_none() -> Result<()> {
     ] {
         system.run(&scene.client, daily)?.success()?;
     }
-    let target = scene.target.display().to_string();
+    let target = system.path("refused").display().to_string();
     refused(system, &scene, &["restore", "latest", "--target", &target])?;
     refused(system, &scene, &["check", "--read-data"])?;
     let allowed = system.administer(&["allow-restore", "alpha", "--for", "10min"])?;
@@ -101,7 +101,16 @@ fn a_revoked_host_loses_its_running_job_and_begins_no_other() -> Result<()> {
         .ended
         .refused(&["alpha", "revoked"])?;
     // Enrolled again under its name it goes on with what it had stored.
-    let again = system.client("alpha")?;
+    let (key, state) = (system.path("kept.key"), &scene.client.state);
+    fs::rename(&scene.client.key_file, &key)?;
+    fs::remove_dir_all(state)?;
+    fs::remove_file(&scene.client.config)?;
+    let (again, mut join) = system.join_command("alpha", &[])?;
+    join.args(["--token-file", "-", "--key-file"]).arg(&key);
+    let token = format!("{}\n", system.token("alpha", &[])?);
+    Process::start(&mut join, &system.path(""), Some(&token))?
+        .wait()?
+        .success()?;
     let stored = system.backup(&again, &scene.source, &["--route", "network"])?;
     let wire = stored.wire_bytes;
     stored.success()?;
@@ -129,7 +138,7 @@ fn a_certificate_that_expires_soon_is_renewed_by_any_job() -> Result<()> {
     system.works(&alpha, 2)?;
     // Where it can't be kept, the job is done and says so.
     fs::create_dir(certificate.with_extension("pem.new"))?;
-    let source = system.small_source(3);
+    let source = system.small_source(2);
     let job = system.backup(&alpha, &source, &[])?.success()?;
     let told = job.ended.to_string();
     ensure!(told.contains("could not be renewed"), "{told}");
