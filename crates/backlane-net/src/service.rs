@@ -132,6 +132,9 @@ pub enum ServiceError {
     /// The server's disk is full.
     #[error("no space left at the server in {0}")]
     Full(String),
+    /// The host has stored what it may.
+    #[error("{0}")]
+    Quota(String),
     /// The repository is in use by something that excludes this.
     #[error("repository is busy: {0}")]
     Busy(String),

@@ -48,6 +48,7 @@ pub(crate) enum AuditEvent {
     RemovedExpired,
     Undeleted,
     ObjectDamaged,
+    QuotaSet,
 }
 
 impl AuditEvent {

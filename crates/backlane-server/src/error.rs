@@ -209,11 +209,25 @@ pub enum ServerError {
         /// Why it is foreign.
         why: &'static str,
     },
-    /// The file system is full, or a quota is.
+    /// The file system is full, or its own quota is.
     #[error("no space left in {}", path.display())]
     Full {
         /// The directory.
         path: PathBuf,
+    },
+    /// A host has stored what it may.
+    #[error(
+        "host {host} has stored {used} of the {quota} bytes that it may, and {bytes} more don't fit; `backlane server quota {host} SIZE` on the server gives it more"
+    )]
+    Quota {
+        /// Who.
+        host: String,
+        /// How much it may store.
+        quota: u64,
+        /// How much it has stored.
+        used: u64,
+        /// How large the object is.
+        bytes: u64,
     },
     /// The repository is held by something that excludes this.
     #[error("repository of {host} is busy: {why}")]
@@ -300,6 +314,7 @@ impl From<ServerError> for ServiceError {
             ServerError::BadBody { name, found } => Self::BadBody { name, found },
             ref damage if damage.is_damage() => Self::Damaged(error.to_string()),
             ServerError::Full { path } => Self::Full(path.display().to_string()),
+            ServerError::Quota { .. } => Self::Quota(error.to_string()),
             ServerError::Token(refusal) => Self::Token(refusal.to_string()),
             ServerError::Busy { .. } => Self::Busy(error.to_string()),
             ServerError::Denied(_)
@@ -360,6 +375,7 @@ mod tests {
             ServiceError::BadBody { .. } => "bad-body",
             ServiceError::Damaged(_) => "damaged",
             ServiceError::Full(_) => "full",
+            ServiceError::Quota(_) => "quota",
             ServiceError::Busy(_) => "busy",
             ServiceError::Token(_) => "token",
             ServiceError::Failed(_) => "failed",
@@ -396,6 +412,7 @@ mod tests {
                 (code, own(&["/srv/objects/07", "read"]))
             }
             ServerError::Full { .. } => ("full", own(&["/srv"])),
+            ServerError::Quota { .. } => ("quota", own(&[HOST, "90", "100", "20"])),
             ServerError::Busy { .. } => ("busy", own(&[HOST, WHY])),
             ServerError::Config { .. } | ServerError::Authority { .. } => {
                 ("failed", own(&["/srv/file", WHY]))
@@ -509,6 +526,12 @@ mod tests {
             ServerError::Foreign {
                 path: path(),
                 why: WHY,
+            },
+            ServerError::Quota {
+                host: host(),
+                quota: 100,
+                used: 90,
+                bytes: 20,
             },
             io(rustix::io::Errno::NOSPC),
             io(rustix::io::Errno::DQUOT),

@@ -120,6 +120,20 @@ impl Session {
             .await
     }
 
+    /// Whether so many bytes more are within the host's quota. Puts that come side by side are counted when they arrive, so
+    /// that the quota may be passed by what is under way.
+    async fn check_quota(&self, bytes: u64) -> Result<(), ServerError> {
+        match self.database.quota(self.repository.host()).await? {
+            Some((quota, used)) if used.saturating_add(bytes) > quota => Err(ServerError::Quota {
+                host: self.host.to_string(),
+                quota,
+                used,
+                bytes,
+            }),
+            _ => Ok(()),
+        }
+    }
+
     async fn refused(&self, error: ServerError) -> Result<(), ServerError> {
         if !self.told.refused.swap(true, Ordering::Relaxed) {
             let detail = json!(error.to_string());
@@ -166,6 +180,7 @@ impl ObjectService for Session {
             bytes,
         };
         Box::pin(async move {
+            self.check_quota(put.bytes).await?;
             let intake = blocking(move || repository.begin(put)).await?;
             Ok(Box::new(Sink {
                 intake: Some(intake),

@@ -268,6 +268,14 @@ impl ServerState {
         Ok(revoked.certificates)
     }
 
+    /// Limits how many bytes a host may store, or with `None` doesn't; what it has stored stays.
+    ///
+    /// # Errors
+    /// When there is no such host.
+    pub async fn set_quota(&self, host: &HostName, quota: Option<u64>) -> Result<(), ServerError> {
+        self.database.set_quota(host, quota).await
+    }
+
     /// Holds a host's repository alone, for maintenance. Sessions of that host are refused meanwhile.
     ///
     /// # Errors

@@ -193,6 +193,8 @@ pub(crate) enum ServerCommand {
     RevokeRestore(HostArgs),
     /// End all trust in a host: certificates, permissions, join tokens, running sessions. Its repository stays.
     Revoke(HostArgs),
+    /// Limit how many bytes a host may store.
+    Quota(QuotaArgs),
     /// Read every object that hosts have stored, at a pace, and lay aside what is damaged. Jobs may run meanwhile.
     Scrub(ScrubArgs),
     /// Put back what forget and prune removed, as long as it is recoverable.
@@ -213,6 +215,19 @@ pub(crate) struct HostArgs {
     /// Name of the host.
     pub(crate) host: String,
 }
+
+#[derive(Debug, Args)]
+pub(crate) struct QuotaArgs {
+    #[command(flatten)]
+    pub(crate) host: HostArgs,
+    /// The limit, as 500G; `none` takes it away.
+    #[arg(value_name = "SIZE", value_parser = parse_quota)]
+    pub(crate) quota: Quota,
+}
+
+/// How much a host may store.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Quota(pub(crate) Option<u64>);
 
 #[derive(Debug, Args)]
 pub(crate) struct ScrubArgs {
@@ -752,6 +767,13 @@ fn parse_interval(text: &str) -> Result<Duration, String> {
 }
 
 /// Parses `512`, `64K`, `256M`, `1G`, `2T`, also with `iB` after the letter: powers of 1024.
+fn parse_quota(text: &str) -> Result<Quota, String> {
+    match text {
+        "none" => Ok(Quota(None)),
+        size => Ok(Quota(Some(parse_size(size)?))),
+    }
+}
+
 fn parse_size(text: &str) -> Result<u64, String> {
     let text = text.trim();
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());

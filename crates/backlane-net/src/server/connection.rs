@@ -204,7 +204,7 @@ pub(super) fn failure(error: &ServiceError) -> Failure {
         ServiceError::Denied(_) => ErrorCode::Denied,
         ServiceError::BadBody { .. } => ErrorCode::BadBody,
         ServiceError::Damaged(_) => ErrorCode::Damaged,
-        ServiceError::Full(_) => ErrorCode::Full,
+        ServiceError::Full(_) | ServiceError::Quota(_) => ErrorCode::Full,
         ServiceError::Busy(_) => ErrorCode::Busy,
         ServiceError::Token(_) => ErrorCode::Token,
         ServiceError::Failed(_) => ErrorCode::Failed,

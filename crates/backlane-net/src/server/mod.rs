@@ -66,6 +66,8 @@ pub struct ServerOptions {
     pub data_ports: DataPorts,
     /// Sessions at once, over all hosts.
     pub sessions_max: usize,
+    /// Sessions at once of one host, so that none can keep the others out.
+    pub sessions_per_host_max: usize,
     /// What is left of each session's policy is what this one allows as well.
     pub route_ceiling: RoutePolicy,
     /// Name and version of this program, for clients' logs.
@@ -116,6 +118,7 @@ pub(crate) struct Core {
     service: Arc<dyn Service>,
     sessions: Mutex<HashMap<SessionId, Arc<Session>>>,
     sessions_max: usize,
+    sessions_per_host_max: usize,
     route_ceiling: RoutePolicy,
     data_port: u16,
     software: String,
@@ -150,6 +153,7 @@ impl ServerOptions {
             pool: None,
             data_ports: DataPorts::default(),
             sessions_max: 64,
+            sessions_per_host_max: 16,
             route_ceiling: RoutePolicy::PreferStorage,
             software: concat!("backlane ", env!("CARGO_PKG_VERSION")).to_owned(),
         }
@@ -186,6 +190,7 @@ impl Server {
             service: options.service,
             sessions: Mutex::new(HashMap::new()),
             sessions_max: options.sessions_max,
+            sessions_per_host_max: options.sessions_per_host_max,
             route_ceiling: options.route_ceiling,
             data_port,
             software: options.software,

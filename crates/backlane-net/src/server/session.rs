@@ -290,6 +290,12 @@ async fn open(
             let text = format!("the server has {} sessions already", sessions.len());
             return Err(refuse(ErrorCode::Busy, text));
         }
+        let own = sessions.values().filter(|it| it.host == session.host);
+        let own = own.count();
+        if own >= core.sessions_per_host_max {
+            let text = format!("host {} has {own} sessions here already", session.host);
+            return Err(refuse(ErrorCode::Busy, text));
+        }
         sessions.insert(id, Arc::clone(&session));
     }
     let welcome = Welcome {

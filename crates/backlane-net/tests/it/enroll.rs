@@ -187,6 +187,23 @@ async fn a_session_gets_another_certificate_for_the_key_that_it_has() {
     Session::connect(config).await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_host_takes_no_more_sessions_than_its_share() {
+    let world = World::with(|_, options| options.sessions_per_host_max = 2).await;
+    let connect = async |host| Session::connect(world.client(host)).await;
+    let first = connect("db1").await.unwrap();
+    let _second = connect("db1").await.unwrap();
+    let refused = connect("db1").await;
+    let busy = ErrorCode::Busy;
+    assert!(
+        matches!(&refused, Err(Error::Refused { code, text, .. }) if *code == busy && text.contains("db1")),
+        "{refused:?}"
+    );
+    connect("db2").await.unwrap();
+    first.close().await.unwrap();
+    connect("db1").await.unwrap();
+}
+
 #[test]
 fn a_key_that_others_can_read_is_refused_by_name() {
     let ca = Ca::new();

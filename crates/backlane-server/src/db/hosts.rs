@@ -166,6 +166,24 @@ impl Database {
         Ok(found)
     }
 
+    /// Limits what a host may store, or with `None` doesn't.
+    pub(crate) async fn set_quota(
+        &self,
+        name: &HostName,
+        quota: Option<u64>,
+    ) -> Result<(), ServerError> {
+        let host = self.host(name).await?;
+        let mut change = self.begin().await?;
+        sqlx::query("UPDATE hosts SET quota = $1 WHERE id = $2")
+            .bind(quota.map(|quota| i64::try_from(quota).unwrap_or(i64::MAX)))
+            .bind(host.0)
+            .execute(&mut *change)
+            .await
+            .map_err(|error| self.error(error))?;
+        let event = Event::new(AuditEvent::QuotaSet, Some(name), json!({"bytes": quota}));
+        self.commit_audited(change, event).await
+    }
+
     /// Allots more slots to a host that is enrolled.
     pub(crate) async fn add_slots(
         &self,

@@ -89,6 +89,28 @@ impl Database {
         Ok(u64::try_from(removals).unwrap_or(0))
     }
 
+    /// How much a host may store in bytes, if that is limited, and how much it has stored.
+    pub(crate) async fn quota(&self, host: HostId) -> Result<Option<(u64, u64)>, ServerError> {
+        let quota: Option<i64> = sqlx::query_scalar("SELECT quota FROM hosts WHERE id = $1")
+            .bind(host.0)
+            .fetch_one(&self.pool)
+            .await
+            .map_err(|error| self.error(error))?;
+        let Some(quota) = quota else {
+            return Ok(None);
+        };
+        let used: i64 = sqlx::query_scalar(
+            "SELECT coalesce(sum(bytes), 0) FROM arrivals
+             WHERE host_id = $1 AND removed_at IS NULL",
+        )
+        .bind(host.0)
+        .fetch_one(&self.pool)
+        .await
+        .map_err(|error| self.error(error))?;
+        let number = |number: i64| u64::try_from(number).unwrap_or(0);
+        Ok(Some((number(quota), number(used))))
+    }
+
     /// When the objects of a kind arrived.
     pub(crate) async fn arrivals(
         &self,

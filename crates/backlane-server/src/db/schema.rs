@@ -68,5 +68,6 @@ pub(super) const STEPS: &[&str] = &[
         arrived_by INTEGER
     ) STRICT;
 ",
-    "ALTER TABLE arrivals ADD COLUMN removed_at INTEGER;",
+    "ALTER TABLE arrivals ADD COLUMN removed_at INTEGER;
+    ALTER TABLE hosts ADD COLUMN quota INTEGER;",
 ];

@@ -413,3 +413,24 @@ async fn a_scrub_lays_aside_what_is_damaged_and_the_same_object_may_arrive_again
     assert_eq!(stopped.await.unwrap().objects, 1);
     assert!(began.elapsed() >= Duration::from_millis(80));
 }
+
+#[tokio::test]
+async fn a_host_stores_no_more_than_its_quota() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = server(directory.path()).await;
+    let open = session(&state).await;
+    put_as(&*open, PackContents::Data, b"0123456789").await;
+    state.set_quota(&host(), Some(15)).await.unwrap();
+    let refused = put(&*open, ObjectKind::Pack, b"6 more").await.unwrap_err();
+    assert!(
+        matches!(&refused, ServiceError::Quota(text) if text.contains("10 of the 15")),
+        "{refused}"
+    );
+    put(&*open, ObjectKind::Pack, b"5 fit").await.unwrap();
+    state.set_quota(&host(), None).await.unwrap();
+    put(&*open, ObjectKind::Pack, b"6 more").await.unwrap();
+    // Others have nothing to do with it.
+    state.set_quota(&host(), Some(0)).await.unwrap();
+    let other = crate::common::open(&state, "web2").await.unwrap();
+    put(&*other, ObjectKind::Pack, b"6 more").await.unwrap();
+}

@@ -38,6 +38,7 @@ pub(crate) fn run(command: &ServerCommand, context: &Context) -> Result<Outcome>
         ServerCommand::AllowRestore(args) => trust::allow_restore(args, context),
         ServerCommand::RevokeRestore(args) => trust::revoke_restore(args, context),
         ServerCommand::Revoke(args) => trust::revoke(args, context),
+        ServerCommand::Quota(args) => trust::quota(args, context),
         ServerCommand::Scrub(args) => trust::scrub(args, context),
         ServerCommand::Undelete(args) => maintain::undelete(args, context),
         ServerCommand::Audit(AuditCommand::Verify) => trust::verify_audit(context),

@@ -6,7 +6,7 @@
 use super::server::{host_name, open_state, time};
 use crate::{
     Context,
-    cli::{AllowRestoreArgs, HostArgs, ScrubArgs},
+    cli::{AllowRestoreArgs, HostArgs, QuotaArgs, ScrubArgs},
     output::{Outcome, bytes, table},
 };
 use anyhow::Result;
@@ -93,6 +93,29 @@ pub(super) fn revoke(args: &HostArgs, context: &Context) -> Result<Outcome> {
             "`backlane server enroll {host}` lets it, or another machine under its name, join again"
         ));
     }
+    Ok(Outcome::Done)
+}
+
+#[derive(Serialize)]
+struct QuotaDocument {
+    host: String,
+    bytes: Option<u64>,
+}
+
+pub(super) fn quota(args: &QuotaArgs, context: &Context) -> Result<Outcome> {
+    let host = host_name(&args.host.host)?;
+    context.runtime.block_on(async {
+        let state = open_state(context).await?;
+        Ok::<_, anyhow::Error>(state.set_quota(&host, args.quota.0).await?)
+    })?;
+    let document = QuotaDocument {
+        host: host.to_string(),
+        bytes: args.quota.0,
+    };
+    context.output.result(&document, |d| match d.bytes {
+        Some(quota) => format!("{} may store {}\n", d.host, bytes(quota)),
+        None => format!("{} may store what it likes\n", d.host),
+    })?;
     Ok(Outcome::Done)
 }
 
