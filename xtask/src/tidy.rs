@@ -84,6 +84,9 @@ const MARKERS: &[&str] = &[
 /// Paths that exist on one developer's machine only: a clone alone must build, test and run.
 const FOREIGN_PATHS: &[&str] = &[concat!("/wo", "rk/"), concat!("../sha", "red")];
 
+/// The document that says which test shows what; each has to be there.
+const NAMED_TESTS: &str = "docs/security-tests.md";
+
 /// Something that tidy objects to, and where.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Finding {
@@ -103,6 +106,7 @@ impl fmt::Display for Finding {
 /// When the workspace can't be read, which is no finding but a failure.
 pub(crate) fn check(root: &Path) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
+    let mut sources = String::new();
     for file in files(root)? {
         let Ok(text) = fs::read_to_string(root.join(&file)) else {
             continue; // A file that is not text, or was deleted and not yet committed.
@@ -111,11 +115,14 @@ pub(crate) fn check(root: &Path) -> Result<Vec<Finding>> {
         check_text(&place, &text, &mut findings);
         if file.extension().is_some_and(|e| e == "rs") {
             check_source(&place, &text, &mut findings);
+            sources.push_str(&text);
         }
         if file.file_name().is_some_and(|n| n == "Cargo.toml") && place != "Cargo.toml" {
             check_manifest(&place, &text, &mut findings)?;
         }
     }
+    let named = fs::read_to_string(root.join(NAMED_TESTS)).context(NAMED_TESTS)?;
+    check_named_tests(&named, &sources, &mut findings);
     for name in PURE_CRATES {
         let place = format!("crates/{name}/clippy.toml");
         let text = fs::read_to_string(root.join(&place)).unwrap_or_default();
@@ -158,6 +165,22 @@ fn check_text(place: &str, text: &str, findings: &mut Vec<Finding>) {
                 findings.push(Finding {
                     place: format!("{place}:{}", number + 1),
                     what: format!("names {path}, which no user's machine has"),
+                });
+            }
+        }
+    }
+}
+
+/// What stands between backticks and looks like a test's name is one.
+fn check_named_tests(document: &str, sources: &str, findings: &mut Vec<Finding>) {
+    let is_part = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    for (number, line) in document.lines().enumerate() {
+        let words = line.split('`').skip(1).step_by(2);
+        for name in words.filter(|word| word.len() > 20 && word.chars().all(is_part)) {
+            if !sources.contains(&format!("fn {name}(")) {
+                findings.push(Finding {
+                    place: format!("{NAMED_TESTS}:{}", number + 1),
+                    what: format!("there is no test {name}"),
                 });
             }
         }
@@ -325,6 +348,17 @@ mod tests {
         assert_eq!(source(concat!("//! Job.\n// MAX", "XX\n")), [""; 0]);
         let long = format!("//! Job.\n{}", "\n".repeat(FILE_LINES_MAX));
         assert_eq!(source(&long).len(), 1);
+    }
+
+    #[test]
+    fn a_test_that_a_document_names_has_to_be_there() {
+        let document = "| x | `nothing_is_lost_in_the_middle` and `cargo xtask sim` |\n";
+        let mut findings = Vec::new();
+        let sources = "fn nothing_is_lost_in_the_middle() {}";
+        check_named_tests(document, sources, &mut findings);
+        assert_eq!(findings, []);
+        check_named_tests(document, "fn nothing_is_lost() {}", &mut findings);
+        assert_eq!(findings.len(), 1);
     }
 
     #[test]

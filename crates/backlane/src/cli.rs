@@ -2,13 +2,20 @@
 //!
 //! It says what may be typed and nothing of what is done about it.
 
+mod server;
+
+pub(crate) use server::{
+    AllowRestoreArgs, AuditCommand, EnrollArgs, HostArgs, QuotaArgs, ScrubArgs, ServerCommand,
+    ServerInitArgs, ServerRunArgs, UndeleteArgs,
+};
+
 use backlane_net::EngineChoice;
 use backlane_proto::RoutePolicy;
 use clap::{
     Args, Parser, Subcommand, ValueEnum, ValueHint,
     builder::{OsStringValueParser, TypedValueParser},
 };
-use std::{net::SocketAddr, os::unix::ffi::OsStrExt, path::PathBuf, time::Duration};
+use std::{os::unix::ffi::OsStrExt, path::PathBuf, time::Duration};
 
 /// Backup and restore through the storage that two hosts share, instead of the network between them.
 #[derive(Debug, Parser)]
@@ -175,136 +182,6 @@ pub(crate) struct PoolDestroyArgs {
     /// Destroy it even while a server or a client uses it.
     #[arg(long)]
     pub(crate) force: bool,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum ServerCommand {
-    /// Make the server's configuration, its certificate authority and its store.
-    Init(ServerInitArgs),
-    /// Serve, until it is told to stop.
-    Run(ServerRunArgs),
-    /// Print a join token for a host: it works once, and expires.
-    Enroll(EnrollArgs),
-    /// List the enrolled hosts.
-    Hosts,
-    /// Let a host read file contents, which restoring needs, for a time.
-    AllowRestore(AllowRestoreArgs),
-    /// End every permission of a host to read file contents, in running jobs too.
-    RevokeRestore(HostArgs),
-    /// End all trust in a host: certificates, permissions, join tokens, running sessions. Its repository stays.
-    Revoke(HostArgs),
-    /// Limit how many bytes a host may store.
-    Quota(QuotaArgs),
-    /// Read every object that hosts have stored, at a pace, and lay aside what is damaged. Jobs may run meanwhile.
-    Scrub(ScrubArgs),
-    /// Put back what forget and prune removed, as long as it is recoverable.
-    Undelete(UndeleteArgs),
-    /// The audit log: what happened that bears on trust.
-    #[command(subcommand)]
-    Audit(AuditCommand),
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum AuditCommand {
-    /// Follow the log's chain of hashes from its first line to its last.
-    Verify,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct HostArgs {
-    /// Name of the host.
-    pub(crate) host: String,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct QuotaArgs {
-    #[command(flatten)]
-    pub(crate) host: HostArgs,
-    /// The limit, as 500G; `none` takes it away.
-    #[arg(value_name = "SIZE", value_parser = parse_quota)]
-    pub(crate) quota: Quota,
-}
-
-/// How much a host may store.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Quota(pub(crate) Option<u64>);
-
-#[derive(Debug, Args)]
-pub(crate) struct ScrubArgs {
-    /// Only this host's repository [default: every host's].
-    pub(crate) host: Option<String>,
-    /// Read no more than this a second.
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
-    pub(crate) rate: Option<u64>,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct UndeleteArgs {
-    #[command(flatten)]
-    pub(crate) host: HostArgs,
-    /// Only what was removed at this time or later, as 2026-01-31T12:00:00Z [default: all that is recoverable].
-    #[arg(long, value_name = "TIME")]
-    pub(crate) since: Option<jiff::Timestamp>,
-    /// Take out the snapshots and indexes that arrived after this time, as from a host that was no longer one's own; they
-    /// stay recoverable themselves.
-    #[arg(long, value_name = "TIME")]
-    pub(crate) leave_out_after: Option<jiff::Timestamp>,
-    /// Say what is recoverable, and put nothing back.
-    #[arg(long, conflicts_with = "leave_out_after")]
-    pub(crate) list: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct AllowRestoreArgs {
-    #[command(flatten)]
-    pub(crate) host: HostArgs,
-    /// Only what had arrived by the time of this snapshot (its id, or the beginning of it); may be repeated.
-    #[arg(long = "snapshot", value_name = "ID")]
-    pub(crate) snapshots: Vec<String>,
-    /// For how long.
-    #[arg(long = "for", value_name = "DURATION", default_value = "1h", value_parser = humantime::parse_duration)]
-    pub(crate) length: Duration,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ServerInitArgs {
-    /// Address that clients reach this server at, and that it listens on.
-    #[arg(long, value_name = "HOST:PORT")]
-    pub(crate) address: String,
-    /// Address to listen on [default: every address of this machine, with the port of --address].
-    #[arg(long, value_name = "IP:PORT")]
-    pub(crate) listen: Option<SocketAddr>,
-    /// A further name or address for the server's certificate.
-    #[arg(long = "name", value_name = "SAN")]
-    pub(crate) names: Vec<String>,
-    /// A device of the pool; once for each.
-    #[arg(long = "pool", value_name = "DEVICE", value_hint = ValueHint::AnyPath)]
-    pub(crate) pool: Vec<PathBuf>,
-    /// Directory for the server's state: keys, database.
-    #[arg(long, default_value = "/var/lib/backlane", value_hint = ValueHint::DirPath)]
-    pub(crate) state: PathBuf,
-    /// Directory below which `repositories` is [default: the state directory].
-    #[arg(long, value_hint = ValueHint::DirPath)]
-    pub(crate) objects: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ServerRunArgs {
-    /// Stop as soon as standard input is closed, which it is when the process at its other end dies.
-    #[arg(long, hide = true)]
-    pub(crate) until_stdin_closes: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct EnrollArgs {
-    /// Name of the host.
-    pub(crate) host: String,
-    /// How long the token works.
-    #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
-    pub(crate) expires: Duration,
-    /// The host has no network to this server: it enrols through the pool, by a slot that is kept for it.
-    #[arg(long)]
-    pub(crate) through_pool: bool,
 }
 
 #[derive(Debug, Args)]
@@ -767,13 +644,6 @@ fn parse_interval(text: &str) -> Result<Duration, String> {
 }
 
 /// Parses `512`, `64K`, `256M`, `1G`, `2T`, also with `iB` after the letter: powers of 1024.
-fn parse_quota(text: &str) -> Result<Quota, String> {
-    match text {
-        "none" => Ok(Quota(None)),
-        size => Ok(Quota(Some(parse_size(size)?))),
-    }
-}
-
 fn parse_size(text: &str) -> Result<u64, String> {
     let text = text.trim();
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
