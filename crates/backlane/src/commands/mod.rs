@@ -10,6 +10,7 @@ mod maintain;
 mod path;
 mod pool;
 mod query;
+mod reasons;
 mod restore;
 mod server;
 mod session;

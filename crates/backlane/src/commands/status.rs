@@ -4,7 +4,7 @@
 //! and the end. Invariants: nobody who connects holds the process up, whatever he does: what he may take, and for how
 //! long, is bounded; a process that can't serve its status says so in its log and goes on.
 
-use super::{server::time, summary::Change};
+use super::{reasons::DownDocument, server::time, summary::Change};
 use crate::{Context, output::SCHEMA};
 use backlane_net::{RouteDown, RouteUse, Session, SessionStatus, StreamStats};
 use backlane_proto::{PoolStatus, Route};
@@ -58,17 +58,6 @@ pub(super) struct PoolDocument {
     /// The slot that the client has taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) slot: Option<u32>,
-}
-
-/// Why something can't be used.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct DownDocument {
-    /// The reason's name, for programs.
-    pub(super) reason: String,
-    /// Its number.
-    pub(super) code: u32,
-    /// The reason and the facts in words.
-    pub(super) what: String,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -159,16 +148,6 @@ impl From<&PoolStatus> for PoolDocument {
             uuid: pool.uuid.to_string(),
             down: down.as_ref().map(DownDocument::from),
             slot: None,
-        }
-    }
-}
-
-impl From<&RouteDown> for DownDocument {
-    fn from(down: &RouteDown) -> Self {
-        Self {
-            reason: down.reason.name().to_owned(),
-            code: down.reason.code(),
-            what: down.to_string(),
         }
     }
 }

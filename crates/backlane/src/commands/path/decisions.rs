@@ -1,9 +1,7 @@
 //! What the router, which jobs ask too, decides about each kind of call.
 
-use super::{
-    Seen,
-    document::{CallDocument, ReasonDocument},
-};
+use super::{Seen, document::CallDocument};
+use crate::commands::reasons::ReasonDocument;
 use backlane_proto::{
     Call, CallKind, Decision, ObjectKind, Reason, Refusal, Route, RoutePolicy, decide,
     router::{Carried, SMALL_BODY_BYTES_MAX},

@@ -1,7 +1,12 @@
 //! What `path` prints.
 
 use super::{Seen, decisions, measure::ProbeDocument};
-use crate::{advice, config::ClientFile, output::table};
+use crate::{
+    advice,
+    commands::reasons::{DownDocument, ReasonDocument},
+    config::ClientFile,
+    output::table,
+};
 use backlane_net::{RouteDown, RouteStatus};
 use backlane_proto::{Health, Reason, RoutePolicy};
 use serde::Serialize;
@@ -50,22 +55,6 @@ struct WayDocument {
     up: bool,
     /// Why it isn't.
     down: Option<DownDocument>,
-}
-
-#[derive(Serialize)]
-struct DownDocument {
-    #[serde(flatten)]
-    reason: ReasonDocument,
-    /// The facts; may be empty.
-    detail: String,
-}
-
-/// A reason, for programs and for people.
-#[derive(Serialize)]
-pub(super) struct ReasonDocument {
-    code: u32,
-    reason: &'static str,
-    what: String,
 }
 
 #[derive(Serialize)]
@@ -247,27 +236,8 @@ impl WayDocument {
     fn text(&self) -> String {
         match &self.down {
             None => "up".to_owned(),
-            Some(DownDocument { reason, detail }) if detail.is_empty() => {
-                format!("down: {}", reason.text())
-            }
-            Some(DownDocument { reason, detail }) => format!("down: {} ({detail})", reason.text()),
+            Some(down) => format!("down: {}: {}", down.reason.reason, down.text()),
         }
-    }
-}
-
-impl From<Reason> for ReasonDocument {
-    fn from(reason: Reason) -> Self {
-        Self {
-            code: reason.code(),
-            reason: reason.name(),
-            what: reason.to_string(),
-        }
-    }
-}
-
-impl ReasonDocument {
-    fn text(&self) -> String {
-        format!("{}: {}", self.reason, self.what)
     }
 }
 
@@ -287,7 +257,7 @@ impl CallDocument {
         vec![
             format!("{} {}", self.call, self.body),
             self.route.clone().unwrap_or_else(|| "none".to_owned()),
-            reason.map_or_else(String::new, |reason| reason.reason.to_owned()),
+            reason.map_or_else(String::new, |reason| reason.reason.clone()),
         ]
     }
 }

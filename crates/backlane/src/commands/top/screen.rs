@@ -6,7 +6,10 @@ use super::{
     View,
     status::{self, ProcessDocument},
 };
-use crate::output::{bytes, table};
+use crate::{
+    commands::reasons::DownDocument,
+    output::{bytes, table},
+};
 use status::{RouteDocument, SessionDocument};
 
 const COLUMNS: usize = 80;
@@ -146,7 +149,7 @@ impl Page {
                 .map_or_else(String::new, |slot| format!("  slot {slot}"));
             self.line(2, &format!("pool {}{slot}", pool.uuid));
             if let Some(down) = &pool.down {
-                self.line(2, &format!("the pool can't be used: {}", down.what));
+                self.line(2, &format!("the pool can't be used: {}", down.text()));
             }
         }
         if process.sessions.is_empty() {
@@ -229,8 +232,9 @@ impl Page {
         for route in &session.routes {
             // What is told with its time is not told twice.
             let is_told = |what: &String| changes.iter().any(|it| it.what.as_ref() == Some(what));
-            if let Some(down) = route.down.as_ref().filter(|down| !is_told(&down.what)) {
-                self.line(4, &format!("{} is down: {}", route.route, down.what));
+            let down = route.down.as_ref().map(DownDocument::text);
+            if let Some(down) = down.filter(|down| !is_told(down)) {
+                self.line(4, &format!("{} is down: {down}", route.route));
             }
         }
         for change in changes {

@@ -2,10 +2,12 @@
 
 use super::*;
 use crate::commands::{
-    status::{DownDocument, PoolDocument, StreamDocument},
+    reasons::ReasonDocument,
+    status::{PoolDocument, StreamDocument},
     summary::Change,
     top::Trouble,
 };
+use backlane_proto::Reason;
 
 const MIB: u64 = 1 << 20;
 
@@ -120,17 +122,16 @@ fn numbers_of_any_size_stay_in_their_columns() {
 fn what_is_down_and_what_moved_stand_with_their_reasons_the_newest_first() {
     let mut view = backup(100.0, 0);
     let session = &mut view.processes[0].sessions[0];
-    let what = "a device of the pool failed (/dev/disk/by-id/scsi-3600140512345678)".to_owned();
+    let detail = "/dev/disk/by-id/scsi-3600140512345678".to_owned();
+    let what = format!("a device of the pool failed ({detail})");
     session.routes[0].up = false;
     session.routes[0].down = Some(DownDocument {
-        reason: "device_error".to_owned(),
-        code: 14,
-        what: what.clone(),
+        reason: Reason::DeviceError.into(),
+        detail,
     });
     session.routes[1].down = Some(DownDocument {
-        reason: "policy".to_owned(),
-        code: 3,
-        what: "the route policy says so".to_owned(),
+        reason: Reason::Policy.into(),
+        detail: String::new(),
     });
     let lost = |after_seconds, what: Option<&String>| Change {
         after_seconds,
@@ -178,9 +179,12 @@ fn names_and_reasons_break_neither_lines_nor_the_terminal() {
     session.control = Some(evil.to_owned());
     session.session = Some(evil.to_owned());
     session.routes[1].down = Some(DownDocument {
-        reason: evil.to_owned(),
-        code: 0,
-        what: evil.repeat(50),
+        reason: ReasonDocument {
+            reason: evil.to_owned(),
+            code: 0,
+            what: evil.repeat(50),
+        },
+        detail: evil.to_owned(),
     });
     view.troubles.push(Trouble {
         path: evil.into(),
