@@ -256,9 +256,9 @@ pub(super) struct Served {
 
 impl Drop for Served {
     fn drop(&mut self) {
-        self.serving.abort();
-        // One that stays is removed by whoever finds it.
+        // Whoever finds none knows that the process has ended. One that stays is removed by whoever finds it.
         let _ = fs::remove_file(&self.socket);
+        self.serving.abort();
     }
 }
 

@@ -47,7 +47,7 @@ struct View {
 }
 
 /// A process, or a directory of them, that could not be asked.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 struct Trouble {
     path: PathBuf,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -60,18 +60,18 @@ struct Trouble {
 /// # Errors
 /// When it isn't known where to look. That there are none is no error but what is shown.
 pub(crate) fn run(args: &TopArgs, context: &Context) -> Result<Outcome> {
-    let directories = directories(args, context)?;
+    let places = Places::new(args, context)?;
     let is_terminal = io::stdout().is_terminal();
     let goes_on = !args.once && (args.interval.is_some() || is_terminal);
     let interval = args.interval.unwrap_or(INTERVAL);
     context.runtime.block_on(async {
         let mut before = None;
-        let mut view = look(&directories).await;
+        let mut view = look(&places).await;
         // Rates are what changed between two views.
         let is_first = !goes_on && !context.output.is_json() && !view.processes.is_empty();
         if is_first && !is_over(interval, context).await {
             before = Some(view);
-            view = look(&directories).await;
+            view = look(&places).await;
         }
         loop {
             let printed = if context.output.is_json() {
@@ -88,7 +88,7 @@ pub(crate) fn run(args: &TopArgs, context: &Context) -> Result<Outcome> {
                 break;
             }
             before = Some(view);
-            view = look(&directories).await;
+            view = look(&places).await;
         }
         Ok(Outcome::from_warnings(view.troubles.len() as u64))
     })
@@ -103,35 +103,66 @@ async fn is_over(interval: Duration, context: &Context) -> bool {
 }
 
 /// Where the sockets of this machine's processes are.
-fn directories(args: &TopArgs, context: &Context) -> Result<Vec<PathBuf>> {
-    let mut states = args.states.clone();
-    if states.is_empty() {
-        states = match &context.config {
-            Some(config) => vec![state_of(config)?],
-            None => usual_states()?,
-        };
-    }
-    states.sort();
-    states.dedup();
-    Ok(states.iter().map(|it| status::directory(it)).collect())
+struct Places {
+    directories: Vec<PathBuf>,
+    /// Configurations that can't be read.
+    troubles: Vec<Trouble>,
 }
 
-/// The state directories of the usual configurations, of those that there are.
-fn usual_states() -> Result<Vec<PathBuf>> {
-    let configs = [
-        config::path(None),
-        backlane_server::config::CONFIG_PATH.into(),
-    ];
-    let there: Vec<_> = configs.iter().filter(|it| it.exists()).collect();
-    if there.is_empty() {
-        // Nothing was looked at, so that nothing can be said.
-        let [client, server] = configs.map(|it| it.display().to_string());
-        return Err(anyhow::anyhow!(
-            "there is neither {client} nor {server}, which say where processes are found"
-        ))
-        .advise("--config names another configuration, --state a state directory");
+impl Places {
+    fn new(args: &TopArgs, context: &Context) -> Result<Self> {
+        match &context.config {
+            _ if !args.states.is_empty() => Ok(Self::of_states(args.states.clone())),
+            Some(config) => Ok(Self::of_states(vec![state_of(config)?])),
+            None => Self::of_configs(&[
+                config::path(None),
+                backlane_server::config::CONFIG_PATH.into(),
+            ]),
+        }
     }
-    there.into_iter().map(|it| state_of(it)).collect()
+
+    /// By the usual configurations, of those that there are.
+    fn of_configs(configs: &[PathBuf]) -> Result<Self> {
+        let there: Vec<_> = configs.iter().filter(|it| it.exists()).collect();
+        if there.is_empty() {
+            let names: Vec<_> = configs.iter().map(|it| it.display().to_string()).collect();
+            return Err(anyhow::anyhow!(
+                "there is neither {}, which say where processes are found",
+                names.join(" nor ")
+            ))
+            .advise("--config names another configuration, --state a state directory");
+        }
+        let (mut states, mut unread) = (Vec::new(), Vec::new());
+        for config in there {
+            match state_of(config) {
+                Ok(state) => states.push(state),
+                Err(error) => unread.push((config, error)),
+            }
+        }
+        // Where nothing can be looked at, nothing can be said.
+        if states.is_empty()
+            && let Some((_, error)) = unread.pop()
+        {
+            return Err(error);
+        }
+        let mut places = Self::of_states(states);
+        let troubles = unread.into_iter().map(|(config, error)| Trouble {
+            path: config.clone(),
+            pid: None,
+            what: format!("{error:#}"),
+        });
+        places.troubles.extend(troubles);
+        Ok(places)
+    }
+
+    fn of_states(mut states: Vec<PathBuf>) -> Self {
+        states.sort();
+        states.dedup();
+        Self {
+            directories: states.iter().map(|it| status::directory(it)).collect(),
+            troubles: Vec::new(),
+        }
+    }
 }
 
 /// What the configuration of a client or of a server says about its state directory.
@@ -149,14 +180,14 @@ fn state_of(config: &Path) -> Result<PathBuf> {
 }
 
 /// Asks every process that there is.
-async fn look(directories: &[PathBuf]) -> View {
+async fn look(places: &Places) -> View {
     let mut view = View {
         processes: Vec::new(),
-        troubles: Vec::new(),
-        looked_in: directories.to_vec(),
+        troubles: places.troubles.clone(),
+        looked_in: places.directories.clone(),
     };
     let mut asked = JoinSet::new();
-    for directory in directories {
+    for directory in &places.directories {
         match sockets(directory) {
             Ok(sockets) => {
                 for (pid, path) in sockets {
@@ -196,26 +227,27 @@ fn sockets(directory: &Path) -> io::Result<Vec<(u32, PathBuf)>> {
     Ok(sockets)
 }
 
-/// Asks a process; one that has ended says nothing.
+/// Asks a process; one that has ended, or ends meanwhile, says nothing.
 async fn ask(pid: u32, path: PathBuf) -> Result<Option<ProcessDocument>, Trouble> {
-    let answer = timeout(ANSWER_WAIT, read(&path)).await;
-    let what = match answer {
+    let what = match timeout(ANSWER_WAIT, read(&path)).await {
         Ok(Ok(document)) => return Ok(Some(document)),
-        Ok(Err(error)) => match error.downcast_ref::<io::Error>().map(io::Error::kind) {
-            Some(io::ErrorKind::NotFound) => return Ok(None),
-            Some(io::ErrorKind::ConnectionRefused) => {
-                // Nobody listens. It was killed, or is about to begin.
-                if !Path::new(&format!("/proc/{pid}")).exists() {
-                    let _ = fs::remove_file(&path);
-                }
-                return Ok(None);
-            }
-            _ => format!("{error:#}"),
-        },
+        Ok(Err(error)) => format!("{error:#}"),
         Err(_) => format!("no answer within {ANSWER_WAIT:?}"),
     };
-    let pid = Some(pid);
-    Err(Trouble { path, pid, what })
+    match UnixStream::connect(&path).await.map_err(|it| it.kind()) {
+        Err(io::ErrorKind::NotFound) => Ok(None),
+        Err(io::ErrorKind::ConnectionRefused) => {
+            // Nobody listens. It was killed, or is about to begin.
+            if !Path::new(&format!("/proc/{pid}")).exists() {
+                let _ = fs::remove_file(&path);
+            }
+            Ok(None)
+        }
+        _ => {
+            let pid = Some(pid);
+            Err(Trouble { path, pid, what })
+        }
+    }
 }
 
 async fn read(path: &Path) -> Result<ProcessDocument> {
@@ -241,11 +273,64 @@ mod tests {
     use super::*;
     use std::os::unix::net::UnixListener;
 
+    /// A state directory, and that of the sockets in it.
+    fn of_state(state: &Path) -> (Places, PathBuf) {
+        let places = Places::of_states(vec![state.to_owned()]);
+        let directory = places.directories[0].clone();
+        (places, directory)
+    }
+
+    #[tokio::test]
+    async fn a_process_that_ends_while_it_is_asked_is_absent_however_it_ends() {
+        let state = tempfile::tempdir().unwrap();
+        let (places, directory) = of_state(state.path());
+        fs::create_dir(&directory).unwrap();
+        // One takes its socket away; one is killed, whose number no process has.
+        let [ends, killed] = [std::process::id(), u32::MAX].map(|pid| {
+            let socket = directory.join(format!("{pid}.sock"));
+            let listener = UnixListener::bind(&socket).unwrap();
+            (listener, socket)
+        });
+        let socket = killed.1.clone();
+        let ending = std::thread::spawn(move || {
+            let asked = ends.0.accept().unwrap();
+            fs::remove_file(&ends.1).unwrap();
+            drop((asked, ends));
+            let asked = killed.0.accept().unwrap();
+            drop(killed);
+            drop(asked);
+        });
+        let view = look(&places).await;
+        ending.join().unwrap();
+        assert!(
+            view.processes.is_empty() && view.troubles.is_empty(),
+            "{view:?}"
+        );
+        assert!(!socket.exists());
+    }
+
+    #[tokio::test]
+    async fn a_configuration_that_cannot_be_read_is_named_and_the_other_is_gone_by() {
+        let directory = tempfile::tempdir().unwrap();
+        let [good, bad, none] = ["good", "bad", "none"].map(|name| directory.path().join(name));
+        fs::write(&good, "state = \"/s\"\n").unwrap();
+        fs::write(&bad, "state = 7\n").unwrap();
+        let view = look(&Places::of_configs(&[bad.clone(), good]).unwrap()).await;
+        assert_eq!(view.looked_in, [status::directory(Path::new("/s"))]);
+        let [trouble] = &view.troubles[..] else {
+            panic!("{view:?}")
+        };
+        assert_eq!((&trouble.path, trouble.pid), (&bad, None));
+        for configs in [[bad, none.clone()], [none.clone(), none]] {
+            assert!(Places::of_configs(&configs).is_err());
+        }
+    }
+
     #[tokio::test]
     async fn a_socket_of_a_dead_process_is_removed_and_others_are_named_with_the_cause() {
         let state = tempfile::tempdir().unwrap();
-        let directory = status::directory(state.path());
-        let missing = look(std::slice::from_ref(&directory)).await;
+        let (places, directory) = of_state(state.path());
+        let missing = look(&places).await;
         assert!(missing.processes.is_empty() && missing.troubles.is_empty());
         fs::create_dir(&directory).unwrap();
         let at = |pid: u32| directory.join(format!("{pid}.sock"));
@@ -258,9 +343,10 @@ mod tests {
         let speaking = std::thread::spawn(move || {
             let (mut to, _) = speaks.accept().unwrap();
             io::Write::write_all(&mut to, b"{\"schema\":1}").unwrap();
+            speaks
         });
-        let view = look(std::slice::from_ref(&directory)).await;
-        speaking.join().unwrap();
+        let view = look(&places).await;
+        drop(speaking.join().unwrap());
         assert!(!dead.exists() && living.exists());
         assert!(view.processes.is_empty());
         let [trouble] = &view.troubles[..] else {
