@@ -3,7 +3,7 @@
 
 use super::{ClientConfig, Inner, RouteDown, RouteStatus, Session, connect::Start, line::Line};
 use crate::Error;
-use backlane_proto::{Reason, Route};
+use backlane_proto::{ErrorCode, Reason, Route};
 use std::sync::Arc;
 
 /// What became of a session's connections.
@@ -78,7 +78,33 @@ impl RouteDown {
             error @ (Error::Connect { .. } | Error::Silent { .. } | Error::Lost { .. }) => {
                 Self::new(Reason::Unreachable, error)
             }
+            // Under the server's ceiling.
+            error @ Error::Refused {
+                code: ErrorCode::Route,
+                ..
+            } => Self::new(Reason::Policy, error),
             error => Self::new(Reason::Refused, error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_servers_ceiling_leaves_nothing_of_is_a_matter_of_the_policy_and_no_other_refusal_is()
+     {
+        for (code, reason) in [
+            (ErrorCode::Route, Reason::Policy),
+            (ErrorCode::Denied, Reason::Refused),
+        ] {
+            let refused = Error::Refused {
+                server: "s:1".to_owned(),
+                code,
+                text: "no".to_owned(),
+            };
+            assert_eq!(RouteDown::of_line(refused).reason, reason);
         }
     }
 }

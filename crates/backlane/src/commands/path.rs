@@ -14,8 +14,8 @@ use crate::{
     output::Outcome,
 };
 use anyhow::{Context as _, Result, bail};
-use backlane_net::{ClientConfig, PoolUse, Session, Survey};
-use backlane_proto::{Health, Route, ServerRoutes};
+use backlane_net::{ClientConfig, PoolUse, RouteStatus, Session, Survey};
+use backlane_proto::{Health, Reason, Route, RoutePolicy, ServerRoutes};
 use document::PathDocument;
 use measure::ProbeDocument;
 use std::time::Duration;
@@ -48,13 +48,25 @@ pub(crate) fn run(args: &PathArgs, context: &Context) -> Result<Outcome> {
     let policy = session.map_or(policy, Session::policy);
     let outcome = match session {
         Some(_) if decisions::carries(policy, &seen) => Outcome::Done,
-        None if policy.allows_control(Route::Network) => Outcome::Failed,
-        // So would a job end that began now.
-        _ => Outcome::NoRoute,
+        Some(_) => Outcome::NoRoute,
+        None => without_session(policy, &seen.survey.control),
     };
     let document = PathDocument::new(&file, (server, policy), seen);
     context.output.result(&document, PathDocument::text)?;
     Ok(outcome)
+}
+
+/// How a job would end that began now, where there is no way to the server.
+fn without_session(policy: RoutePolicy, control: &RouteStatus) -> Outcome {
+    let way = match policy.allows_control(Route::Network) {
+        true => &control.network,
+        false => &control.storage,
+    };
+    match way.as_ref().map_err(|down| down.reason) {
+        // Another policy, or another state of the pool, could change it.
+        Err(reason) if !matches!(reason, Reason::Unreachable | Reason::Refused) => Outcome::NoRoute,
+        _ => Outcome::Failed,
+    }
 }
 
 /// What was found.
@@ -139,6 +151,56 @@ fn address(host: &str, configured: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use backlane_net::RouteDown;
+
+    #[test]
+    fn without_a_session_path_ends_as_a_job_would() {
+        let down = |reason| {
+            Err(RouteDown {
+                reason,
+                detail: String::new(),
+            })
+        };
+        for (policy, network, storage, outcome) in [
+            (
+                RoutePolicy::StorageOnly,
+                Reason::Policy,
+                Reason::NoAnswer,
+                Outcome::NoRoute,
+            ),
+            (
+                RoutePolicy::StorageOnly,
+                Reason::Policy,
+                Reason::Refused,
+                Outcome::Failed,
+            ),
+            (
+                RoutePolicy::StorageOnly,
+                Reason::Policy,
+                Reason::Unreachable,
+                Outcome::Failed,
+            ),
+            (
+                RoutePolicy::RequireStorage,
+                Reason::Unreachable,
+                Reason::NoAnswer,
+                Outcome::Failed,
+            ),
+            // The server's ceiling.
+            (
+                RoutePolicy::Network,
+                Reason::Policy,
+                Reason::Policy,
+                Outcome::NoRoute,
+            ),
+        ] {
+            let control = RouteStatus {
+                network: down(network),
+                storage: down(storage),
+            };
+            assert_eq!(without_session(policy, &control), outcome, "{policy}");
+        }
+    }
 
     #[test]
     fn a_host_without_a_port_has_that_of_the_configured_server() {
