@@ -8,11 +8,12 @@ use super::{reasons::DownDocument, server::time, summary::Change};
 use crate::{Context, output::SCHEMA};
 use backlane_net::{RouteDown, RouteUse, Session, SessionStatus, StreamStats};
 use backlane_proto::{PoolStatus, Route};
+use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use std::{
-    fs::{self, DirBuilder, Permissions},
+    fs::{self, DirBuilder, File, Permissions},
     io,
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
@@ -263,16 +264,27 @@ impl Drop for Served {
 }
 
 fn listen(directory: &Path) -> io::Result<(UnixListener, PathBuf)> {
-    match DirBuilder::new().mode(0o700).create(directory) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => fs::set_permissions(directory, Permissions::from_mode(0o700))?,
-    }
+    make_private(directory)?;
     let socket = directory.join(format!("{}.sock", std::process::id()));
     // One with this number is of a process that is dead.
     let _ = fs::remove_file(&socket);
     let listener = UnixListener::bind(&socket)?;
     fs::set_permissions(&socket, Permissions::from_mode(0o600))?;
     Ok((listener, socket))
+}
+
+/// Makes a directory that is its user's alone, also of one that is there; what is another's, or a link to it, is refused.
+fn make_private(directory: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(directory) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let directory = File::from(rustix::fs::open(directory, flags, Mode::empty())?);
+    if directory.metadata()?.uid() != rustix::process::geteuid().as_raw() {
+        return Err(io::Error::other("it belongs to another user"));
+    }
+    directory.set_permissions(Permissions::from_mode(0o700))
 }
 
 async fn answer(listener: UnixListener, document: impl Fn() -> Vec<u8>) {
@@ -300,7 +312,7 @@ async fn answer(listener: UnixListener, document: impl Fn() -> Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Instant;
+    use std::{os::unix::fs::symlink, time::Instant};
     use tokio::{io::AsyncReadExt, net::UnixStream};
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -332,5 +344,28 @@ mod tests {
             assert!(got.len() < BYTES);
         }
         serving.abort();
+    }
+
+    #[tokio::test]
+    async fn no_socket_is_made_in_what_is_another_users_or_a_link_leads_to() {
+        let state = tempfile::tempdir().unwrap();
+        let mode = |path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let directory = directory(state.path());
+        let elsewhere = state.path().join("elsewhere");
+        fs::create_dir(&elsewhere).unwrap();
+        fs::set_permissions(&elsewhere, Permissions::from_mode(0o755)).unwrap();
+        symlink(&elsewhere, &directory).unwrap();
+        assert!(listen(&directory).is_err());
+        assert_eq!(mode(&elsewhere), 0o755);
+        assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0);
+        if !rustix::process::geteuid().is_root() {
+            eprintln!(
+                "******** SKIPPED: not root, who alone can give a directory to another user ********"
+            );
+            return;
+        }
+        std::os::unix::fs::chown(&elsewhere, Some(1), None).unwrap();
+        assert!(listen(&elsewhere).is_err());
+        assert_eq!(mode(&elsewhere), 0o755);
     }
 }
