@@ -324,6 +324,13 @@ impl Inner {
         snapshots: &[SnapshotInfo],
         report: &mut CheckReport,
     ) -> Result<(), RepoError> {
+        // Of a blob in two packs the engine may look for the one that is gone.
+        let missing = self.missing(self.packs()?.not_listed)?;
+        let gone = missing
+            .names()
+            .map(|pack| format!("{pack} is gone, and the index names it"));
+        report.errors.extend(gone);
+        let _without = self.without(&missing);
         let tree = |snapshot: &SnapshotInfo| TreeId::from(Id::new(snapshot.tree.0));
         let trees: Vec<_> = snapshots.iter().map(tree).collect();
         let found = self.over_damaged_index("checking", || {

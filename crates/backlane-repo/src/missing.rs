@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
 
-use backlane_proto::{ObjectId, ObjectKind};
+use backlane_proto::{ObjectId, ObjectKind, ObjectName};
 
 use crate::backend::{IndexInstead, Shown};
 use crate::error::RepoError;
@@ -28,6 +28,12 @@ impl Missing {
     /// How many packs.
     pub(crate) fn packs(&self) -> u64 {
         self.packs.len() as u64
+    }
+
+    /// Their names.
+    pub(crate) fn names(&self) -> impl Iterator<Item = ObjectName> {
+        let kind = ObjectKind::Pack;
+        self.packs.iter().map(move |id| name(kind, *id))
     }
 
     /// Whether there are none.

@@ -94,6 +94,10 @@ fn what_was_in_missing_packs_is_stored_again_and_nothing_else_is() {
     // Only the names of the missing packs are left to complain of, until a prune.
     let report = repository.check(CheckOptions::ReadData).unwrap();
     assert_eq!(report.errors.len(), 2, "{report:?}");
+    for pack in gone {
+        let named = |error: &String| error.contains(&pack.to_string());
+        assert!(report.errors.iter().any(named), "{pack}: {report:?}");
+    }
     repository.prune(&PruneOptions::default()).unwrap();
     let report = repository.check(CheckOptions::ReadData).unwrap();
     assert!(report.is_clean(), "{report:?}");
