@@ -13,7 +13,7 @@ use crate::engine;
 use crate::error::{Damage, RepoError};
 use crate::repository::{Repository, damaged, name, unreadable};
 use crate::seal::SealKey;
-use crate::snapshot::{as_text, time_text};
+use crate::snapshot::as_text;
 use crate::store::ObjectStore;
 
 /// Memory that a key may make scrypt use: far above what any program writes, far below what would hurt.
@@ -31,7 +31,7 @@ pub struct KeyInfo {
     pub host: Option<String>,
     /// The user who made it.
     pub user: Option<String>,
-    /// When it was made, as RFC 3339.
+    /// When it was made, as RFC 3339 to the second, in UTC.
     pub created: Option<String>,
     /// What is wrong with its object, if it can't be used.
     pub damage: Option<String>,
@@ -54,14 +54,16 @@ impl Repository {
             let (host, user, created) = file
                 .map(|file| (file.hostname, file.username, file.created))
                 .unwrap_or_default();
+            let created = created.map(|created| created.timestamp());
+            let text = |time: jiff::Timestamp| time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
             keys.push((
-                created.as_ref().map(jiff::Zoned::timestamp),
+                created,
                 KeyInfo {
                     id: object.id,
                     is_open: object.id == self.inner.opened_by,
                     host,
                     user,
-                    created: created.as_ref().map(time_text),
+                    created: created.map(text),
                     damage,
                 },
             ));

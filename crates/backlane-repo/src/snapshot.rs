@@ -216,7 +216,7 @@ impl Snapshot {
         let list = |list: &rustic_core::StringList| list.iter().cloned().collect();
         SnapshotInfo {
             id: self.id,
-            time: time_text(&file.time),
+            time: file.time.strftime("%Y-%m-%dT%H:%M:%S%.f%:z").to_string(),
             unix_seconds: file.time.timestamp().as_second(),
             host: file.hostname.clone(),
             paths: list(&file.paths),
@@ -237,11 +237,6 @@ impl Snapshot {
             }),
         }
     }
-}
-
-/// A time as RFC 3339, with the offset that it was recorded with.
-pub(crate) fn time_text(time: &jiff::Zoned) -> String {
-    time.strftime("%Y-%m-%dT%H:%M:%S%.f%:z").to_string()
 }
 
 pub(crate) fn as_text<T: ToString, S: Serializer>(

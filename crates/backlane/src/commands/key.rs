@@ -73,7 +73,7 @@ impl ListDocument {
             let or_none = |text: &Option<String>| text.clone().unwrap_or_else(|| "–".to_owned());
             let what = match (&key.damage, key.is_open) {
                 (Some(_), _) => "damaged",
-                (None, true) => "opened with",
+                (None, true) => "open",
                 (None, false) => "",
             };
             vec![
