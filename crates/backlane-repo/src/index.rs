@@ -473,6 +473,22 @@ mod tests {
     }
 
     #[test]
+    fn of_two_places_of_a_blob_the_one_that_is_there_is_kept() {
+        for there in [200, 201] {
+            let mut index = Index::default();
+            for pack in [200, 201] {
+                let blob = (1, "data", 0, 50, None);
+                index.add_json(&json(pack, &[blob])).unwrap();
+            }
+            assert_eq!(index.sort(), Places::Several);
+            index.prefer(&HashSet::from([ObjectId([there; 32])]));
+            index.finish();
+            let place = index.find(BlobKind::Data, BlobId([1; 32])).unwrap();
+            assert_eq!((index.len(), place.pack), (1, ObjectId([there; 32])));
+        }
+    }
+
+    #[test]
     fn impossible_places_are_errors() {
         for (offset, length) in [(0, 31), (u32::MAX, 40)] {
             let bad = json(1, &[(1, "data", offset, length, None)]);
