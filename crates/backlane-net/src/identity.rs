@@ -27,11 +27,11 @@ pub const SERVER_NAME: &str = "backlane-server";
 /// Largest PEM file that is read.
 const PEM_BYTES_MAX: u64 = 1024 * 1024;
 
-/// A key and the certificate chain for it, ready for TLS.
+/// A key and the certificate chain for it, ready for TLS. The key is erased when dropped, and not shown by `Debug`.
 #[derive(Debug)]
 pub struct Identity {
     pub(crate) chain: Vec<CertificateDer<'static>>,
-    pub(crate) key: PrivateKeyDer<'static>,
+    pub(crate) key: Zeroizing<PrivateKeyDer<'static>>,
     host: VerifiedHost,
 }
 
@@ -137,6 +137,7 @@ impl Identity {
         let host = verified(first)?;
         let key =
             PrivateKeyDer::from_pem_slice(key_pem).map_err(|error| invalid(key_from, &error))?;
+        let key = Zeroizing::new(key);
         Ok(Self { chain, key, host })
     }
 
@@ -182,7 +183,7 @@ impl Identity {
     /// When the key can't sign.
     pub fn request(&self) -> Result<String, IdentityError> {
         let request =
-            KeyPair::try_from(&self.key).and_then(|key| request_pem(&self.host.name, &key));
+            KeyPair::try_from(&*self.key).and_then(|key| request_pem(&self.host.name, &key));
         request.map_err(|error| IdentityError::Invalid {
             what: format!("certificate request for {}", self.host.name),
             why: error.to_string(),
@@ -206,7 +207,7 @@ impl Clone for Identity {
     fn clone(&self) -> Self {
         Self {
             chain: self.chain.clone(),
-            key: self.key.clone_key(),
+            key: Zeroizing::new(self.key.clone_key()),
             host: self.host.clone(),
         }
     }
