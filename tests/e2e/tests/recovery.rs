@@ -90,6 +90,7 @@ fn a_lost_host_comes_back_from_its_sheet_and_a_new_token() -> Result<()> {
     Process::start(&mut join, &system.path(""), Some(&format!("{token}\n")))?
         .wait()?
         .success()?;
+    system.administer(&["allow-restore", "alpha", "--for", "1day"])?;
     scene.restore("require-storage")?.success()?;
     same(&witness, &scene.target)
 }

@@ -119,12 +119,16 @@ same. The end of each line checks it: a mistake is named by its line.
         backlane key recover --key-file repository.key
         backlane join --key-file repository.key --device DEVICE
 
-3.  On the new machine: look, and restore.
+3.  On the server: let it restore for as long as that will take.
+
+        backlane server allow-restore {host} --for 1day
+
+4.  On the new machine: look, and restore.
 
         backlane snapshots
         backlane restore latest --target /
 
-4.  Remove the file repository.key; join has made its own copy.
+5.  Remove the file repository.key; join has made its own copy.
 
 Without Backlane: restic reads the directory repositories/{host} of the
 server, with repository.key as its password file.
