@@ -318,7 +318,8 @@ impl ExclusiveRepository {
             .await?;
             database.count_removals(*host).await
         };
-        self.counted.get_or_try_init(count).await.map(|()| ())
+        self.counted.get_or_try_init(count).await?;
+        Ok(())
     }
 
     async fn audit(&self, event: AuditEvent, detail: Value) -> Result<(), ServerError> {

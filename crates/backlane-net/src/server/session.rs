@@ -284,20 +284,7 @@ async fn open(
             breach: None,
         }),
     });
-    {
-        let mut sessions = core.sessions();
-        if sessions.len() >= core.sessions_max {
-            let text = format!("the server has {} sessions already", sessions.len());
-            return Err(refuse(ErrorCode::Busy, text));
-        }
-        let own = sessions.values().filter(|it| it.host == session.host);
-        let own = own.count();
-        if own >= core.sessions_per_host_max {
-            let text = format!("host {} has {own} sessions here already", session.host);
-            return Err(refuse(ErrorCode::Busy, text));
-        }
-        sessions.insert(id, Arc::clone(&session));
-    }
+    register(core, &session).map_err(|text| refuse(ErrorCode::Busy, text))?;
     let welcome = Welcome {
         version,
         features: Features::default().common(hello.features),
@@ -312,6 +299,25 @@ async fn open(
         policy,
     };
     Ok((session, welcome, to_write))
+}
+
+/// Takes a session into the list, if there is room for it.
+fn register(core: &Core, session: &Arc<Session>) -> Result<(), String> {
+    let mut sessions = core.sessions();
+    if sessions.len() >= core.sessions_max {
+        return Err(format!(
+            "the server has {} sessions already",
+            sessions.len()
+        ));
+    }
+    let own = sessions.values().filter(|it| it.host == session.host);
+    let own = own.count();
+    if own >= core.sessions_per_host_max {
+        let host = &session.host;
+        return Err(format!("host {host} has {own} sessions here already"));
+    }
+    sessions.insert(session.id, Arc::clone(session));
+    Ok(())
 }
 
 /// What is left of a client's policy under the server's ceiling, for a session whose requests take this route.

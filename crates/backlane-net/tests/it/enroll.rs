@@ -150,9 +150,15 @@ async fn a_host_that_was_revoked_is_told_so() {
 async fn a_host_that_is_revoked_in_mid_session_is_told_so_and_gets_no_other() {
     let world = World::new().await;
     let session = Session::connect(world.client("db1")).await.unwrap();
-    let mut revoked = world.service.revoked.lock().unwrap();
-    revoked.insert("db1".to_owned());
-    drop(revoked);
+    let revoke = |host: &str| {
+        world
+            .service
+            .revoked
+            .lock()
+            .unwrap()
+            .insert(host.to_owned())
+    };
+    revoke("db1");
     world.service.store("db1").distrust.notify_one();
     let failed = async {
         loop {
