@@ -35,6 +35,7 @@ fn token_is_typed_unseen() -> Result<()> {
     let (client, joined) = join(&system, "alpha", &format!("{token}\n"))?;
     let document = joined.success()?.json()?;
     assert_eq!(document["host"], "alpha", "{document}");
+    system.administer(&["allow-restore", "alpha"])?;
     system.works(&client, 1)
 }
 

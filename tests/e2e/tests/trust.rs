@@ -13,7 +13,9 @@ const MIB: u64 = 1 << 20;
 /// Refused reading of file contents by `command`, and told what to do.
 fn refused(system: &System, scene: &Scene, command: &[&str]) -> Result<()> {
     let ended = system.run(&scene.client, command)?.ended;
-    ended.refused(&["not permitted", "allow-restore alpha"])
+    ended.refused(&["not permitted", "allow-restore alpha"])?;
+    ensure!(!ended.to_string().contains("not permitted: not"), "{ended}");
+    Ok(())
 }
 
 #[test]

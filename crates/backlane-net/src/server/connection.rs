@@ -209,9 +209,11 @@ pub(super) fn failure(error: &ServiceError) -> Failure {
         ServiceError::Token(_) => ErrorCode::Token,
         ServiceError::Failed(_) => ErrorCode::Failed,
     };
-    Failure {
-        code,
-        text: error.to_string(),
-        reason: None,
-    }
+    let text = match error {
+        // The code says that much.
+        ServiceError::Denied(what) => what.clone(),
+        error => error.to_string(),
+    };
+    let reason = None;
+    Failure { code, text, reason }
 }

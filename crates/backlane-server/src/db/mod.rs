@@ -23,7 +23,7 @@ use crate::{
 use schema::{APPLICATION_ID, STEPS};
 use serde_json::Value;
 use sqlx::{
-    Sqlite, SqlitePool, Transaction,
+    Connection, Sqlite, SqlitePool, Transaction,
     error::DatabaseError,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
@@ -117,6 +117,9 @@ impl Database {
             .busy_timeout(busy_timeout);
         let pool = SqlitePoolOptions::new()
             .max_connections(CONNECTIONS_MAX)
+            // A full disk makes the engine roll back by itself, and the connection believes that its transaction is open
+            // still: it is closed, and another one made.
+            .before_acquire(|connection, _| Box::pin(async { Ok(!connection.is_in_transaction()) }))
             .connect_with(options)
             .await
             .map_err(|source| database_error(path, source))?;

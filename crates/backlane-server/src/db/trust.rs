@@ -6,6 +6,10 @@ use backlane_proto::{ObjectKind, ObjectName};
 use serde_json::json;
 use sqlx::{Row, Sqlite, Transaction};
 
+/// A host that asks for one certificate after the other must not fill database and audit log.
+const CERTIFICATES_AN_HOUR: i64 = 20;
+const HOUR_MS: i64 = 60 * 60 * 1000;
+
 /// A permission to read file contents, as it stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RestorePermission {
@@ -82,6 +86,19 @@ impl Database {
         let mut change = self.begin().await?;
         // Under the lock: it can't be revoked in between.
         let id = self.check_certificate(host, serial).await?;
+        let lately: i64 = sqlx::query_scalar(
+            "SELECT count(*) FROM certificates WHERE host_id = $1 AND issued_at > $2",
+        )
+        .bind(id.0)
+        .bind(now.0 - HOUR_MS)
+        .fetch_one(&mut *change)
+        .await
+        .map_err(|error| self.error(error))?;
+        if lately >= CERTIFICATES_AN_HOUR {
+            return Err(ServerError::Denied(
+                "this host was issued as many certificates in the last hour as any may be",
+            ));
+        }
         let certificate = sign()?;
         self.record_certificate(&mut change, id, &certificate, now)
             .await?;

@@ -228,6 +228,20 @@ async fn a_certificate_is_renewed_for_the_name_that_it_has_and_no_other() {
     assert_eq!(renewed.host().name, HOST);
     Service::open(&state, renewed.host()).await.unwrap();
     assert_eq!(audit(&state, "certificate-renewed").len(), 1);
+    // Not without end.
+    let renew = async || {
+        let request = backlane_net::identity::request_for(HOST).unwrap();
+        Service::renew(&state, &certificate, request.csr_pem).await
+    };
+    let mut renewed_again = 0;
+    let refused = loop {
+        match renew().await {
+            Ok(_) => renewed_again += 1,
+            refused => break denied(refused),
+        }
+        assert!(renewed_again < 20);
+    };
+    assert!(refused.contains("hour"), "{refused}");
     state.revoke(&host()).await.unwrap();
     denied(Service::open(&state, renewed.host()).await.map(drop));
 }

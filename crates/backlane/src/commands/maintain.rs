@@ -109,7 +109,12 @@ fn hold(args: &MaintainArgs, context: &Context) -> Result<Held> {
         true => Removal::Final,
         false => Removal::Recoverable,
     };
-    hold_with(&args.host, args.key_file.as_deref(), removal, context)
+    let held = hold_with(&args.host, args.key_file.as_deref(), removal, context)?;
+    if args.break_retention && !args.dry_run {
+        // First: the disk may be full.
+        held.store.repository.expire()?;
+    }
+    Ok(held)
 }
 
 /// Holds a host's repository, and opens it with the key file, or the key that is in escrow.
