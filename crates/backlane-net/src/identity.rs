@@ -310,6 +310,7 @@ pub(crate) fn verified(certificate: &CertificateDer<'_>) -> Result<VerifiedHost,
     Ok(VerifiedHost {
         name,
         serial: parsed.serial.to_bytes_be(),
+        key: parsed.public_key().raw.to_vec(),
     })
 }
 

@@ -15,6 +15,8 @@ pub struct VerifiedHost {
     pub name: String,
     /// The certificate's serial number.
     pub serial: Vec<u8>,
+    /// Its public key, as SubjectPublicKeyInfo in DER.
+    pub key: Vec<u8>,
 }
 
 /// Admits hosts and enrols new ones.

@@ -72,10 +72,11 @@ pub struct Arrivals {
 }
 
 /// What a policy makes of a flood: more snapshots of one group within a day than [`FLOOD_FACTOR`] times as many as came on
-/// the busiest day before, where older ones are there.
+/// the busiest day before, where older ones are there. It is one for as long as its snapshots are there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Flood {
-    /// What is older than the flood stays, whatever the policy says.
+    /// Nothing of the group is forgotten, whatever the policy says: without the flood's own snapshots nobody would see that
+    /// there was one.
     #[default]
     Protect,
     /// It counts like any others.
@@ -103,7 +104,7 @@ pub struct Forgotten {
     pub decisions: Vec<ForgetDecision>,
     /// What is wrong with the others. They stay, whatever the policy says.
     pub damaged: Vec<RepoError>,
-    /// Floods that something older is protected from.
+    /// Floods; of their groups nothing is forgotten.
     pub floods: Vec<String>,
 }
 
@@ -224,14 +225,11 @@ impl Repository {
             let decided = engine::caught("applying the policy", || {
                 keep.apply(files, &jiff::Zoned::now())
             })?;
-            floods.extend(flood.as_ref().map(|flood| flood.what.clone()));
+            floods.extend(flood.clone());
             for mut decision in decided {
-                if let Some(flood) = &flood
-                    && decision.snapshot.time.timestamp() < flood.since
-                    && !decision.keep
-                {
+                if flood.is_some() && !decision.keep {
                     decision.keep = true;
-                    decision.reasons = vec!["older than a flood".to_owned()];
+                    decision.reasons = vec!["flood".to_owned()];
                 }
                 let id = decision.snapshot.id;
                 let snapshot = group.iter().find(|snapshot| snapshot.file.id == id);
@@ -363,12 +361,6 @@ impl Inner {
     }
 }
 
-/// More snapshots within a day than came before.
-struct FloodFound {
-    since: jiff::Timestamp,
-    what: String,
-}
-
 impl Arrivals {
     fn set_time(&self, file: &mut SnapshotFile) {
         let arrived = self
@@ -377,11 +369,14 @@ impl Arrivals {
         if let Some(arrived) = arrived
             && let Ok(arrived) = jiff::Timestamp::try_from(*arrived)
         {
-            file.time = arrived.to_zoned(file.time.time_zone().clone());
+            file.time = arrived.to_zoned(jiff::tz::TimeZone::system());
+        } else {
+            // Days, weeks and months are this machine's: by zones of its own choice a client could make many of one.
+            file.time = file.time.with_time_zone(jiff::tz::TimeZone::system());
         }
     }
 
-    fn flood_of(&self, files: &[SnapshotFile]) -> Option<FloodFound> {
+    fn flood_of(&self, files: &[SnapshotFile]) -> Option<String> {
         const DAY_SECONDS: i64 = 24 * 60 * 60;
         if self.flood == Flood::Count {
             return None;
@@ -392,19 +387,23 @@ impl Arrivals {
             let age = newest.as_second() - file.time.timestamp().as_second();
             by_day.entry(age / DAY_SECONDS).or_default().push(file);
         }
-        let today = by_day.remove(&0)?;
-        let busiest = by_day.values().map(Vec::len).max()?;
-        let since = today.iter().map(|file| file.time.timestamp()).min()?;
-        let of = today.first()?;
-        (today.len() > FLOOD_FACTOR * busiest).then(|| FloodFound {
-            since,
-            what: format!(
+        // From the oldest day on. A flood is no measure of the days after it.
+        let mut busiest = 0;
+        let mut found = None;
+        for day in by_day.into_values().rev() {
+            if busiest == 0 || day.len() <= FLOOD_FACTOR * busiest {
+                busiest = busiest.max(day.len());
+                continue;
+            }
+            let of = day.first()?;
+            found = Some(format!(
                 "{} snapshots of {} ({}) arrived within a day, where at most {busiest} came on any day before",
-                today.len(),
+                day.len(),
                 of.hostname,
                 of.paths
-            ),
-        })
+            ));
+        }
+        found
     }
 }
 

@@ -180,9 +180,11 @@ pub(crate) fn verify_audit(
 ) -> Result<VerifiedAudit, ServerError> {
     let path = state.join(AUDIT_FILE);
     let file = File::open(&path).map_err(io_error("open", &path))?;
-    // Nobody adds to it meanwhile.
+    // Whole lines up to here; whoever adds to it meanwhile isn't held up.
     file.lock_shared().map_err(io_error("lock", &path))?;
-    let mut reader = BufReader::new(file);
+    let length = file.metadata().map_err(io_error("look at", &path))?.len();
+    file.unlock().map_err(io_error("unlock", &path))?;
+    let mut reader = BufReader::new(file.take(length));
     let mut verified = VerifiedAudit {
         path: path.clone(),
         lines: 0,

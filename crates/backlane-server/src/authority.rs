@@ -9,7 +9,7 @@ use backlane_net::identity::{SERVER_NAME, read_secret};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer,
     DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PublicKey, SerialNumber,
+    PublicKey, PublicKeyData, SerialNumber,
 };
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 use std::{
@@ -264,6 +264,13 @@ impl HostRequest {
         Ok(Self {
             key: request.public_key,
         })
+    }
+}
+
+impl HostRequest {
+    /// Whether it asks for this key, SubjectPublicKeyInfo in DER.
+    pub(crate) fn is_of(&self, key: &[u8]) -> bool {
+        self.key.subject_public_key_info() == key
     }
 }
 

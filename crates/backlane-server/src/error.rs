@@ -38,6 +38,12 @@ pub enum ServerError {
         /// Whose it was.
         host: String,
     },
+    /// A certificate's time is over.
+    #[error("the certificate of host {host} has expired; it has to be enrolled again")]
+    CertificateExpired {
+        /// Whose it was.
+        host: String,
+    },
     /// A host may not read file contents now.
     #[error(
         "host {host} may not read file contents ({name}) now: the server's administrator permits it for a time, by `backlane server allow-restore {host}`"
@@ -293,6 +299,16 @@ pub enum TokenRefusal {
 }
 
 impl ServerError {
+    /// Whether it says that a certificate is good no more.
+    pub(crate) fn is_distrust(&self) -> bool {
+        matches!(
+            self,
+            Self::CertificateUnknown { .. }
+                | Self::CertificateRevoked { .. }
+                | Self::CertificateExpired { .. }
+        )
+    }
+
     /// Whether it says of an object that it is damaged or can't be read, while others may be well.
     #[must_use]
     pub fn is_damage(&self) -> bool {
@@ -322,6 +338,7 @@ impl From<ServerError> for ServiceError {
             | ServerError::UnknownHost { .. }
             | ServerError::CertificateUnknown { .. }
             | ServerError::CertificateRevoked { .. }
+            | ServerError::CertificateExpired { .. }
             | ServerError::RestoreDenied { .. }
             | ServerError::HostName { .. }
             | ServerError::Request { .. } => Self::Denied(error.to_string()),
@@ -391,7 +408,8 @@ mod tests {
             ServerError::HostName { .. } => ("denied", own(&["we b", WHY])),
             ServerError::UnknownHost { .. }
             | ServerError::CertificateUnknown { .. }
-            | ServerError::CertificateRevoked { .. } => ("denied", own(&[HOST])),
+            | ServerError::CertificateRevoked { .. }
+            | ServerError::CertificateExpired { .. } => ("denied", own(&[HOST])),
             ServerError::RestoreDenied { .. } => {
                 ("denied", [object(), own(&[HOST, "allow-restore"])].concat())
             }
@@ -439,6 +457,7 @@ mod tests {
         vec![
             ServerError::CertificateUnknown { host: host() },
             ServerError::CertificateRevoked { host: host() },
+            ServerError::CertificateExpired { host: host() },
             ServerError::RestoreDenied {
                 host: host(),
                 name: name(),

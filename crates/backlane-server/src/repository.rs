@@ -381,9 +381,10 @@ impl ExclusiveRepository {
         self.runtime
             .block_on(self.audit(AuditEvent::Undeleted, detail))?;
         for aside in &removed {
-            store.put_back(Shelf::Removed, aside)?;
+            // In this order: what is on the shelf still is put back by the next try.
             self.runtime
                 .block_on(database.set_removed(*host, aside.name, None))?;
+            store.put_back(Shelf::Removed, aside)?;
         }
         Ok(count)
     }
@@ -448,6 +449,11 @@ impl ExclusiveRepository {
             .block_on(self.audit(AuditEvent::RemovedExpired, detail))?;
         for aside in &expired {
             store.discard(Shelf::Removed, aside)?;
+            // A crash may have come between its removal and the record of that.
+            if matches!(store.open(aside.name), Err(ServerError::NotFound { .. })) {
+                let removed = database.set_removed(*host, aside.name, Some(aside.at));
+                self.runtime.block_on(removed)?;
+            }
             self.runtime
                 .block_on(database.forget_object(*host, aside.name))?;
         }

@@ -49,11 +49,15 @@ impl ServerState {
             runtime: Handle::current(),
             rate,
             began: Instant::now(),
+            unreadable: 0,
             scrubbed: Scrubbed::default(),
         };
         crate::repository::blocking(move || scrub.run(go_on)).await
     }
 }
+
+/// More objects in a row than this aren't bad places of a disk, but a bad disk.
+const UNREADABLE_MAX: u32 = 3;
 
 struct Scrub {
     repository: Arc<Repository>,
@@ -61,6 +65,8 @@ struct Scrub {
     runtime: Handle,
     rate: Option<u64>,
     began: Instant,
+    /// Objects in a row that couldn't be read.
+    unreadable: u32,
     scrubbed: Scrubbed,
 }
 
@@ -69,25 +75,15 @@ impl Scrub {
         mut self,
         mut go_on: impl FnMut(&Scrubbed) -> ControlFlow<()>,
     ) -> Result<Scrubbed, ServerError> {
-        // The config has no hash; whether it is sound only its reader knows.
-        for kind in [
-            ObjectKind::Key,
-            ObjectKind::Snapshot,
-            ObjectKind::Index,
-            ObjectKind::Pack,
-        ] {
+        // The config has no hash, and a key that is damaged is of more use where it is than elsewhere.
+        for kind in [ObjectKind::Snapshot, ObjectKind::Index, ObjectKind::Pack] {
             for object in self.repository.list(kind)? {
                 let name = ObjectName {
                     kind,
                     id: object.id,
                 };
-                match self.read(name) {
-                    Ok(id) if id == name.id => {}
-                    Ok(found) => self.lay_aside(&ServerError::Damaged { name, found }, name)?,
-                    // Removed since it was listed.
-                    Err(ServerError::NotFound { .. }) => {}
-                    Err(error) if error.is_damage() => self.lay_aside(&error, name)?,
-                    Err(error) => return Err(error),
+                if let Some(why) = self.damage(name)? {
+                    self.lay_aside(&why, name)?;
                 }
                 self.scrubbed.objects += 1;
                 if go_on(&self.scrubbed).is_break() {
@@ -96,6 +92,32 @@ impl Scrub {
             }
         }
         Ok(self.scrubbed)
+    }
+
+    /// What is wrong with an object, if that is so twice. A disk that fails as a whole is no reason to take a repository
+    /// apart.
+    fn damage(&mut self, name: ObjectName) -> Result<Option<ServerError>, ServerError> {
+        let mut look = || match self.read(name) {
+            Ok(id) if id == name.id => Ok(None),
+            Ok(found) => Ok(Some(ServerError::Damaged { name, found })),
+            // Removed since it was listed.
+            Err(ServerError::NotFound { .. }) => Ok(None),
+            Err(error) if error.is_damage() => Ok(Some(error)),
+            Err(error) => Err(error),
+        };
+        if look()?.is_none() {
+            self.unreadable = 0;
+            return Ok(None);
+        }
+        let damage = look()?;
+        match &damage {
+            Some(ServerError::Io { .. }) => self.unreadable += 1,
+            _ => self.unreadable = 0,
+        }
+        match damage {
+            Some(error) if self.unreadable > UNREADABLE_MAX => Err(error),
+            damage => Ok(damage),
+        }
     }
 
     /// The SHA-256 of an object.

@@ -14,9 +14,12 @@ use backlane_net::service::{
 use backlane_proto::{ByteRange, ObjectInfo, ObjectKind, ObjectName, PackContents};
 use bytes::Bytes;
 use serde_json::json;
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicI64, Ordering},
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 impl Service for ServerState {
@@ -43,7 +46,7 @@ impl Service for ServerState {
     ) -> BoxFuture<'a, Result<String, ServiceError>> {
         Box::pin(async move {
             let name = host.name.parse()?;
-            Ok(ServerState::renew(self, &name, &host.serial, csr_pem).await?)
+            Ok(ServerState::renew(self, &name, host, csr_pem).await?)
         })
     }
 
@@ -73,11 +76,14 @@ struct Session {
     told: Arc<Told>,
 }
 
+/// How often in a row trust may be looked up in vain.
+const UNREAD_MAX: u32 = 60;
+
 /// What the audit log has been told of a session: each thing once.
 #[derive(Default)]
 struct Told {
-    /// The permission that was used last.
-    permission: AtomicI64,
+    /// Permissions that were used, by number.
+    permissions: Mutex<BTreeSet<i64>>,
     refused: AtomicBool,
 }
 
@@ -98,11 +104,11 @@ impl Session {
             .database
             .restore_permission(self.repository.host(), name, now);
         if let Some(permission) = permission.await? {
-            let before = self
-                .told
-                .permission
-                .swap(permission.number, Ordering::Relaxed);
-            if before != permission.number {
+            let told = self.told.permissions.lock();
+            let is_news = told
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(permission.number);
+            if is_news {
                 let detail = json!({"number": permission.number});
                 let event = Event::new(AuditEvent::RestoreUsed, Some(&self.host), detail);
                 self.database.audit(event).await?;
@@ -196,18 +202,25 @@ impl ObjectService for Session {
 
     fn distrusted(&self) -> BoxFuture<'_, String> {
         Box::pin(async move {
+            let mut unread = 0;
             loop {
                 tokio::time::sleep(REVOCATION_LOOK).await;
-                // Another process revokes, through the database alone. One that can't be read says nothing of trust.
+                // Another process revokes, through the database alone. That it can't be read for a while says nothing of
+                // trust; for long, and there is none.
                 let standing = self.database.check_certificate(&self.host, &self.serial);
                 match standing.await {
-                    Err(error @ ServerError::CertificateRevoked { .. }) => {
-                        return error.to_string();
-                    }
+                    Ok(_) => unread = 0,
+                    Err(error) if error.is_distrust() => return error.to_string(),
                     Err(error) => {
-                        tracing::warn!(host = %self.host, %error, "can't look for revocations")
+                        tracing::warn!(host = %self.host, %error, "can't look for revocations");
+                        unread += 1;
+                        if unread == UNREAD_MAX {
+                            return format!(
+                                "whether {} is trusted can't be read: {error}",
+                                self.host
+                            );
+                        }
                     }
-                    Ok(_) => {}
                 }
             }
         })

@@ -14,7 +14,7 @@ use crate::{
     store::{Hold, sync_directory},
 };
 use backlane_net::{
-    service::{EnrollGrant, EnrollRequest},
+    service::{EnrollGrant, EnrollRequest, VerifiedHost},
     token::{JoinSecret, JoinToken},
 };
 use serde_json::{Value, json};
@@ -312,10 +312,16 @@ impl ServerState {
     pub(crate) async fn renew(
         &self,
         host: &HostName,
-        serial: &[u8],
+        certificate: &VerifiedHost,
         request: String,
     ) -> Result<String, ServerError> {
         let signing = blocking(move || HostRequest::parse(&request)).await?;
+        if !signing.is_of(&certificate.key) {
+            // Whoever could use a key for a moment must not walk off with a certificate for another.
+            let why = "it is for another key than the certificate's".to_owned();
+            return Err(ServerError::Request { why });
+        }
+        let serial = &certificate.serial;
         let renewed = self.database.renew(host, serial, Timestamp::now(), || {
             self.authority
                 .sign(&signing, host, self.config.certificate_validity)

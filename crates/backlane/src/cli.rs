@@ -402,7 +402,7 @@ pub(crate) struct ForgetArgs {
     /// Keep all that have this tag; may be repeated.
     #[arg(long = "keep-tag", value_name = "TAG")]
     pub(crate) keep_tags: Vec<String>,
-    /// Let a flood of new snapshots, far more in a day than ever before, age out older ones like any others.
+    /// Forget snapshots by the policy although a flood of them came, far more in a day than ever before.
     #[arg(long)]
     pub(crate) count_flood: bool,
     /// Prune afterwards.

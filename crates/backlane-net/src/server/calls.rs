@@ -130,8 +130,8 @@ impl Serving {
                 Ok(())
             }
             Request::Renew { csr_pem } => {
-                let host = self.session.verified_host();
-                let renewed = self.or_cancelled(core.service.renew(&host, csr_pem));
+                let host = &self.session.certificate;
+                let renewed = self.or_cancelled(core.service.renew(host, csr_pem));
                 let certificate_pem = renewed.await??;
                 self.last(Answer::Renewed { certificate_pem }).await;
                 Ok(())

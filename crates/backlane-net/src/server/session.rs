@@ -48,8 +48,8 @@ const LAST_WORDS_WAIT: Duration = Duration::from_secs(3);
 /// A session, shared by its connections and calls.
 pub(super) struct Session {
     pub(super) host: String,
-    /// The serial number of the certificate that it was opened with.
-    pub(super) serial: Vec<u8>,
+    /// Whose it is, by the certificate that it was opened with.
+    pub(super) certificate: VerifiedHost,
     pub(super) policy: RoutePolicy,
     pub(super) proof_key: Key,
     pub(super) seal_key: Key,
@@ -250,7 +250,7 @@ async fn open(
     let down = |reason| Err(RouteDown::new(reason, ""));
     let session = Arc::new(Session {
         host: host.name.clone(),
-        serial: host.serial.clone(),
+        certificate: host.clone(),
         policy,
         proof_key: key(KeyUse::PoolProof).map_err(no_key)?,
         seal_key: key(KeyUse::StorageSeal).map_err(no_key)?,
@@ -579,14 +579,6 @@ impl Session {
     }
 
     /// The repository, while the session lasts.
-    /// Whose session it is, by the certificate that it was opened with.
-    pub(super) fn verified_host(&self) -> VerifiedHost {
-        VerifiedHost {
-            name: self.host.clone(),
-            serial: self.serial.clone(),
-        }
-    }
-
     pub(super) fn objects(&self) -> Option<Arc<dyn ObjectService>> {
         self.objects.borrow().clone()
     }

@@ -262,10 +262,18 @@ fn a_flood_of_snapshots_ages_out_nothing_that_was_there_before() {
     back_up_at(&repository, 0, 13, "today");
     let flooded = forget(&arrivals, DryRun::No);
     assert_eq!(flooded.floods.len(), 1, "{flooded:?}");
-    assert_eq!(tags_left(&repository), ["a", "b", "c", "today", "today"]);
+    let all = ["a", "b", "c", "today", "today", "today", "today"];
+    assert_eq!(tags_left(&repository), all);
+    // Calm days after it change nothing of that.
+    back_up_at(&repository, 0, 14, "later");
+    back_up_at(&repository, 0, 15, "later");
+    let days = [("a", 6), ("b", 5), ("c", 4), ("today", 2), ("later", 0)];
+    arrivals = arrived(&repository, &days);
+    assert_eq!(forget(&arrivals, DryRun::No).floods.len(), 1);
+    assert_eq!(tags_left(&repository).len(), all.len() + 2);
     arrivals.flood = Flood::Count;
     forget(&arrivals, DryRun::No);
-    assert_eq!(tags_left(&repository), ["today", "today"]);
+    assert_eq!(tags_left(&repository), ["later", "later"]);
 }
 
 #[test]

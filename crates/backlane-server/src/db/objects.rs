@@ -100,7 +100,8 @@ impl Database {
             return Ok(None);
         };
         let used: i64 = sqlx::query_scalar(
-            "SELECT coalesce(sum(bytes), 0) FROM arrivals
+            // The smallest object takes a block of the disk.
+            "SELECT coalesce(sum(max(bytes, 4096)), 0) FROM arrivals
              WHERE host_id = $1 AND removed_at IS NULL",
         )
         .bind(host.0)

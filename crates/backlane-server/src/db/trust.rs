@@ -48,19 +48,28 @@ impl Database {
         Ok(())
     }
 
-    /// Whether a certificate of a host, by its serial number, was issued here and is not revoked.
+    /// Whether a certificate of a host, by its serial number, was issued here and is neither revoked nor expired.
     pub(crate) async fn check_certificate(
         &self,
         host: &HostName,
         serial: &[u8],
     ) -> Result<HostId, ServerError> {
+        self.check_certificate_in(&self.pool, host, serial).await
+    }
+
+    async fn check_certificate_in(
+        &self,
+        within: impl sqlx::SqliteExecutor<'_>,
+        host: &HostName,
+        serial: &[u8],
+    ) -> Result<HostId, ServerError> {
         let row = sqlx::query(
-            "SELECT host_id, revoked_at FROM certificates JOIN hosts ON hosts.id = host_id
-             WHERE serial = $1 AND name = $2",
+            "SELECT host_id, revoked_at, expires_at FROM certificates
+             JOIN hosts ON hosts.id = host_id WHERE serial = $1 AND name = $2",
         )
         .bind(serial)
         .bind(host.as_str())
-        .fetch_optional(&self.pool)
+        .fetch_optional(within)
         .await
         .map_err(|error| self.error(error))?;
         let host = host.to_string();
@@ -69,8 +78,12 @@ impl Database {
         };
         let field = |error| self.error(error);
         let revoked_at: Option<i64> = row.try_get("revoked_at").map_err(field)?;
+        let expires_at: i64 = row.try_get("expires_at").map_err(field)?;
         match revoked_at {
             Some(_) => Err(ServerError::CertificateRevoked { host }),
+            None if expires_at <= Timestamp::now().0 => {
+                Err(ServerError::CertificateExpired { host })
+            }
             None => Ok(HostId(row.try_get("host_id").map_err(field)?)),
         }
     }
@@ -85,7 +98,9 @@ impl Database {
     ) -> Result<C, ServerError> {
         let mut change = self.begin().await?;
         // Under the lock: it can't be revoked in between.
-        let id = self.check_certificate(host, serial).await?;
+        let id = self
+            .check_certificate_in(&mut *change, host, serial)
+            .await?;
         let lately: i64 = sqlx::query_scalar(
             "SELECT count(*) FROM certificates WHERE host_id = $1 AND issued_at > $2",
         )
@@ -126,11 +141,12 @@ impl Database {
         .map_err(|error| self.error(error))?
         .rows_affected();
         let tokens = sqlx::query(
-            "UPDATE tokens SET expires_at = $1
-             WHERE host = $2 AND used_at IS NULL AND expires_at > $1",
+            // Not as of now: one whose redemption has begun must not pass either.
+            "UPDATE tokens SET expires_at = 0
+             WHERE host = $1 AND used_at IS NULL AND expires_at > $2",
         )
-        .bind(now.0)
         .bind(host.as_str())
+        .bind(now.0)
         .execute(&mut *change)
         .await
         .map_err(|error| self.error(error))?

@@ -115,6 +115,15 @@ impl LocalStore {
                 "the repository is made, only an administrator may add keys to it",
             ));
         }
+        for kind in [ObjectKind::Snapshot, ObjectKind::Index, ObjectKind::Pack] {
+            if !self.list(kind)?.is_empty() {
+                // To begin anew would take the keys away that open what is there.
+                return Err(foreign(
+                    self.root.join("config"),
+                    "it is missing, and the repository isn't empty: put it back from a copy of the directory",
+                ));
+            }
+        }
         for stale in self.list(ObjectKind::Key)? {
             let path = self.path(ObjectName {
                 kind: ObjectKind::Key,

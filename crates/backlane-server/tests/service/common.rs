@@ -3,7 +3,7 @@
 use aws_lc_rs::digest::{SHA256, digest};
 use backlane_net::{
     Identity,
-    identity::request_for,
+    identity::{KeyRequest, request_for},
     service::{EnrollGrant, EnrollRequest, ObjectService, Service, ServiceError, VerifiedHost},
     token::JoinToken,
 };
@@ -83,16 +83,21 @@ pub(crate) async fn open(
 
 /// Enrols a host; returns what its certificate says.
 pub(crate) async fn join(state: &ServerState, host: &str) -> VerifiedHost {
+    join_with_key(state, host).await.0
+}
+
+/// The same, and the host's key.
+pub(crate) async fn join_with_key(state: &ServerState, host: &str) -> (VerifiedHost, KeyRequest) {
     let name: HostName = host.parse().unwrap();
     let token = state.enroll(&name, Duration::from_secs(60)).await.unwrap();
     let request = request_for(host).unwrap();
     let enroll = EnrollRequest {
         secret: token.secret.to_text(),
-        csr_pem: request.csr_pem,
+        csr_pem: request.csr_pem.clone(),
     };
     let grant = Service::enroll(state, enroll).await.unwrap();
     let identity = Identity::from_pem(&grant.certificate_pem, &request.key_pem).unwrap();
-    identity.host().clone()
+    (identity.host().clone(), request)
 }
 
 pub(crate) fn name_of(kind: ObjectKind, body: &[u8]) -> ObjectName {

@@ -216,22 +216,43 @@ async fn a_certificate_that_this_server_did_not_issue_opens_nothing() {
 }
 
 #[tokio::test]
+async fn an_expired_certificate_ends_its_session_and_gets_no_other() {
+    let directory = tempfile::tempdir().unwrap();
+    drop(server(directory.path()).await);
+    let short = ServerConfig {
+        certificate_validity: Duration::from_millis(1500),
+        ..config(directory.path())
+    };
+    let state = ServerState::open(short).await.unwrap();
+    let (certificate, made) = crate::common::join_with_key(&state, HOST).await;
+    let session = Service::open(&state, &certificate).await.unwrap();
+    let why = tokio::time::timeout(Duration::from_secs(30), session.distrusted());
+    assert!(why.await.unwrap().contains("expired"));
+    denied(Service::open(&state, &certificate).await.map(drop));
+    denied(Service::renew(&state, &certificate, made.csr_pem.clone()).await);
+}
+
+#[tokio::test]
 async fn a_certificate_is_renewed_for_the_name_that_it_has_and_no_other() {
     let directory = tempfile::tempdir().unwrap();
     let state = server(directory.path()).await;
-    let certificate = join(&state, HOST).await;
-    let request = backlane_net::identity::request_for("web2").unwrap();
-    let renewed = Service::renew(&state, &certificate, request.csr_pem)
-        .await
-        .unwrap();
-    let renewed = backlane_net::Identity::from_pem(&renewed, &request.key_pem).unwrap();
+    let (certificate, made) = crate::common::join_with_key(&state, HOST).await;
+    // Whoever can use the host's key for a moment gets no certificate for a key of his own.
+    let strange = backlane_net::identity::request_for(HOST).unwrap();
+    denied(Service::renew(&state, &certificate, strange.csr_pem).await);
+    let key = rcgen::KeyPair::from_pem(&made.key_pem).unwrap();
+    let other_name = rcgen::CertificateParams::new(["web2".to_owned()]).unwrap();
+    let request = other_name.serialize_request(&key).unwrap().pem().unwrap();
+    let renewed = Service::renew(&state, &certificate, request.clone());
+    let renewed = renewed.await.unwrap();
+    let renewed = backlane_net::Identity::from_pem(&renewed, &made.key_pem).unwrap();
     assert_eq!(renewed.host().name, HOST);
     Service::open(&state, renewed.host()).await.unwrap();
     assert_eq!(audit(&state, "certificate-renewed").len(), 1);
     // Not without end.
     let renew = async || {
-        let request = backlane_net::identity::request_for(HOST).unwrap();
-        Service::renew(&state, &certificate, request.csr_pem).await
+        let request = request.clone();
+        Service::renew(&state, &certificate, request).await
     };
     let mut renewed_again = 0;
     let refused = loop {
@@ -433,11 +454,11 @@ async fn a_host_stores_no_more_than_its_quota() {
     let directory = tempfile::tempdir().unwrap();
     let state = server(directory.path()).await;
     let open = session(&state).await;
-    put_as(&*open, PackContents::Data, b"0123456789").await;
-    state.set_quota(&host(), Some(15)).await.unwrap();
+    put_as(&*open, PackContents::Data, &[7; 10_000]).await;
+    state.set_quota(&host(), Some(10_005)).await.unwrap();
     let refused = put(&*open, ObjectKind::Pack, b"6 more").await.unwrap_err();
     assert!(
-        matches!(&refused, ServiceError::Quota(text) if text.contains("10 of the 15")),
+        matches!(&refused, ServiceError::Quota(text) if text.contains("10000 of the 10005")),
         "{refused}"
     );
     put(&*open, ObjectKind::Pack, b"5 fit").await.unwrap();

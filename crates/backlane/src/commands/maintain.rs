@@ -214,7 +214,7 @@ pub(crate) fn forget(args: &ForgetArgs, context: &Context) -> Result<Outcome> {
         let forgotten = uninterrupted(forgotten, context)?;
         for flood in &forgotten.floods {
             context.output.warning(format!(
-                "{flood}: nothing older is forgotten; --count-flood lets them count"
+                "{flood}: nothing of that is forgotten; look what came, and --count-flood lets it count"
             ));
         }
         is_flooded = !forgotten.floods.is_empty();

@@ -140,7 +140,7 @@ struct DamagedDocument {
 
 pub(super) fn scrub(args: &ScrubArgs, context: &Context) -> Result<Outcome> {
     let one = args.host.as_deref().map(host_name).transpose()?;
-    let scrubbed = context.runtime.block_on(async {
+    let (scrubbed, failed) = context.runtime.block_on(async {
         let state = open_state(context).await?;
         let hosts = match one {
             Some(host) => vec![host],
@@ -150,17 +150,20 @@ pub(super) fn scrub(args: &ScrubArgs, context: &Context) -> Result<Outcome> {
                 names.collect::<Result<_>>()?
             }
         };
-        let mut scrubbed = Vec::new();
+        let (mut scrubbed, mut failed) = (Vec::new(), Vec::new());
         for host in hosts {
             let cancel = context.cancel.clone();
             let go_on = move |_: &Scrubbed| match cancel.is_set() {
                 true => ControlFlow::Break(()),
                 false => ControlFlow::Continue(()),
             };
-            let done = state.scrub(&host, args.rate, go_on).await;
-            scrubbed.push((host, done?));
+            // One host's trouble is no reason to leave the others out.
+            match state.scrub(&host, args.rate, go_on).await {
+                Ok(done) => scrubbed.push((host, done)),
+                Err(error) => failed.push(format!("{host}: {error}")),
+            }
         }
-        Ok::<_, anyhow::Error>(scrubbed)
+        Ok::<_, anyhow::Error>((scrubbed, failed))
     })?;
     let of_host = |(host, scrubbed): (HostName, Scrubbed)| ScrubbedDocument {
         host: host.to_string(),
@@ -178,7 +181,10 @@ pub(super) fn scrub(args: &ScrubArgs, context: &Context) -> Result<Outcome> {
     let document = ScrubDocument {
         hosts: scrubbed.into_iter().map(of_host).collect(),
     };
-    let mut is_damaged = false;
+    let mut is_damaged = !failed.is_empty();
+    for failed in &failed {
+        context.output.warning(format!("not scrubbed: {failed}"));
+    }
     for host in &document.hosts {
         for damaged in &host.damaged {
             is_damaged = true;
