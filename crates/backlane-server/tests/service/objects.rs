@@ -15,13 +15,21 @@ fn check_nothing_left(directory: &Path, name: ObjectName) {
     assert!(!root.join("data").join(&id[..2]).join(&id).exists());
 }
 
+/// Every kind, as a repository is made: a key before the config, and both before everything else.
+const IN_ORDER: [ObjectKind; 5] = [
+    ObjectKind::Key,
+    ObjectKind::Config,
+    ObjectKind::Index,
+    ObjectKind::Snapshot,
+    ObjectKind::Pack,
+];
+
 #[tokio::test]
 async fn every_kind_of_object_comes_back_as_it_was_put() {
     let directory = tempfile::tempdir().unwrap();
     let state = server(directory.path()).await;
     let session = session(&state).await;
-    // The config last: after it no key is taken.
-    for kind in ObjectKind::ALL.into_iter().rev() {
+    for kind in IN_ORDER {
         let body: Vec<u8> = (0..300_000_u32)
             .map(|i| i.to_le_bytes()[usize::try_from(i % 3).unwrap()])
             .collect();
@@ -179,12 +187,29 @@ async fn client_removes_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let state = server(directory.path()).await;
     let session = session(&state).await;
-    for kind in ObjectKind::ALL.into_iter().rev() {
+    for kind in IN_ORDER {
         let name = put(&*session, kind, b"abc").await.unwrap();
         let error = session.remove(name).await.unwrap_err();
         assert!(matches!(error, ServiceError::Denied(_)), "{error}");
         assert_eq!(get(&*session, name, None).await.unwrap(), b"abc");
     }
+}
+
+#[tokio::test]
+async fn a_config_that_is_lost_costs_no_key() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = server(directory.path()).await;
+    let first = session(&state).await;
+    for kind in IN_ORDER {
+        put(&*first, kind, b"abc").await.unwrap();
+    }
+    drop(first);
+    fs::remove_file(repository(directory.path()).join("config")).unwrap();
+    // A client finds no repository and would make one.
+    let second = session(&state).await;
+    let refused = put(&*second, ObjectKind::Key, b"new").await.unwrap_err();
+    assert!(refused.to_string().contains("put it back"), "{refused}");
+    assert_eq!(second.list(ObjectKind::Key).await.unwrap().len(), 1);
 }
 
 #[tokio::test]
