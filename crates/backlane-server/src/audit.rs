@@ -17,7 +17,7 @@ use std::{
 };
 
 /// The file, in the state directory.
-pub const AUDIT_FILE: &str = "audit.jsonl";
+const AUDIT_FILE: &str = "audit.jsonl";
 
 /// Longest line, without its end.
 const LINE_BYTES_MAX: usize = 16 * 1024;

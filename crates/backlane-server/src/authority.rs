@@ -145,13 +145,7 @@ impl Authority {
                 why: error.to_string(),
             }
         };
-        let unusable = |why: String| ServerError::Authority {
-            path: paths.ca_key.clone(),
-            why,
-        };
-        let key = read_secret(&paths.ca_key).map_err(|error| unusable(error.to_string()))?;
-        let key = str::from_utf8(&key).map_err(|error| unusable(error.to_string()))?;
-        let key = KeyPair::from_pem(key).map_err(bad(&paths.ca_key))?;
+        let key = read_key(&paths.ca_key)?;
         let certificate_pem = read(&paths.ca_certificate)?;
         let der = CertificateDer::from_pem_slice(certificate_pem.as_bytes()).map_err(|error| {
             ServerError::Authority {
@@ -183,9 +177,7 @@ impl Authority {
             path: paths.server_key.clone(),
             why: error.to_string(),
         };
-        let key = fs::read_to_string(&paths.server_key);
-        let key = key.map_err(io_error("read", &paths.server_key))?;
-        let key = KeyPair::from_pem(&key).map_err(failed)?;
+        let key = read_key(&paths.server_key)?;
         let server = server_params(names)
             .and_then(|params| params.signed_by(&key, &self.issuer))
             .map_err(failed)?;
@@ -288,6 +280,17 @@ fn common_name(name: &str) -> DistinguishedName {
     let mut distinguished = DistinguishedName::new();
     distinguished.push(DnType::CommonName, name);
     distinguished
+}
+
+/// Reads a private key, which has to be this user's alone.
+fn read_key(path: &Path) -> Result<KeyPair, ServerError> {
+    let unusable = |why: String| ServerError::Authority {
+        path: path.into(),
+        why,
+    };
+    let key = read_secret(path).map_err(|error| unusable(error.to_string()))?;
+    let key = str::from_utf8(&key).map_err(|error| unusable(error.to_string()))?;
+    KeyPair::from_pem(key).map_err(|error| unusable(error.to_string()))
 }
 
 fn server_params(names: &[String]) -> Result<CertificateParams, rcgen::Error> {

@@ -23,7 +23,7 @@ mod service;
 pub mod state;
 mod store;
 
-pub use audit::{AUDIT_FILE, VerifiedAudit};
+pub use audit::VerifiedAudit;
 pub use config::{DataPorts, PoolConfig, ServerConfig};
 pub use error::ServerError;
 pub use host::HostName;

@@ -599,7 +599,8 @@ pub(crate) async fn blocking<T: Send + 'static>(
     }
 }
 
-fn finish(hash: Context) -> ObjectId {
+/// The SHA-256 as the name that it makes.
+pub(crate) fn finish(hash: Context) -> ObjectId {
     let mut id = [0; 32];
     id.copy_from_slice(hash.finish().as_ref());
     ObjectId(id)

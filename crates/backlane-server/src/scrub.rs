@@ -7,7 +7,7 @@ use crate::{
     HostName, ServerError, ServerState,
     audit::AuditEvent,
     db::{Event, Timestamp},
-    repository::{PIECE_BYTES_MAX, Repository},
+    repository::{PIECE_BYTES_MAX, Repository, finish},
     store::{Hold, Shelf},
 };
 use aws_lc_rs::digest::{Context, SHA256};
@@ -132,9 +132,7 @@ impl Scrub {
                 std::thread::sleep(due.saturating_sub(self.began.elapsed()));
             }
         }
-        let mut id = [0; 32];
-        id.copy_from_slice(hash.finish().as_ref());
-        Ok(ObjectId(id))
+        Ok(finish(hash))
     }
 
     fn lay_aside(&mut self, why: &ServerError, name: ObjectName) -> Result<(), ServerError> {

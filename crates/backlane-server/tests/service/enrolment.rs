@@ -49,6 +49,30 @@ async fn keys_are_private_and_a_server_without_init_is_told() {
 }
 
 #[tokio::test]
+async fn the_servers_certificate_is_signed_again_for_the_key_and_the_names_that_it_has() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = server(directory.path()).await;
+    let paths = state.authority_paths();
+    let load = || Identity::load(&paths.server_certificate, &paths.server_key).unwrap();
+    let before = load();
+    assert!(before.names().contains(&SERVER_NAME.to_owned()));
+    assert!(before.names().contains(&"127.0.0.1".to_owned()));
+    let renew = || state.authority().renew_server(&before.names(), &paths);
+    renew().unwrap();
+    let after = load();
+    assert_eq!(after.names(), before.names());
+    assert_eq!(after.host().key, before.host().key);
+    let soon = |identity: &Identity, days: u64| {
+        let later = std::time::SystemTime::now() + Duration::from_secs(days * 86_400);
+        identity.expires_soon(later).is_some()
+    };
+    assert!(!soon(&after, 0) && soon(&after, 3000));
+    // A key that others can read is no key to go on with.
+    fs::set_permissions(&paths.server_key, fs::Permissions::from_mode(0o644)).unwrap();
+    assert!(renew().unwrap_err().to_string().contains("server.key"));
+}
+
+#[tokio::test]
 async fn data_disk_that_is_not_mounted_is_named_and_not_replaced() {
     let directory = tempfile::tempdir().unwrap();
     let state = server(directory.path()).await;
