@@ -13,6 +13,7 @@
 
 pub mod archive;
 pub mod error;
+pub mod headers;
 pub mod keys;
 pub mod maintain;
 pub mod node;
@@ -43,6 +44,7 @@ mod tests;
 
 pub use archive::{ArchiveOptions, ArchiveSummary, Cancel, DryRun, Parent};
 pub use error::{Damage, RepoError};
+pub use headers::PackKinds;
 pub use index::{BlobId, BlobKind, BlobPlace, Index};
 pub use keys::KeyInfo;
 pub use maintain::{

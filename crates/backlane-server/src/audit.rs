@@ -49,6 +49,7 @@ pub(crate) enum AuditEvent {
     Undeleted,
     ObjectDamaged,
     QuotaSet,
+    Adopted,
 }
 
 impl AuditEvent {

@@ -92,6 +92,12 @@ pub enum ServerError {
         /// What is missing.
         path: PathBuf,
     },
+    /// There is no repository to adopt.
+    #[error("{} has no config: there is no repository there", path.display())]
+    NoRepository {
+        /// Where it would be.
+        path: PathBuf,
+    },
     /// The authority's key or certificate can't be read or used.
     #[error("authority: {}: {why}", path.display())]
     Authority {
@@ -438,6 +444,7 @@ mod tests {
             ServerError::Audit { .. } => ("failed", own(&["/srv/file", "line 7", WHY])),
             ServerError::AlreadyInitialised { .. }
             | ServerError::NotInitialised { .. }
+            | ServerError::NoRepository { .. }
             | ServerError::DatabaseLocked { .. }
             | ServerError::Database { .. } => ("failed", own(&["/srv/file"])),
             ServerError::DatabaseNewer { .. } => ("failed", own(&["/srv/file", "9", "3"])),
@@ -505,6 +512,7 @@ mod tests {
             },
             ServerError::AlreadyInitialised { path: path() },
             ServerError::NotInitialised { path: path() },
+            ServerError::NoRepository { path: path() },
             ServerError::Authority {
                 path: path(),
                 why: why(),

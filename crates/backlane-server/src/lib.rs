@@ -11,6 +11,7 @@
 //! - a host reaches its own repository alone;
 //! - what a client was told is done has reached the disk.
 
+mod adopt;
 mod audit;
 pub mod authority;
 pub mod config;
@@ -23,6 +24,7 @@ mod service;
 pub mod state;
 mod store;
 
+pub use adopt::{Adopted, Repositories};
 pub use audit::VerifiedAudit;
 pub use config::{DataPorts, PoolConfig, ServerConfig};
 pub use error::ServerError;

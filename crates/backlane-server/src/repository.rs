@@ -95,7 +95,7 @@ impl Repository {
         }
         Ok(Intake {
             repository: Arc::clone(self),
-            sink: self.store.create(name, put.bytes)?,
+            sink: self.store.create(Arrival { name, ..put })?,
             hash: Context::new(&SHA256),
             put: Arrival { name, ..put },
             received: 0,
@@ -224,7 +224,7 @@ pub struct ObjectCount {
 }
 
 impl ObjectCount {
-    fn add(&mut self, bytes: u64) {
+    pub(crate) fn add(&mut self, bytes: u64) {
         self.objects += 1;
         self.bytes += bytes;
     }
@@ -458,6 +458,24 @@ impl ExclusiveRepository {
                 .block_on(database.forget_object(*host, aside.name))?;
         }
         Ok(count)
+    }
+
+    pub(crate) fn store(&self) -> Arc<dyn ByteStore> {
+        Arc::clone(&self.repository.store)
+    }
+
+    /// Records what packs hold of which that isn't known.
+    ///
+    /// # Errors
+    /// When the state database fails.
+    pub fn label_packs(
+        &self,
+        packs: &[ObjectId],
+        contents: PackContents,
+    ) -> Result<(), ServerError> {
+        let Repository { host, database, .. } = &*self.repository;
+        self.runtime
+            .block_on(database.label_packs(*host, packs, contents))
     }
 
     /// What a pack holds, as it was said when it was put; what was not said to be trees counts as data.

@@ -166,20 +166,28 @@ impl System {
             create.args(["--max-members", &slots.to_string()]);
         }
         output(&mut create)?;
-        let mut init = system.server_command();
+        system.init_server()?;
+        Ok(system)
+    }
+
+    /// Sets the server up, over the disks and whatever objects there are.
+    ///
+    /// # Errors
+    /// When it is set up already, or can't be.
+    pub fn init_server(&self) -> Result<()> {
+        let mut init = self.server_command();
         init.args([
             "server",
             "init",
             "--address",
             &format!("{}:{PORT}", Side::Server.address()),
         ]);
-        for device in system.at_server() {
+        for device in self.at_server() {
             init.arg("--pool").arg(device);
         }
-        init.arg("--state").arg(system.path("server"));
-        init.arg("--objects").arg(system.path("objects"));
-        output(&mut init)?;
-        Ok(system)
+        init.arg("--state").arg(self.path("server"));
+        init.arg("--objects").arg(self.path("objects"));
+        output(&mut init).map(drop)
     }
 
     /// A path in the directory that lives as long as the system.

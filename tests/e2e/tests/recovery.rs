@@ -1,7 +1,9 @@
-//! A host's disk is lost, and everything comes back from a sheet of paper and a new token.
+//! A host's disk is lost, and everything comes back from a sheet of paper and a new token; a server's state is lost, and it
+//! goes on with the repositories that are there.
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use backlane_e2e::{Client, Ended, Process, Scene, Setup, System, Terminal, same, until};
@@ -118,4 +120,97 @@ fn a_sheet_is_only_written_of_a_key_that_opens_the_repository() -> Result<()> {
     assert_eq!(fs::read_to_string(&paper)?, "something else");
     fs::write(&client.key_file, "another key\n")?;
     sheet(&["--print"])?.refused(&["repository.key", "wrong password"])
+}
+
+/// The server loses all that it knows but the repositories, and is set up anew.
+fn lose_state(scene: &mut Scene) -> Result<()> {
+    let system = &mut scene.system;
+    system.stop_server()?;
+    fs::remove_dir_all(system.path("server"))?;
+    fs::remove_file(system.path("server.toml"))?;
+    system.init_server()?;
+    system.start_server()
+}
+
+/// The host joins again, with the key that it had.
+fn join_again(scene: &Scene) -> Result<()> {
+    let (system, client) = (&scene.system, &scene.client);
+    let key = system.path("kept.key");
+    fs::rename(&client.key_file, &key)?;
+    fs::remove_dir_all(&client.state)?;
+    fs::remove_file(&client.config)?;
+    let (_, mut join) = system.join_command(&client.host, &system.at_client())?;
+    join.args(["--token-file", "-", "--key-file"]).arg(&key);
+    let token = format!("{}\n", system.token(&client.host, &[])?);
+    Process::start(&mut join, &system.path(""), Some(&token))?
+        .wait()?
+        .success()?;
+    Ok(())
+}
+
+#[test]
+fn a_server_that_lost_its_state_goes_on_with_its_repositories() -> Result<()> {
+    let Some(mut scene) = Scene::new(&Setup::default(), 8 * MIB)? else {
+        return Ok(());
+    };
+    scene.backup("require-storage")?.success()?;
+    let before = scene.system.administer(&["hosts"])?["hosts"][0]["objects"].clone();
+
+    lose_state(&mut scene)?;
+    let stranger = scene.backup("network")?.ended;
+    assert_ne!(stranger.code(), 0, "{stranger}");
+    let adopted = scene.system.administer(&["adopt"])?;
+    let host = &adopted["hosts"][0];
+    ensure!(
+        host["objects"] == before && host["packs_unknown"] == 0,
+        "{adopted}"
+    );
+    join_again(&scene)?;
+    // It is compared with what is there, and adds no file.
+    let again = scene.backup("require-storage")?.success()?.ended.json()?;
+    ensure!(
+        again["files_new"] == 0 && again["bytes_packed"].as_u64() < Some(65536),
+        "{again}"
+    );
+
+    // Nothing says any more what the packs hold, as where the file system knows no attributes.
+    let data = scene.system.repository(&scene.client)?.join("data");
+    let mut strip = Command::new("find");
+    strip.arg(&data).args([
+        "-type",
+        "f",
+        "-exec",
+        "setfattr",
+        "-x",
+        "user.backlane.contents",
+        "{}",
+        "+",
+    ]);
+    ensure!(strip.status()?.success(), "the labels stay");
+    lose_state(&mut scene)?;
+    let system = &scene.system;
+    let mut adopt = system.server_command();
+    adopt.args(["server", "adopt"]);
+    let told = Process::start(&mut adopt, &system.path(""), Some(""))?.wait()?;
+    ensure!(
+        told.code() == 3 && told.stderr.contains("adopt alpha --key-file FILE"),
+        "{told}"
+    );
+    let key = scene.client.key_file.display().to_string();
+    let adopted = system.administer(&["adopt", "alpha", "--key-file", &key])?;
+    ensure!(adopted["hosts"][0]["packs_unknown"] == 0, "{adopted}");
+    join_again(&scene)?;
+    let again = scene.backup("require-storage")?.success()?.ended.json()?;
+    ensure!(
+        again["files_new"] == 0 && again["bytes_packed"].as_u64() < Some(65536),
+        "{again}"
+    );
+    scene
+        .restore("network")?
+        .ended
+        .refused(&["not permitted"])?;
+    system.administer(&["allow-restore", "alpha", "--for", "1h"])?;
+    scene.restore("require-storage")?.success()?;
+    same(&scene.source, &scene.target)?;
+    system.check(&scene.client)
 }

@@ -48,6 +48,18 @@ impl Database {
             })
     }
 
+    /// Enters a host whose repository is there, if it isn't known. It has no certificate, and gets one when it enrols.
+    pub(crate) async fn enter_host(
+        &self,
+        name: &HostName,
+        now: Timestamp,
+    ) -> Result<HostId, ServerError> {
+        let mut change = self.begin().await?;
+        let id = self.ensure_host(&mut change, name, now).await?;
+        self.commit(change).await?;
+        Ok(id)
+    }
+
     /// Every host, with its slots in `pool` and a summary of what it has stored.
     pub(crate) async fn hosts(
         &self,

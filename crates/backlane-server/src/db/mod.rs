@@ -11,7 +11,7 @@ mod tokens;
 mod trust;
 
 pub(crate) use hosts::{HostId, SlotRequest};
-pub(crate) use objects::Arrival;
+pub(crate) use objects::{Arrival, Found};
 pub(crate) use tokens::{Enrolment, Issued, PoolSlots, Redemption};
 
 use crate::{

@@ -1,8 +1,13 @@
 //! What is remembered of objects: what a pack holds, and when each object arrived.
 
 use super::{Database, HostId, Timestamp};
-use crate::ServerError;
+use crate::{ObjectCount, ServerError, store::Origin};
 use backlane_proto::{ObjectId, ObjectKind, ObjectName, PackContents};
+use sqlx::{Sqlite, Transaction};
+use std::collections::BTreeSet;
+
+/// So many rows are written at once: others wait for the database no longer than that takes.
+const ROWS_A_CHANGE: usize = 10_000;
 
 const DATA: i64 = 0;
 const TREES: i64 = 1;
@@ -19,19 +24,8 @@ impl Database {
         let id = name.id.0.as_slice();
         let mut change = self.begin().await?;
         if name.kind == ObjectKind::Pack {
-            sqlx::query(
-                "INSERT INTO packs (host_id, id, contents) VALUES ($1, $2, $3)
-                 ON CONFLICT (host_id, id) DO NOTHING",
-            )
-            .bind(host.0)
-            .bind(id)
-            .bind(match arrival.contents {
-                PackContents::Data => DATA,
-                PackContents::Trees => TREES,
-            })
-            .execute(&mut *change)
-            .await
-            .map_err(|error| self.error(error))?;
+            self.label_pack(&mut change, host, name.id, arrival.contents)
+                .await?;
         }
         sqlx::query(
             "INSERT INTO arrivals (host_id, kind, id, bytes, arrived_at) VALUES ($1, $2, $3, $4, $5)
@@ -47,6 +41,97 @@ impl Database {
         .await
         .map_err(|error| self.error(error))?;
         self.commit(change).await
+    }
+
+    async fn label_pack(
+        &self,
+        change: &mut Transaction<'static, Sqlite>,
+        host: HostId,
+        pack: ObjectId,
+        contents: PackContents,
+    ) -> Result<(), ServerError> {
+        sqlx::query(
+            "INSERT INTO packs (host_id, id, contents) VALUES ($1, $2, $3)
+             ON CONFLICT (host_id, id) DO NOTHING",
+        )
+        .bind(host.0)
+        .bind(pack.0.as_slice())
+        .bind(match contents {
+            PackContents::Data => DATA,
+            PackContents::Trees => TREES,
+        })
+        .execute(&mut **change)
+        .await
+        .map_err(|error| self.error(error))?;
+        Ok(())
+    }
+
+    /// Records what packs hold; what is known already stays.
+    pub(crate) async fn label_packs(
+        &self,
+        host: HostId,
+        packs: &[ObjectId],
+        contents: PackContents,
+    ) -> Result<(), ServerError> {
+        for part in packs.chunks(ROWS_A_CHANGE) {
+            let mut change = self.begin().await?;
+            for pack in part {
+                self.label_pack(&mut change, host, *pack, contents).await?;
+            }
+            self.commit(change).await?;
+        }
+        Ok(())
+    }
+
+    /// Enters objects that are there and aren't known. Returns how many those were.
+    pub(crate) async fn enter_objects(
+        &self,
+        host: HostId,
+        found: &[Found],
+    ) -> Result<ObjectCount, ServerError> {
+        let mut count = ObjectCount::default();
+        for part in found.chunks(ROWS_A_CHANGE) {
+            let mut change = self.begin().await?;
+            for object in part {
+                let name = object.name;
+                if let (ObjectKind::Pack, Some(contents)) = (name.kind, object.origin.contents) {
+                    self.label_pack(&mut change, host, name.id, contents)
+                        .await?;
+                }
+                let entered = sqlx::query(
+                    "INSERT INTO arrivals (host_id, kind, id, bytes, arrived_at, removed_at)
+                     VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (host_id, kind, id) DO NOTHING",
+                )
+                .bind(host.0)
+                .bind(name.kind.to_string())
+                .bind(name.id.0.as_slice())
+                .bind(i64::try_from(object.bytes).unwrap_or(i64::MAX))
+                .bind(object.origin.written_at.0)
+                .bind(object.removed_at.map(|at| at.0))
+                .execute(&mut *change)
+                .await
+                .map_err(|error| self.error(error))?;
+                if entered.rows_affected() > 0 {
+                    count.add(object.bytes);
+                }
+            }
+            self.commit(change).await?;
+        }
+        Ok(count)
+    }
+
+    /// The packs of which it is known what they hold.
+    pub(crate) async fn labelled_packs(
+        &self,
+        host: HostId,
+    ) -> Result<BTreeSet<ObjectId>, ServerError> {
+        let ids: Vec<Vec<u8>> = sqlx::query_scalar("SELECT id FROM packs WHERE host_id = $1")
+            .bind(host.0)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(|error| self.error(error))?;
+        let id = |id: Vec<u8>| Some(ObjectId(id.try_into().ok()?));
+        Ok(ids.into_iter().filter_map(id).collect())
     }
 
     /// What a pack holds; what isn't known to be trees counts as data.
@@ -183,6 +268,16 @@ impl Database {
         }
         self.commit(change).await
     }
+}
+
+/// An object that is there, whoever put it there.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Found {
+    pub(crate) name: ObjectName,
+    pub(crate) bytes: u64,
+    pub(crate) origin: Origin,
+    /// When it was laid on the shelf of what is removed, if it is there.
+    pub(crate) removed_at: Option<Timestamp>,
 }
 
 /// A body that was verified.

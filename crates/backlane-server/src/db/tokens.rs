@@ -207,7 +207,7 @@ impl Database {
         host.parse()
     }
 
-    async fn ensure_host(
+    pub(super) async fn ensure_host(
         &self,
         change: &mut Transaction<'static, Sqlite>,
         name: &HostName,

@@ -3,13 +3,23 @@
 //! An object is written to `tmp/` (which stock tools don't look at), synced, renamed without replacing, and its
 //! directory synced (§2). Paths are made of hexadecimal digits of an id alone, so no name leads elsewhere. A lock on
 //! `backlane.lock` is held as long as the store is open: shared by sessions, exclusive by maintenance (§3).
+//!
+//! The file of a pack has an extended attribute which says what the pack holds, so that the directory is whole without the
+//! state database.
 
-use super::{ByteSink, ByteSource, ByteStore, LaidAside, Placed, Shelf};
-use crate::{HostName, ServerError, db::Timestamp, error::io_error};
-use backlane_proto::{ObjectId, ObjectInfo, ObjectKind, ObjectName};
+use super::{ByteSink, ByteSource, ByteStore, LaidAside, Origin, Placed, Shelf};
+use crate::{
+    HostName, ServerError,
+    db::{Arrival, Timestamp},
+    error::io_error,
+};
+use backlane_proto::{ObjectId, ObjectInfo, ObjectKind, ObjectName, PackContents};
 use bytes::Bytes;
 use rustix::{
-    fs::{CWD, FallocateFlags, FlockOperation, RenameFlags, fallocate, flock, renameat_with},
+    fs::{
+        CWD, FallocateFlags, FlockOperation, RenameFlags, XattrFlags, fallocate, flock, fsetxattr,
+        lgetxattr, renameat_with,
+    },
     io::Errno,
 };
 use std::{
@@ -25,6 +35,10 @@ const LOCK_FILE: &str = "backlane.lock";
 const TEMPORARY_DIRECTORY: &str = "tmp";
 /// How often another temporary file is made when a sweep has just taken the last one.
 const TEMPORARY_NAMES_MAX: u32 = 100;
+/// The attribute of a pack that says what it holds, and its values.
+const CONTENTS_ATTRIBUTE: &str = "user.backlane.contents";
+const DATA: &[u8] = b"data";
+const TREES: &[u8] = b"trees";
 const OBJECT_MODE: u32 = 0o600;
 const DIRECTORY_MODE: u32 = 0o700;
 
@@ -228,7 +242,12 @@ impl ByteStore for LocalStore {
         }))
     }
 
-    fn create(&self, name: ObjectName, bytes: u64) -> Result<Box<dyn ByteSink>, ServerError> {
+    fn create(&self, arrival: Arrival) -> Result<Box<dyn ByteSink>, ServerError> {
+        let Arrival {
+            name,
+            contents,
+            bytes,
+        } = arrival;
         if name.kind == ObjectKind::Key && self.hold == Hold::Shared {
             self.found(&self.path(name))?;
         }
@@ -248,7 +267,27 @@ impl ByteStore for LocalStore {
                 }
             }
         }
+        if name.kind == ObjectKind::Pack {
+            let label = match contents {
+                PackContents::Data => DATA,
+                PackContents::Trees => TREES,
+            };
+            match fsetxattr(&sink.file, CONTENTS_ATTRIBUTE, label, XattrFlags::CREATE) {
+                // The state database has it; whoever loses that needs the repository's key to learn it anew.
+                Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
+                Err(errno) => return Err(io_error("label", &sink.temporary)(errno.into())),
+            }
+        }
         Ok(Box::new(sink))
+    }
+
+    fn origin(&self, name: ObjectName) -> Result<Origin, ServerError> {
+        origin_of(&self.path(name)).map_err(|error| match error {
+            ServerError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                ServerError::NotFound { name }
+            }
+            error => error,
+        })
     }
 
     fn lay_aside(&self, name: ObjectName, shelf: Shelf, at: Timestamp) -> Result<(), ServerError> {
@@ -261,6 +300,10 @@ impl ByteStore for LocalStore {
 
     fn shelf(&self, shelf: Shelf) -> Result<Vec<LaidAside>, ServerError> {
         self.list_shelf(shelf)
+    }
+
+    fn shelf_origin(&self, shelf: Shelf, aside: &LaidAside) -> Result<Origin, ServerError> {
+        LocalStore::shelf_origin(self, shelf, aside)
     }
 
     fn put_back(&self, shelf: Shelf, aside: &LaidAside) -> Result<(), ServerError> {
@@ -502,6 +545,26 @@ fn refuse_stock_locks(root: &Path) -> Result<(), ServerError> {
     }
 }
 
+/// What the file of an object says of how it came. A rename changes none of it.
+pub(super) fn origin_of(path: &Path) -> Result<Origin, ServerError> {
+    let metadata = fs::symlink_metadata(path).map_err(io_error("look at", path))?;
+    let mut value = [0; TREES.len()];
+    let contents = match lgetxattr(path, CONTENTS_ATTRIBUTE, &mut value) {
+        Ok(length) => match &value[..length] {
+            DATA => Some(PackContents::Data),
+            TREES => Some(PackContents::Trees),
+            _ => None,
+        },
+        Err(Errno::NODATA | Errno::RANGE | Errno::OPNOTSUPP | Errno::NOSYS) => None,
+        Err(errno) => return Err(io_error("read the label of", path)(errno.into())),
+    };
+    let milliseconds = metadata.mtime() * 1000 + metadata.mtime_nsec() / 1_000_000;
+    Ok(Origin {
+        written_at: Timestamp(milliseconds),
+        contents,
+    })
+}
+
 pub(super) fn rename_without_replacing(from: &Path, to: &Path) -> Result<(), Errno> {
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         // Some file systems (NFS) don't know the flag. A link never replaces either.
@@ -532,10 +595,18 @@ mod tests {
     }
 
     fn put(store: &LocalStore, name: ObjectName, body: &[u8]) -> Placed {
-        let mut sink = store.create(name, body.len() as u64).unwrap();
+        let mut sink = store.create(arrival(name, body.len() as u64)).unwrap();
         sink.write(body).unwrap();
         sink.sync().unwrap();
         sink.place().unwrap()
+    }
+
+    fn arrival(name: ObjectName, bytes: u64) -> Arrival {
+        Arrival {
+            name,
+            contents: PackContents::Data,
+            bytes,
+        }
     }
 
     fn pack(byte: u8) -> ObjectName {
@@ -560,7 +631,7 @@ mod tests {
     fn dropped_sink_leaves_nothing() {
         let root = tempfile::tempdir().unwrap();
         let store = store(root.path());
-        let mut sink = store.create(pack(1), 3).unwrap();
+        let mut sink = store.create(arrival(pack(1), 3)).unwrap();
         sink.write(b"abc").unwrap();
         drop(sink);
         assert_eq!(store.list(ObjectKind::Pack).unwrap(), []);
@@ -582,7 +653,7 @@ mod tests {
         put(&first, key(1), b"first");
         let second = store(root.path());
         assert!(matches!(
-            second.create(key(2), 3),
+            second.create(arrival(key(2), 3)),
             Err(ServerError::Denied(_))
         ));
         // The first ends before it wrote a config: its key fits nothing.
@@ -593,7 +664,7 @@ mod tests {
         drop(second);
         let third = store(root.path());
         assert!(matches!(
-            third.create(key(4), 3),
+            third.create(arrival(key(4), 3)),
             Err(ServerError::Denied(_))
         ));
         assert_eq!(put(&third, key(2), b"second"), Placed::Existed);
@@ -679,7 +750,7 @@ mod tests {
     fn sweep_takes_what_the_dead_left_and_spares_what_is_being_written() {
         let root = tempfile::tempdir().unwrap();
         let first = store(root.path());
-        let mut sink = first.create(pack(1), 3).unwrap();
+        let mut sink = first.create(arrival(pack(1), 3)).unwrap();
         sink.write(b"abc").unwrap();
         let left = root.path().join("tmp/left");
         fs::write(&left, b"x").unwrap();

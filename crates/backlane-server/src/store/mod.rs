@@ -10,8 +10,11 @@ pub(crate) use local::sync_directory;
 pub(crate) use local::{Hold, LocalStore};
 pub(crate) use shelf::{LaidAside, Shelf};
 
-use crate::{ServerError, db::Timestamp};
-use backlane_proto::{ObjectInfo, ObjectKind, ObjectName};
+use crate::{
+    ServerError,
+    db::{Arrival, Timestamp},
+};
+use backlane_proto::{ObjectInfo, ObjectKind, ObjectName, PackContents};
 use bytes::Bytes;
 
 /// Keeps the objects of one repository.
@@ -28,11 +31,17 @@ pub(crate) trait ByteStore: Send + Sync + 'static {
     /// [`ServerError::NotFound`] when there is no such object.
     fn open(&self, name: ObjectName) -> Result<Box<dyn ByteSource>, ServerError>;
 
-    /// Begins an object of `bytes` bytes and takes the room for it where that can be done.
+    /// Begins an object and takes the room for it where that can be done.
     ///
     /// # Errors
     /// [`ServerError::Full`] when there is no room for it.
-    fn create(&self, name: ObjectName, bytes: u64) -> Result<Box<dyn ByteSink>, ServerError>;
+    fn create(&self, arrival: Arrival) -> Result<Box<dyn ByteSink>, ServerError>;
+
+    /// When an object was written, and what it was said to hold; the latter may be lost where the store can't keep it.
+    ///
+    /// # Errors
+    /// [`ServerError::NotFound`] when there is no such object.
+    fn origin(&self, name: ObjectName) -> Result<Origin, ServerError>;
 
     /// Removes an object; when this returns, the removal is durable.
     ///
@@ -52,6 +61,12 @@ pub(crate) trait ByteStore: Send + Sync + 'static {
     /// When the list can't be had whole.
     fn shelf(&self, shelf: Shelf) -> Result<Vec<LaidAside>, ServerError>;
 
+    /// The same of something on a shelf.
+    ///
+    /// # Errors
+    /// When it isn't there any more.
+    fn shelf_origin(&self, shelf: Shelf, aside: &LaidAside) -> Result<Origin, ServerError>;
+
     /// Puts something back, unless its name is taken: then it is dropped, for what has the name is the same.
     ///
     /// # Errors
@@ -63,6 +78,13 @@ pub(crate) trait ByteStore: Send + Sync + 'static {
     /// # Errors
     /// When it can't be deleted.
     fn discard(&self, shelf: Shelf, aside: &LaidAside) -> Result<(), ServerError>;
+}
+
+/// What a store knows itself of how an object came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Origin {
+    pub(crate) written_at: Timestamp,
+    pub(crate) contents: Option<PackContents>,
 }
 
 /// An object that is open to be read.

@@ -5,7 +5,12 @@
 //! shelf is whole without the state database. Laying aside and putting back are renames: an object is always in one of
 //! the two places.
 
-use super::local::{LocalStore, foreign, rename_without_replacing, sync_directory, sync_parent};
+use super::{
+    Origin,
+    local::{
+        LocalStore, foreign, origin_of, rename_without_replacing, sync_directory, sync_parent,
+    },
+};
 use crate::{ServerError, db::Timestamp, error::io_error};
 use backlane_proto::{ObjectId, ObjectKind, ObjectName};
 use rustix::io::Errno;
@@ -33,14 +38,6 @@ pub(crate) struct LaidAside {
     pub(crate) bytes: u64,
 }
 
-const KINDS: [ObjectKind; 5] = [
-    ObjectKind::Config,
-    ObjectKind::Key,
-    ObjectKind::Index,
-    ObjectKind::Snapshot,
-    ObjectKind::Pack,
-];
-
 impl Shelf {
     fn directory(self, root: &Path) -> PathBuf {
         root.join(match self {
@@ -60,7 +57,9 @@ impl LaidAside {
         let mut parts = file_name.splitn(3, '-');
         let at = Timestamp(parts.next()?.parse().ok()?);
         let kind = parts.next()?;
-        let kind = KINDS.into_iter().find(|it| it.to_string() == kind)?;
+        let kind = ObjectKind::ALL
+            .into_iter()
+            .find(|it| it.to_string() == kind)?;
         let id = ObjectId::from_hex(parts.next()?)?;
         let name = ObjectName { kind, id };
         Some(Self { name, at, bytes })
@@ -112,6 +111,14 @@ impl LocalStore {
         }
         all.sort_unstable_by_key(|aside| (aside.at, aside.name));
         Ok(all)
+    }
+
+    pub(super) fn shelf_origin(
+        &self,
+        shelf: Shelf,
+        aside: &LaidAside,
+    ) -> Result<Origin, ServerError> {
+        origin_of(&shelf.directory(self.root()).join(aside.file_name()))
     }
 
     /// Puts something back in its place. What stands there already is left alone: it has the same name.

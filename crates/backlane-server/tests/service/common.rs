@@ -134,6 +134,22 @@ pub(crate) async fn put_as(
     sink.commit().await
 }
 
+/// Puts a pack, as one that holds `contents`.
+pub(crate) async fn put_pack(
+    session: &dyn ObjectService,
+    contents: PackContents,
+    body: &[u8],
+) -> ObjectName {
+    let name = name_of(ObjectKind::Pack, body);
+    let mut sink = session
+        .put(name, contents, body.len() as u64)
+        .await
+        .unwrap();
+    sink.write(Bytes::copy_from_slice(body)).await.unwrap();
+    sink.commit().await.unwrap();
+    name
+}
+
 pub(crate) async fn get(
     session: &dyn ObjectService,
     name: ObjectName,

@@ -5,6 +5,7 @@
     reason = "the whole crate is tests, its helpers included"
 )]
 
+mod adopt;
 mod common;
 mod crash;
 mod enrolment;

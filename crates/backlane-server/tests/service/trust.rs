@@ -1,12 +1,11 @@
 //! What the server trusts a host with: its own repository, in the role of a backup; more by permission, for a time.
 
-use crate::common::{HOST, config, get, join, name_of, open, put, server, session};
-use backlane_net::service::{ObjectService, Service, ServiceError, VerifiedHost};
-use backlane_proto::{ByteRange, ObjectKind, ObjectName, PackContents};
+use crate::common::{HOST, config, get, join, name_of, open, put, put_pack, server, session};
+use backlane_net::service::{Service, ServiceError, VerifiedHost};
+use backlane_proto::{ByteRange, ObjectKind, PackContents};
 use backlane_server::{
     ExclusiveRepository, HostName, Removal, Scrubbed, ServerConfig, ServerState,
 };
-use bytes::Bytes;
 use std::{
     ops::ControlFlow,
     path::Path,
@@ -24,17 +23,6 @@ async fn strict(directory: &Path) -> ServerState {
     let state = server(directory).await;
     assert_eq!(state.revoke_restore(&host()).await.unwrap(), 1);
     state
-}
-
-async fn put_as(session: &dyn ObjectService, contents: PackContents, body: &[u8]) -> ObjectName {
-    let name = name_of(ObjectKind::Pack, body);
-    let mut sink = session
-        .put(name, contents, body.len() as u64)
-        .await
-        .unwrap();
-    sink.write(Bytes::copy_from_slice(body)).await.unwrap();
-    sink.commit().await.unwrap();
-    name
 }
 
 fn denied<T: std::fmt::Debug>(result: Result<T, ServiceError>) -> String {
@@ -62,13 +50,13 @@ async fn a_backup_reads_what_it_needs_and_no_file_contents() {
         let name = put(&*session, kind, b"what a backup needs").await.unwrap();
         get(&*session, name, None).await.unwrap();
     }
-    let trees = put_as(&*session, PackContents::Trees, b"trees").await;
+    let trees = put_pack(&*session, PackContents::Trees, b"trees").await;
     get(&*session, trees, None).await.unwrap();
-    let data = put_as(&*session, PackContents::Data, b"file contents").await;
+    let data = put_pack(&*session, PackContents::Data, b"file contents").await;
     let refused = denied(get(&*session, data, None).await);
     assert!(refused.contains("allow-restore web1"), "{refused}");
     // What was said first of a pack stays: to put it again as trees opens nothing.
-    put_as(&*session, PackContents::Trees, b"file contents").await;
+    put_pack(&*session, PackContents::Trees, b"file contents").await;
     denied(get(&*session, data, None).await);
     let part = ByteRange {
         offset: 0,
@@ -87,7 +75,7 @@ async fn of_a_data_pack_a_backup_reads_the_header_and_not_a_byte_before_it() {
     let start = pack.len() as u64;
     pack.extend(b"header");
     pack.extend(6_u32.to_le_bytes());
-    let pack = put_as(&*session, PackContents::Data, &pack).await;
+    let pack = put_pack(&*session, PackContents::Data, &pack).await;
     let read = async |offset, length| {
         let range = ByteRange { offset, length };
         get(&*session, pack, Some(range)).await
@@ -99,7 +87,7 @@ async fn of_a_data_pack_a_backup_reads_the_header_and_not_a_byte_before_it() {
     // A header that claims more than there is opens nothing.
     let mut pack = b"file contents, sealed".to_vec();
     pack.extend(u32::MAX.to_le_bytes());
-    let pack = put_as(&*session, PackContents::Data, &pack).await;
+    let pack = put_pack(&*session, PackContents::Data, &pack).await;
     let range = ByteRange {
         offset: 0,
         length: 21,
@@ -112,7 +100,7 @@ async fn a_permission_opens_file_contents_until_it_ends_and_its_use_is_recorded(
     let directory = tempfile::tempdir().unwrap();
     let state = strict(directory.path()).await;
     let session = session(&state).await;
-    let data = put_as(&*session, PackContents::Data, b"file contents").await;
+    let data = put_pack(&*session, PackContents::Data, b"file contents").await;
     for wrong in [Duration::ZERO, HOUR * 24 * 31] {
         state.allow_restore(&host(), &[], wrong).await.unwrap_err();
     }
@@ -143,10 +131,10 @@ async fn a_permission_for_a_snapshot_opens_nothing_that_arrived_after_it() {
     let state = strict(directory.path()).await;
     let session = session(&state).await;
     let pause = || tokio::time::sleep(Duration::from_millis(5));
-    let old = put_as(&*session, PackContents::Data, b"old").await;
+    let old = put_pack(&*session, PackContents::Data, b"old").await;
     let snapshot = put(&*session, ObjectKind::Snapshot, b"one").await.unwrap();
     pause().await;
-    let new = put_as(&*session, PackContents::Data, b"new").await;
+    let new = put_pack(&*session, PackContents::Data, b"new").await;
     let id = snapshot.id.to_string();
     for wrong in ["", "zz", "ffffffff", "%"] {
         let refused = state
@@ -161,7 +149,7 @@ async fn a_permission_for_a_snapshot_opens_nothing_that_arrived_after_it() {
     get(&*session, old, None).await.unwrap();
     denied(get(&*session, new, None).await);
     // To put the old one again makes it no newer.
-    put_as(&*session, PackContents::Data, b"old").await;
+    put_pack(&*session, PackContents::Data, b"old").await;
     get(&*session, old, None).await.unwrap();
 }
 
@@ -284,8 +272,8 @@ async fn what_is_removed_can_be_had_back_with_all_that_was_known_of_it() {
     let directory = tempfile::tempdir().unwrap();
     let state = strict(directory.path()).await;
     let open = session(&state).await;
-    let trees = put_as(&*open, PackContents::Trees, b"trees").await;
-    let data = put_as(&*open, PackContents::Data, b"data").await;
+    let trees = put_pack(&*open, PackContents::Trees, b"trees").await;
+    let data = put_pack(&*open, PackContents::Data, b"data").await;
     let snapshot = put(&*open, ObjectKind::Snapshot, b"one").await.unwrap();
     let removals = open.removals().await.unwrap();
     let bytes = state.hosts().await.unwrap()[0].bytes;
@@ -313,7 +301,7 @@ async fn what_is_removed_can_be_had_back_with_all_that_was_known_of_it() {
     assert_eq!(open.removals().await.unwrap(), removals + 1);
     get(&*open, trees, None).await.unwrap_err();
     // One of them arrives again meanwhile.
-    put_as(&*open, PackContents::Data, b"data").await;
+    put_pack(&*open, PackContents::Data, b"data").await;
     drop(open);
     maintain(&state, Removal::Recoverable, move |alone| {
         let late = alone.undelete(SystemTime::now() + HOUR).unwrap();
@@ -347,8 +335,8 @@ async fn what_was_removed_goes_when_its_time_is_over_or_when_retention_is_broken
     let long = ServerState::open(config(directory.path())).await.unwrap();
     let open = session(&long).await;
     let [one, two] = [b"one", b"two"].map(|body| name_of(ObjectKind::Pack, body));
-    put_as(&*open, PackContents::Data, b"one").await;
-    put_as(&*open, PackContents::Data, b"two").await;
+    put_pack(&*open, PackContents::Data, b"one").await;
+    put_pack(&*open, PackContents::Data, b"two").await;
     drop(open);
     maintain(&long, Removal::Recoverable, move |alone| {
         alone.remove(one).unwrap();
@@ -416,8 +404,8 @@ async fn a_scrub_lays_aside_what_is_damaged_and_the_same_object_may_arrive_again
     let directory = tempfile::tempdir().unwrap();
     let state = strict(directory.path()).await;
     let open = session(&state).await;
-    let sound = put_as(&*open, PackContents::Trees, b"sound").await;
-    let rotten = put_as(&*open, PackContents::Trees, b"rotten").await;
+    let sound = put_pack(&*open, PackContents::Trees, b"sound").await;
+    let rotten = put_pack(&*open, PackContents::Trees, b"rotten").await;
     let snapshot = put(&*open, ObjectKind::Snapshot, b"snapshot")
         .await
         .unwrap();
@@ -438,7 +426,7 @@ async fn a_scrub_lays_aside_what_is_damaged_and_the_same_object_may_arrive_again
         get(&*open, name, None).await.unwrap();
     }
     assert_eq!(audit(&state, "object-damaged").len(), 1);
-    put_as(&*open, PackContents::Trees, b"rotten").await;
+    put_pack(&*open, PackContents::Trees, b"rotten").await;
     assert_eq!(get(&*open, rotten, None).await.unwrap(), b"rotten");
     let again = state.scrub(&host(), Some(1_000_000), go_on).await.unwrap();
     assert_eq!(again.damaged, []);
@@ -455,7 +443,7 @@ async fn a_host_stores_no_more_than_its_quota() {
     let directory = tempfile::tempdir().unwrap();
     let state = server(directory.path()).await;
     let open = session(&state).await;
-    put_as(&*open, PackContents::Data, &[7; 10_000]).await;
+    put_pack(&*open, PackContents::Data, &[7; 10_000]).await;
     state.set_quota(&host(), Some(10_005)).await.unwrap();
     let refused = put(&*open, ObjectKind::Pack, b"6 more").await.unwrap_err();
     assert!(

@@ -26,6 +26,9 @@ pub(crate) enum ServerCommand {
     Scrub(ScrubArgs),
     /// Put back what forget and prune removed, as long as it is recoverable.
     Undelete(UndeleteArgs),
+    /// Enter repositories that are there and that the server doesn't know: after its state was lost, or when other tools
+    /// brought something.
+    Adopt(AdoptArgs),
     /// The audit log: what happened that bears on trust.
     #[command(subcommand)]
     Audit(AuditCommand),
@@ -63,6 +66,16 @@ pub(crate) struct ScrubArgs {
     /// Read no more than this a second.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) rate: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AdoptArgs {
+    /// Only the repository of this host [default: every one that is there].
+    pub(crate) host: Option<String>,
+    /// The key file of that host: tells what packs hold where nothing else does [default: the key in escrow, if there is
+    /// one].
+    #[arg(long, value_name = "FILE", requires = "host", value_hint = ValueHint::FilePath)]
+    pub(crate) key_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

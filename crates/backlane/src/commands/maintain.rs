@@ -90,6 +90,51 @@ pub(super) struct Held {
 }
 
 impl Held {
+    /// Opens a repository that is held with a password; `key_file` is where that came from, if it didn't from escrow.
+    pub(super) fn open(
+        exclusive: ExclusiveRepository,
+        escrow: Escrow,
+        password: &str,
+        key_file: Option<&Path>,
+        context: &Context,
+    ) -> Result<Self> {
+        let host = escrow.host().clone();
+        let store = Arc::new(Store {
+            repository: exclusive,
+            cancel: context.cancel.clone(),
+        });
+        let opened = Repository::open(Arc::clone(&store) as Arc<dyn ObjectStore>, password);
+        let is_wrong_key = matches!(opened, Err(RepoError::WrongPassword { .. }));
+        let opened = opened.with_context(|| format!("cannot open the repository of {host}"));
+        let repository = match (is_wrong_key, key_file) {
+            (false, _) => opened,
+            (true, Some(_)) => {
+                opened.advise("the key file is the one that `backlane join` made on that host")
+            }
+            (true, None) => opened.advise(
+                "the key in escrow has been removed from the repository: `backlane key escrow` with the host's key file",
+            ),
+        }?;
+        Ok(Self {
+            store,
+            host,
+            repository,
+            escrow,
+        })
+    }
+
+    /// Reads of packs what they hold, and records it at the server. Returns what is wrong with those that don't say.
+    ///
+    /// # Errors
+    /// When the store or the state database fails.
+    pub(super) fn label(&self, packs: &[ObjectInfo]) -> Result<Vec<RepoError>> {
+        let kinds = self.repository.pack_kinds(packs)?;
+        let server = &self.store.repository;
+        server.label_packs(&kinds.trees, PackContents::Trees)?;
+        server.label_packs(&kinds.data, PackContents::Data)?;
+        Ok(kinds.damaged)
+    }
+
     /// Whether a password opens the repository, whatever else is open.
     ///
     /// # Errors
@@ -136,28 +181,7 @@ pub(super) fn hold_with(
         .runtime
         .block_on(state.exclusive(&host, removal))
         .advise("wait until no job of that host runs, and try again")?;
-    let store = Arc::new(Store {
-        repository: exclusive,
-        cancel: context.cancel.clone(),
-    });
-    let opened = Repository::open(Arc::clone(&store) as Arc<dyn ObjectStore>, &password);
-    let is_wrong_key = matches!(opened, Err(RepoError::WrongPassword { .. }));
-    let opened = opened.with_context(|| format!("cannot open the repository of {host}"));
-    let repository = match (is_wrong_key, key_file) {
-        (false, _) => opened,
-        (true, Some(_)) => {
-            opened.advise("the key file is the one that `backlane join` made on that host")
-        }
-        (true, None) => opened.advise(
-            "the key in escrow has been removed from the repository: `backlane key escrow` with the host's key file",
-        ),
-    }?;
-    Ok(Held {
-        store,
-        host,
-        repository,
-        escrow,
-    })
+    Held::open(exclusive, escrow, &password, key_file, context)
 }
 
 fn dry_run(args: &MaintainArgs) -> DryRun {

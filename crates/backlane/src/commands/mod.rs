@@ -1,5 +1,6 @@
 //! One module for each command, or group of commands.
 
+mod adopt;
 mod backup;
 mod bench;
 mod damage;

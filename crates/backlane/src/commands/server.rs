@@ -1,6 +1,7 @@
 //! `backlane server`: set up, run, enrol hosts.
 
 use super::{
+    adopt,
     documents::EnrollDocument,
     maintain, pool,
     status::{self, PoolDocument, ProcessDocument, SessionDocument},
@@ -41,6 +42,7 @@ pub(crate) fn run(command: &ServerCommand, context: &Context) -> Result<Outcome>
         ServerCommand::Quota(args) => trust::quota(args, context),
         ServerCommand::Scrub(args) => trust::scrub(args, context),
         ServerCommand::Undelete(args) => maintain::undelete(args, context),
+        ServerCommand::Adopt(args) => adopt::adopt(args, context),
         ServerCommand::Audit(AuditCommand::Verify) => trust::verify_audit(context),
     }
 }
@@ -365,7 +367,7 @@ struct HostsDocument {
 struct HostDocument {
     name: String,
     enrolled: String,
-    /// None if all are revoked.
+    /// None if all are revoked, or it has none yet.
     certificate_expires: Option<String>,
     /// Until when it may read file contents.
     restore_until: Option<String>,
@@ -415,7 +417,7 @@ fn hosts(context: &Context) -> Result<Outcome> {
                 host.name.clone(),
                 host.certificate_expires
                     .clone()
-                    .unwrap_or_else(|| "revoked".to_owned()),
+                    .unwrap_or_else(|| "none".to_owned()),
                 host.restore_until.clone().unwrap_or_default(),
                 slots.join(","),
                 host.objects.to_string(),

@@ -40,7 +40,7 @@ impl Escrow {
         Ok(Self::of(state.config(), &host))
     }
 
-    pub(super) fn host(&self) -> &HostName {
+    pub(crate) fn host(&self) -> &HostName {
         &self.host
     }
 
