@@ -1,6 +1,8 @@
 //! What a server does for its sessions: the seam between the session (this crate) and the object service.
 
-use backlane_proto::{ByteRange, ObjectInfo, ObjectKind, ObjectName, PackContents};
+use backlane_proto::{
+    Arrived, ByteRange, ObjectId, ObjectInfo, ObjectKind, ObjectName, PackContents, SessionFor,
+};
 use bytes::Bytes;
 use std::{future::Future, pin::Pin, sync::Arc};
 
@@ -25,6 +27,7 @@ pub trait Service: Send + Sync + 'static {
     fn open<'a>(
         &'a self,
         host: &'a VerifiedHost,
+        session_for: SessionFor,
     ) -> BoxFuture<'a, Result<Arc<dyn ObjectService>, ServiceError>>;
 
     /// Signs another certificate, PEM, for the key of a request, before the host's own expires.
@@ -68,7 +71,14 @@ pub trait ObjectService: Send + Sync + 'static {
     fn removals(&self) -> BoxFuture<'_, Result<u64, ServiceError>>;
     /// Ready when the host is trusted no more, with the reason: the session ends then.
     fn distrusted(&self) -> BoxFuture<'_, String>;
-    /// Removes an object; refused for clients.
+    /// When objects of a kind arrived: at most `most`, those behind `after` in the order of their ids.
+    fn arrivals(
+        &self,
+        kind: ObjectKind,
+        after: Option<ObjectId>,
+        most: usize,
+    ) -> BoxFuture<'_, Result<Vec<Arrived>, ServiceError>>;
+    /// Removes an object; refused for clients, but in a session for maintenance.
     fn remove(&self, name: ObjectName) -> BoxFuture<'_, Result<(), ServiceError>>;
 }
 

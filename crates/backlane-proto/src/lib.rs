@@ -21,9 +21,9 @@ pub use calls::{CallId, Calls, Fate, Violation};
 pub use codec::{ChunkFlag, ChunkHeader, CodecError};
 pub use message::{
     Answer, ErrorCode, Event, Failure, FromClient, FromServer, Opened, Opening, PoolStatus, Probe,
-    ProbeDirection, Request, ServerRoutes,
+    ProbeDirection, Request, ServerRoutes, SessionFor,
 };
-pub use object::{ByteRange, ObjectId, ObjectInfo, ObjectKind, ObjectName, PackContents};
+pub use object::{Arrived, ByteRange, ObjectId, ObjectInfo, ObjectKind, ObjectName, PackContents};
 pub use report::{ByRoute, RouteReport, Traffic};
 pub use route::{Route, RoutePolicy};
 pub use router::{Call, CallKind, Decision, Health, Reason, Refusal, decide, decide_probe};

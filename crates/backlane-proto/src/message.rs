@@ -9,14 +9,15 @@ mod routes;
 mod show;
 
 use crate::{
-    ByteRange, CallId, CodecError, Decision, Features, Health, ObjectId, ObjectInfo, ObjectKind,
-    ObjectName, PackContents, Reason, Route, RoutePolicy, Version, VersionRange,
+    Arrived, ByteRange, CallId, CodecError, Decision, Features, Health, ObjectId, ObjectInfo,
+    ObjectKind, ObjectName, PackContents, Reason, Route, RoutePolicy, Version, VersionRange,
     proof::{self, Member, Proof},
     wire,
 };
 use codes::{
-    continues_code, continues_from, cut, fixed, health_from, kind_code, kind_from, name_code,
-    name_from, policy_code, policy_from, pool_code, pool_from, port, route_code, route_from,
+    arrived_code, arrived_from, continues_code, continues_from, cut, fixed, health_from, kind_code,
+    kind_from, name_code, name_from, policy_code, policy_from, pool_code, pool_from, port,
+    route_code, route_from,
 };
 pub use failure::{ErrorCode, Failure};
 use prost::Message as _;
@@ -56,6 +57,18 @@ pub struct Hello {
     pub software: String,
     /// The session that the new one takes the place of; the server ends it.
     pub continues: Option<Continues>,
+    /// What the session is for.
+    pub session_for: SessionFor,
+}
+
+/// What a session is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SessionFor {
+    /// Backups and restores, beside other sessions of the host.
+    #[default]
+    Jobs,
+    /// Removing what isn't needed any more, with the repository to itself; it takes a permission.
+    Maintenance,
 }
 
 /// A session whose control connection was lost.
@@ -223,6 +236,13 @@ pub enum Request {
         /// The request, PEM.
         csr_pem: String,
     },
+    /// When the objects of a kind arrived: a page of them, in the order of their ids.
+    Arrivals {
+        /// The kind.
+        kind: ObjectKind,
+        /// The last one of the page before.
+        after: Option<ObjectId>,
+    },
     /// A sign of life.
     Ping,
     /// Ends the session.
@@ -284,6 +304,13 @@ pub enum Answer {
         /// The certificate, PEM.
         certificate_pem: String,
     },
+    /// A page of arrivals.
+    Arrivals {
+        /// Its rows.
+        entries: Vec<Arrived>,
+        /// Whether another page follows.
+        more: bool,
+    },
     /// A sign of life.
     Ping,
     /// Of a later version.
@@ -341,6 +368,7 @@ impl Opening {
                 policy: policy_code(hello.policy),
                 software: cut(&hello.software),
                 continues: hello.continues.map(continues_code),
+                maintenance: hello.session_for == SessionFor::Maintenance,
             }),
             Self::Attach(attach) => Kind::Attach(wire::Attach {
                 session: attach.session.0.to_vec(),
@@ -377,6 +405,10 @@ impl Opening {
                 policy: policy_from(hello.policy)?,
                 software: cut(&hello.software),
                 continues: hello.continues.map(continues_from).transpose()?,
+                session_for: match hello.maintenance {
+                    true => SessionFor::Maintenance,
+                    false => SessionFor::Jobs,
+                },
             }),
             Kind::Attach(attach) => Self::Attach(Attach {
                 session: SessionId(fixed(attach.session, "session")?),
@@ -522,6 +554,10 @@ impl FromClient {
             Request::Renew { csr_pem } => Some(Kind::Renew(wire::Pem {
                 pem: csr_pem.clone(),
             })),
+            Request::Arrivals { kind, after } => Some(Kind::Arrivals(wire::Arrivals {
+                kind: kind_code(*kind),
+                after: after.map(|id| id.0.to_vec()),
+            })),
             Request::Ping => Some(Kind::Ping(wire::Empty {})),
             Request::Close => Some(Kind::Close(wire::Empty {})),
             Request::Unsupported => None,
@@ -586,6 +622,12 @@ impl FromClient {
             Some(Kind::Renew(request)) => Request::Renew {
                 csr_pem: request.pem,
             },
+            Some(Kind::Arrivals(asked)) => {
+                let id = |after| fixed(after, "id").map(ObjectId);
+                let after = asked.after.map(id).transpose()?;
+                let of_kind = |kind| Request::Arrivals { kind, after };
+                kind_from(asked.kind).map_or(Request::Unsupported, of_kind)
+            }
             Some(Kind::Ping(wire::Empty {})) => Request::Ping,
             Some(Kind::Close(wire::Empty {})) => Request::Close,
         };
@@ -630,6 +672,7 @@ impl FromServer {
             Answer::Renewed { certificate_pem } => Some(Kind::Renewed(wire::Pem {
                 pem: certificate_pem.clone(),
             })),
+            Answer::Arrivals { entries, more } => Some(Kind::Arrived(arrived_code(entries, *more))),
             Answer::Ping => Some(Kind::Ping(wire::Empty {})),
             Answer::Unknown => None,
         };
@@ -677,6 +720,10 @@ impl FromServer {
             Some(Kind::Routes(routes)) => Answer::Routes(ServerRoutes::from_wire(routes)?),
             Some(Kind::Renewed(renewed)) => Answer::Renewed {
                 certificate_pem: renewed.pem,
+            },
+            Some(Kind::Arrived(arrived)) => Answer::Arrivals {
+                more: arrived.more,
+                entries: arrived_from(arrived)?,
             },
             Some(Kind::Ping(wire::Empty {})) => Answer::Ping,
         };

@@ -61,6 +61,15 @@ pub struct ByteRange {
     pub length: u64,
 }
 
+/// When an object arrived at the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrived {
+    /// The object's identity; its kind is the listing's.
+    pub id: ObjectId,
+    /// Milliseconds since 1970, by the server's clock.
+    pub at_ms: i64,
+}
+
 impl ObjectId {
     /// The identity of the config, which has no hash.
     pub const NONE: Self = Self([0; 32]);

@@ -37,6 +37,8 @@ pub(crate) struct Hello {
     pub(crate) software: String,
     #[prost(message, optional, tag = "6")]
     pub(crate) continues: Option<Continues>,
+    #[prost(bool, tag = "7")]
+    pub(crate) maintenance: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -150,7 +152,7 @@ pub(crate) struct FromClient {
     pub(crate) call: u64,
     #[prost(
         oneof = "from_client::Kind",
-        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13"
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14"
     )]
     pub(crate) kind: Option<from_client::Kind>,
 }
@@ -182,6 +184,8 @@ pub(crate) mod from_client {
         Routes(super::Empty),
         #[prost(message, tag = "13")]
         Renew(super::Pem),
+        #[prost(message, tag = "14")]
+        Arrivals(super::Arrivals),
     }
 }
 
@@ -305,7 +309,7 @@ pub(crate) struct FromServer {
     pub(crate) call: u64,
     #[prost(
         oneof = "from_server::Kind",
-        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12"
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13"
     )]
     pub(crate) kind: Option<from_server::Kind>,
 }
@@ -335,6 +339,8 @@ pub(crate) mod from_server {
         Routes(super::Routes),
         #[prost(message, tag = "12")]
         Renewed(super::Pem),
+        #[prost(message, tag = "13")]
+        Arrived(super::Arrived),
     }
 }
 
@@ -359,6 +365,30 @@ pub(crate) struct Entry {
     pub(crate) id: Vec<u8>,
     #[prost(uint64, tag = "2")]
     pub(crate) bytes: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Arrivals {
+    #[prost(uint32, tag = "1")]
+    pub(crate) kind: u32,
+    #[prost(bytes = "vec", optional, tag = "2")]
+    pub(crate) after: Option<Vec<u8>>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Arrived {
+    #[prost(message, repeated, tag = "1")]
+    pub(crate) entries: Vec<Arrival>,
+    #[prost(bool, tag = "2")]
+    pub(crate) more: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Arrival {
+    #[prost(bytes = "vec", tag = "1")]
+    pub(crate) id: Vec<u8>,
+    #[prost(sint64, tag = "2")]
+    pub(crate) at_ms: i64,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -49,7 +49,7 @@ pub use index::{BlobId, BlobKind, BlobPlace, Index};
 pub use keys::KeyInfo;
 pub use maintain::{
     Arrivals, CheckOptions, CheckReport, Flood, ForgetDecision, Forgotten, KeepPolicy, PruneDelete,
-    PruneOptions, PruneSummary,
+    PruneOptions, PruneSummary, Repack,
 };
 pub use node::{FileKind, Metadata, Node, Time, Tree, Xattr, name_is_plain};
 pub use progress::{Progress, Unit};

@@ -115,8 +115,20 @@ pub struct PruneOptions {
     pub unused_percent_max: u8,
     /// When packs that nothing uses are removed.
     pub delete: PruneDelete,
+    /// Which packs are written anew where they are used in part.
+    pub repack: Repack,
     /// Whether to do it.
     pub dry_run: DryRun,
+}
+
+/// Which packs are written anew, without what is not in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Repack {
+    /// Those of which it pays.
+    #[default]
+    All,
+    /// Of these, those that hold trees: no file contents are read.
+    Trees,
 }
 
 /// When packs that nothing uses are removed.
@@ -153,6 +165,7 @@ impl Default for PruneOptions {
         Self {
             unused_percent_max: 5,
             delete: PruneDelete::default(),
+            repack: Repack::default(),
             dry_run: DryRun::default(),
         }
     }
@@ -305,6 +318,7 @@ impl Inner {
             let how = rustic_core::PruneOptions::default()
                 .max_unused(LimitOption::Percentage(options.unused_percent_max.into()))
                 .max_repack(LimitOption::Unlimited)
+                .repack_cacheable_only(options.repack == Repack::Trees)
                 .instant_delete(options.delete == PruneDelete::AtOnce);
             let plan = PrunePlan::from_prune_options(&engine, &how)?;
             let summary = summary_of(&plan);

@@ -43,6 +43,8 @@ pub(crate) enum AuditEvent {
     RestoreRevoked,
     RestoreUsed,
     CallRefused,
+    MaintenanceAllowed,
+    MaintenanceRevoked,
     MaintenanceBegun,
     ObjectsRemoved,
     RemovedExpired,

@@ -54,6 +54,14 @@ pub enum ServerError {
         /// The pack that holds them.
         name: ObjectName,
     },
+    /// A host may not remove anything now.
+    #[error(
+        "host {host} may not remove anything from its repository now: the server's administrator permits it for a time, by `backlane server allow-maintenance {host}`"
+    )]
+    MaintenanceDenied {
+        /// Who asked.
+        host: String,
+    },
     /// A snapshot that an administrator named is not there.
     #[error("snapshot {snapshot:?} of host {host}: {why}")]
     Snapshot {
@@ -312,6 +320,7 @@ impl ServerError {
             Self::CertificateUnknown { .. }
                 | Self::CertificateRevoked { .. }
                 | Self::CertificateExpired { .. }
+                | Self::MaintenanceDenied { .. }
         )
     }
 
@@ -346,6 +355,7 @@ impl From<ServerError> for ServiceError {
             | ServerError::CertificateRevoked { .. }
             | ServerError::CertificateExpired { .. }
             | ServerError::RestoreDenied { .. }
+            | ServerError::MaintenanceDenied { .. }
             | ServerError::HostName { .. }
             | ServerError::Request { .. } => Self::Denied(error.to_string()),
             _ => Self::Failed(error.to_string()),
@@ -419,6 +429,7 @@ mod tests {
             ServerError::RestoreDenied { .. } => {
                 ("denied", [object(), own(&[HOST, "allow-restore"])].concat())
             }
+            ServerError::MaintenanceDenied { .. } => ("denied", own(&[HOST, "allow-maintenance"])),
             ServerError::Snapshot { .. } => ("failed", own(&[HOST, "abc", WHY])),
             ServerError::PermissionLifetime { .. } => ("failed", own(&["2 days", "90"])),
             ServerError::Request { .. } => ("denied", own(&[WHY])),
@@ -469,6 +480,7 @@ mod tests {
                 host: host(),
                 name: name(),
             },
+            ServerError::MaintenanceDenied { host: host() },
             ServerError::Snapshot {
                 host: host(),
                 snapshot: "abc".to_owned(),

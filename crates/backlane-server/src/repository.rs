@@ -179,6 +179,24 @@ impl Repository {
     }
 }
 
+/// A session's hold on its repository.
+#[derive(Clone)]
+pub(crate) enum Held {
+    /// Beside other sessions; nothing is removed.
+    Shared(Arc<Repository>),
+    /// For maintenance.
+    Alone(Arc<ExclusiveRepository>),
+}
+
+impl Held {
+    pub(crate) fn repository(&self) -> &Arc<Repository> {
+        match self {
+            Self::Shared(repository) => repository,
+            Self::Alone(alone) => &alone.repository,
+        }
+    }
+}
+
 /// A repository that is held alone, for maintenance: the only way in which objects are removed.
 ///
 /// Its calls block. They must not be made on a thread that runs asynchronous tasks, and the runtime in which the
@@ -296,10 +314,12 @@ impl ExclusiveRepository {
     /// # Errors
     /// When it doesn't exist, or its removal is not known to be durable.
     pub fn remove(&self, name: ObjectName) -> Result<(), ServerError> {
-        self.runtime.block_on(async {
-            self.count_removals().await?;
-            self.repository.remove(name, self.removal).await
-        })
+        self.runtime.block_on(self.remove_counted(name))
+    }
+
+    pub(crate) async fn remove_counted(&self, name: ObjectName) -> Result<(), ServerError> {
+        self.count_removals().await?;
+        self.repository.remove(name, self.removal).await
     }
 
     /// Whoever finds the count unchanged knows that nothing has gone. Once is enough: nobody can read it before this hold

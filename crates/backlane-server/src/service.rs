@@ -4,14 +4,16 @@ use crate::{
     HostName, ServerError, ServerState,
     audit::AuditEvent,
     db::{Arrival, Database, Event, Timestamp},
-    repository::{Intake, Outlet, PIECE_BYTES_MAX, Repository, blocking},
+    repository::{Held, Intake, Outlet, PIECE_BYTES_MAX, blocking},
     state::REVOCATION_LOOK,
 };
 use backlane_net::service::{
     BodySink, BodySource, BoxFuture, EnrollGrant, EnrollRequest, ObjectService, Service,
     ServiceError, VerifiedHost,
 };
-use backlane_proto::{ByteRange, ObjectInfo, ObjectKind, ObjectName, PackContents};
+use backlane_proto::{
+    Arrived, ByteRange, ObjectId, ObjectInfo, ObjectKind, ObjectName, PackContents, SessionFor,
+};
 use bytes::Bytes;
 use serde_json::json;
 use std::{
@@ -26,11 +28,12 @@ impl Service for ServerState {
     fn open<'a>(
         &'a self,
         host: &'a VerifiedHost,
+        session_for: SessionFor,
     ) -> BoxFuture<'a, Result<Arc<dyn ObjectService>, ServiceError>> {
         Box::pin(async move {
             let name: HostName = host.name.parse()?;
             Ok(Arc::new(Session {
-                repository: self.session(&name, &host.serial).await?,
+                held: self.session(&name, &host.serial, session_for).await?,
                 database: self.database().clone(),
                 host: name,
                 serial: host.serial.clone(),
@@ -67,9 +70,10 @@ impl Service for ServerState {
 }
 
 /// One session's hold on its host's repository, in the role of a backup: it adds objects, and reads what a backup needs.
-/// File contents it reads by a permission alone.
+/// File contents it reads by a permission alone, and it removes something in a session for maintenance alone, which takes
+/// another.
 struct Session {
-    repository: Arc<Repository>,
+    held: Held,
     database: Database,
     host: HostName,
     serial: Vec<u8>,
@@ -88,6 +92,16 @@ struct Told {
 }
 
 impl Session {
+    /// Whether the host is trusted with this session still.
+    async fn check_standing(&self) -> Result<(), ServerError> {
+        let certificate = self.database.check_certificate(&self.host, &self.serial);
+        certificate.await?;
+        match self.held {
+            Held::Shared(_) => Ok(()),
+            Held::Alone(_) => self.database.check_maintenance(&self.host).await,
+        }
+    }
+
     /// Refuses what the role doesn't cover.
     async fn check_read(
         &self,
@@ -95,14 +109,14 @@ impl Session {
         range: Option<ByteRange>,
     ) -> Result<(), ServerError> {
         if name.kind != ObjectKind::Pack
-            || self.repository.pack_contents(name).await? == PackContents::Trees
+            || self.held.repository().pack_contents(name).await? == PackContents::Trees
         {
             return Ok(());
         }
         let now = Timestamp::now();
         let permission = self
             .database
-            .restore_permission(self.repository.host(), name, now);
+            .restore_permission(self.held.repository().host(), name, now);
         if let Some(permission) = permission.await? {
             let told = self.told.permissions.lock();
             let is_news = told
@@ -115,7 +129,7 @@ impl Session {
             }
             return Ok(());
         }
-        let repository = Arc::clone(&self.repository);
+        let repository = Arc::clone(self.held.repository());
         if let Some(range) = range
             && blocking(move || repository.is_in_header(name, range)).await?
         {
@@ -129,7 +143,7 @@ impl Session {
     /// Whether so many bytes more are within the host's quota. Puts that come side by side are counted when they arrive, so
     /// that the quota may be passed by what is under way.
     async fn check_quota(&self, bytes: u64) -> Result<(), ServerError> {
-        match self.database.quota(self.repository.host()).await? {
+        match self.database.quota(self.held.repository().host()).await? {
             Some((quota, used)) if used.saturating_add(bytes) > quota => Err(ServerError::Quota {
                 host: self.host.to_string(),
                 quota,
@@ -152,7 +166,7 @@ impl Session {
 
 impl ObjectService for Session {
     fn list(&self, kind: ObjectKind) -> BoxFuture<'_, Result<Vec<ObjectInfo>, ServiceError>> {
-        let repository = Arc::clone(&self.repository);
+        let repository = Arc::clone(self.held.repository());
         Box::pin(async move { Ok(blocking(move || repository.list(kind)).await?) })
     }
 
@@ -161,7 +175,7 @@ impl ObjectService for Session {
         name: ObjectName,
         range: Option<ByteRange>,
     ) -> BoxFuture<'_, Result<Box<dyn BodySource>, ServiceError>> {
-        let repository = Arc::clone(&self.repository);
+        let repository = Arc::clone(self.held.repository());
         Box::pin(async move {
             self.check_read(name, range).await?;
             let outlet = blocking(move || repository.read(name, range)).await?;
@@ -179,13 +193,17 @@ impl ObjectService for Session {
         contents: PackContents,
         bytes: u64,
     ) -> BoxFuture<'_, Result<Box<dyn BodySink>, ServiceError>> {
-        let repository = Arc::clone(&self.repository);
+        let repository = Arc::clone(self.held.repository());
         let put = Arrival {
             name,
             contents,
             bytes,
         };
         Box::pin(async move {
+            if matches!(self.held, Held::Alone(_)) && is_foundation(name.kind) {
+                let denied = "maintenance adds no keys and no config";
+                self.refused(ServerError::Denied(denied)).await?;
+            }
             self.check_quota(put.bytes).await?;
             let intake = blocking(move || repository.begin(put)).await?;
             Ok(Box::new(Sink {
@@ -196,7 +214,7 @@ impl ObjectService for Session {
     }
 
     fn removals(&self) -> BoxFuture<'_, Result<u64, ServiceError>> {
-        let repository = Arc::clone(&self.repository);
+        let repository = Arc::clone(self.held.repository());
         Box::pin(async move { Ok(repository.removals().await?) })
     }
 
@@ -207,9 +225,8 @@ impl ObjectService for Session {
                 tokio::time::sleep(REVOCATION_LOOK).await;
                 // Another process revokes, through the database alone. That it can't be read for a while says nothing of
                 // trust; for long, and there is none.
-                let standing = self.database.check_certificate(&self.host, &self.serial);
-                match standing.await {
-                    Ok(_) => unread = 0,
+                match self.check_standing().await {
+                    Ok(()) => unread = 0,
                     Err(error) if error.is_distrust() => return error.to_string(),
                     Err(error) => {
                         tracing::warn!(host = %self.host, %error, "can't look for revocations");
@@ -226,10 +243,37 @@ impl ObjectService for Session {
         })
     }
 
-    fn remove(&self, _: ObjectName) -> BoxFuture<'_, Result<(), ServiceError>> {
-        let denied = ServerError::Denied("a client adds objects and never removes any");
-        Box::pin(async move { Ok(self.refused(denied).await?) })
+    fn arrivals(
+        &self,
+        kind: ObjectKind,
+        after: Option<ObjectId>,
+        most: usize,
+    ) -> BoxFuture<'_, Result<Vec<Arrived>, ServiceError>> {
+        let host = self.held.repository().host();
+        Box::pin(async move {
+            let arrived = |(id, at): (ObjectId, Timestamp)| Arrived { id, at_ms: at.0 };
+            let page = self.database.arrivals_after(host, kind, after, most);
+            Ok(page.await?.into_iter().map(arrived).collect())
+        })
     }
+
+    fn remove(&self, name: ObjectName) -> BoxFuture<'_, Result<(), ServiceError>> {
+        Box::pin(async move {
+            let denied = match &self.held {
+                Held::Alone(alone) if !is_foundation(name.kind) => {
+                    return Ok(alone.remove_counted(name).await?);
+                }
+                Held::Alone(_) => "only an administrator removes keys",
+                Held::Shared(_) => "a client removes objects in a session for maintenance alone",
+            };
+            Ok(self.refused(ServerError::Denied(denied)).await?)
+        })
+    }
+}
+
+/// Whether a kind of object is what a repository stands on: made once, by the session that makes the repository.
+fn is_foundation(kind: ObjectKind) -> bool {
+    matches!(kind, ObjectKind::Config | ObjectKind::Key)
 }
 
 /// A body on its way out. The outlet is away while a piece is read, and stays away after a failure.

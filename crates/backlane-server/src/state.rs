@@ -6,17 +6,18 @@ use crate::{
     authority::{Authority, AuthorityPaths, HostCertificate, HostRequest},
     config::DESIGNATED_PORT,
     db::{
-        Database, Enrolment, Event, Missing, PoolSlots, Redemption, SlotRequest, Timestamp,
+        Database, Enrolment, Event, Leave, Missing, PoolSlots, Redemption, SlotRequest, Timestamp,
         milliseconds,
     },
     error::{TokenRefusal, io_error},
-    repository::{Removal, Repository, blocking},
+    repository::{Held, Removal, Repository, blocking},
     store::{Hold, sync_directory},
 };
 use backlane_net::{
     service::{EnrollGrant, EnrollRequest, VerifiedHost},
     token::{JoinSecret, JoinToken},
 };
+use backlane_proto::SessionFor;
 use serde_json::{Value, json};
 use std::{
     fs::DirBuilder,
@@ -60,6 +61,8 @@ pub struct HostInfo {
     pub certificate_expires_at: Option<SystemTime>,
     /// Until when it may read file contents, if it may.
     pub restore_until: Option<SystemTime>,
+    /// Until when it may remove what isn't needed any more, if it may.
+    pub maintain_until: Option<SystemTime>,
     /// Its slots in the server's pool.
     pub slots: Vec<u32>,
     /// How many objects of it arrived and were not removed.
@@ -199,6 +202,7 @@ impl ServerState {
             enrolled_at: row.enrolled_at.system_time(),
             certificate_expires_at: row.certificate_expires_at.map(Timestamp::system_time),
             restore_until: row.restore_until.map(Timestamp::system_time),
+            maintain_until: row.maintain_until.map(Timestamp::system_time),
             slots: row.slots,
             objects: row.objects,
             bytes: row.bytes,
@@ -238,14 +242,7 @@ impl ServerState {
         snapshots: &[String],
         ttl: Duration,
     ) -> Result<SystemTime, ServerError> {
-        if ttl.is_zero() || ttl > PERMISSION_TTL_MAX {
-            return Err(ServerError::PermissionLifetime {
-                asked: ttl,
-                most: PERMISSION_TTL_MAX,
-            });
-        }
-        let now = Timestamp::now();
-        let times = (now, Timestamp(now.0.saturating_add(milliseconds(ttl))));
+        let times = permission_times(ttl)?;
         let permission = self.database.allow_restore(host, snapshots, times).await?;
         Ok(permission.expires_at.system_time())
     }
@@ -255,7 +252,31 @@ impl ServerState {
     /// # Errors
     /// When there is no such host.
     pub async fn revoke_restore(&self, host: &HostName) -> Result<u64, ServerError> {
-        self.database.revoke_restore(host, Timestamp::now()).await
+        let now = Timestamp::now();
+        self.database.revoke_leave(host, Leave::Restore, now).await
+    }
+
+    /// Lets a host remove what isn't needed any more for a time, as forget and prune do. Returns until when.
+    ///
+    /// # Errors
+    /// When there is no such host, or the time is zero or over [`PERMISSION_TTL_MAX`].
+    pub async fn allow_maintenance(
+        &self,
+        host: &HostName,
+        ttl: Duration,
+    ) -> Result<SystemTime, ServerError> {
+        let times = permission_times(ttl)?;
+        self.database.allow_maintenance(host, times).await?;
+        Ok(times.1.system_time())
+    }
+
+    /// Ends every permission of a host to remove anything, in running sessions too. Returns how many there were.
+    ///
+    /// # Errors
+    /// When there is no such host.
+    pub async fn revoke_maintenance(&self, host: &HostName) -> Result<u64, ServerError> {
+        let (leave, now) = (Leave::Maintenance, Timestamp::now());
+        self.database.revoke_leave(host, leave, now).await
     }
 
     /// Ends all trust in a host: its certificates, permissions and unused join tokens. Its sessions end within
@@ -285,8 +306,17 @@ impl ServerState {
         host: &HostName,
         removal: Removal,
     ) -> Result<ExclusiveRepository, ServerError> {
+        self.maintain(host, removal, "administrator").await
+    }
+
+    async fn maintain(
+        &self,
+        host: &HostName,
+        removal: Removal,
+        by: &str,
+    ) -> Result<ExclusiveRepository, ServerError> {
         let repository = self.repository(host, Hold::Exclusive).await?;
-        let event = Event::new(AuditEvent::MaintenanceBegun, Some(host), Value::Null);
+        let event = Event::new(AuditEvent::MaintenanceBegun, Some(host), json!({"by": by}));
         self.database.audit(event).await?;
         let keep = self.config.keep_removed;
         let host = host.clone();
@@ -298,14 +328,42 @@ impl ServerState {
         &self,
         host: &HostName,
         serial: &[u8],
-    ) -> Result<Arc<Repository>, ServerError> {
-        if let Err(error) = self.database.check_certificate(host, serial).await {
+        session_for: SessionFor,
+    ) -> Result<Held, ServerError> {
+        if let Err(error) = self.check_session(host, serial, session_for).await {
             let detail = json!({"serial": hex::encode(serial), "why": error.to_string()});
             let event = Event::new(AuditEvent::SessionRefused, Some(host), detail);
             self.database.audit(event).await?;
             return Err(error);
         }
-        self.repository(host, Hold::Shared).await
+        match session_for {
+            SessionFor::Jobs => Ok(Held::Shared(self.repository(host, Hold::Shared).await?)),
+            SessionFor::Maintenance => {
+                let alone = self.maintain(host, Removal::Recoverable, "host").await?;
+                let alone = Arc::new(alone);
+                let expiring = Arc::clone(&alone);
+                // What was removed longer ago than it stays recoverable: it may be much.
+                tokio::task::spawn_blocking(move || {
+                    if let Err(error) = expiring.expire() {
+                        tracing::warn!(%error, "what was removed before can't be deleted");
+                    }
+                });
+                Ok(Held::Alone(alone))
+            }
+        }
+    }
+
+    async fn check_session(
+        &self,
+        host: &HostName,
+        serial: &[u8],
+        session_for: SessionFor,
+    ) -> Result<(), ServerError> {
+        self.database.check_certificate(host, serial).await?;
+        match session_for {
+            SessionFor::Jobs => Ok(()),
+            SessionFor::Maintenance => self.database.check_maintenance(host).await,
+        }
     }
 
     /// Signs another certificate for the key of `request`, for a host whose own is good still.
@@ -422,6 +480,18 @@ impl ServerState {
             format!("{}:{port}", machine.nodename().to_string_lossy())
         })
     }
+}
+
+/// From now until when a permission is good.
+fn permission_times(ttl: Duration) -> Result<(Timestamp, Timestamp), ServerError> {
+    if ttl.is_zero() || ttl > PERMISSION_TTL_MAX {
+        return Err(ServerError::PermissionLifetime {
+            asked: ttl,
+            most: PERMISSION_TTL_MAX,
+        });
+    }
+    let now = Timestamp::now();
+    Ok((now, Timestamp(now.0.saturating_add(milliseconds(ttl)))))
 }
 
 fn make_private(directory: &Path) -> Result<(), ServerError> {

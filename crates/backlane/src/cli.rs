@@ -5,8 +5,8 @@
 mod server;
 
 pub(crate) use server::{
-    AdoptArgs, AllowRestoreArgs, AuditCommand, EnrollArgs, HostArgs, QuotaArgs, ScrubArgs,
-    ServerCommand, ServerInitArgs, ServerRunArgs, UndeleteArgs,
+    AdoptArgs, AllowMaintenanceArgs, AllowRestoreArgs, AuditCommand, EnrollArgs, HostArgs,
+    QuotaArgs, ScrubArgs, ServerCommand, ServerInitArgs, ServerRunArgs, UndeleteArgs,
 };
 
 use backlane_net::EngineChoice;
@@ -354,21 +354,28 @@ pub(crate) struct CheckArgs {
     pub(crate) route: RouteArgs,
 }
 
-/// Which repository a command of the server's administrator works on.
+/// Which repository is to be cleared up, and how.
 #[derive(Debug, Args)]
 pub(crate) struct MaintainArgs {
-    /// The host whose repository it is.
+    /// On the server's machine: the host whose repository it is [default: this host's own, which takes a permission of the
+    /// server].
     #[arg(long)]
-    pub(crate) host: String,
+    pub(crate) host: Option<String>,
     /// The repository's key file, which the host keeps [default: the key that is in escrow].
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, value_name = "FILE", requires = "host", value_hint = ValueHint::FilePath)]
     pub(crate) key_file: Option<PathBuf>,
     /// Say what would be done and remove nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// Remove for good, and what was removed before as well: nothing of it is recoverable. Recorded in the audit log.
-    #[arg(long)]
+    #[arg(long, requires = "host")]
     pub(crate) break_retention: bool,
+    /// Where this host prunes: free also what packs of file contents hold beside what is needed. These are read, which
+    /// takes a permission to restore.
+    #[arg(long, conflicts_with = "host")]
+    pub(crate) repack_data: bool,
+    #[command(flatten)]
+    pub(crate) route: RouteArgs,
 }
 
 #[derive(Debug, Args)]

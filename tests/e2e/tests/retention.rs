@@ -112,3 +112,73 @@ fn what_rots_is_found_by_a_scrub_and_stored_again_by_the_next_backup() -> Result
     system.administer(&["scrub"])?;
     Ok(())
 }
+
+#[test]
+fn a_host_clears_its_own_repository_up_by_a_permission() -> Result<()> {
+    let Some(scene) = Scene::new(&Setup::default(), 4 * MIB)? else {
+        return Ok(());
+    };
+    let system = &scene.system;
+    system.administer(&["revoke-restore", "alpha"])?;
+    scene.backup("prefer-storage")?.success()?;
+    let kept = system.path("kept");
+    fs::rename(&scene.source, &kept)?;
+    plant(&scene.source, 4 * MIB, 8)?;
+    scene.backup("prefer-storage")?.success()?;
+    let forget = |more: &[&str]| {
+        let words = ["forget", "--keep-last", "1", "--prune"];
+        let words = words.iter().chain(more).copied();
+        Ok::<_, anyhow::Error>(system.run(&scene.client, words)?.ended)
+    };
+    let planned = forget(&["--dry-run"])?.success()?.json()?;
+    let decisions = planned["decisions"].as_array().context("no decisions")?;
+    ensure!(
+        decisions.iter().filter(|it| it["keep"] == false).count() == 1,
+        "{planned}"
+    );
+    forget(&[])?.refused(&["may not remove anything", "allow-maintenance alpha"])?;
+    system.administer(&["allow-maintenance", "alpha", "--for", "10min"])?;
+    let hosts = system.administer(&["hosts"])?;
+    ensure!(hosts["hosts"][0]["maintain_until"].is_string(), "{hosts}");
+    let freed = forget(&[])?.success()?.json()?;
+    ensure!(
+        freed["prune"]["bytes_freed"].as_u64() > Some(3 * MIB),
+        "{freed}"
+    );
+    system.run(&scene.client, ["check"])?.success()?;
+    // A pack of file contents that is used in part is read to be written anew, which takes a permission of its own.
+    let small = |number: u64| scene.source.join(format!("small-{number:02}"));
+    for number in 0..40 {
+        plant(&small(number), 100 << 10, 100 + number)?;
+    }
+    scene.backup("prefer-storage")?.success()?;
+    for number in 0..20 {
+        fs::remove_dir_all(small(number))?;
+    }
+    scene.backup("prefer-storage")?.success()?;
+    forget(&[])?.success()?;
+    forget(&["--repack-data"])?.refused(&["not permitted", "allow-restore alpha"])?;
+    system.administer(&["allow-restore", "alpha", "--for", "10min"])?;
+    let freed = forget(&["--repack-data"])?.success()?.json()?;
+    ensure!(
+        freed["prune"]["bytes_freed"].as_u64() > Some(MIB),
+        "{freed}"
+    );
+    system.check(&scene.client)?;
+    let back = system.administer(&["undelete", "alpha"])?;
+    ensure!(back["put_back"].as_u64() > Some(3), "{back}");
+    system
+        .restic(&scene.client, &["check", "--read-data"])?
+        .success()?;
+    let listed = system
+        .run(&scene.client, ["snapshots"])?
+        .success()?
+        .ended
+        .json()?;
+    ensure!(
+        listed["snapshots"].as_array().map(Vec::len) == Some(4),
+        "{listed}"
+    );
+    system.administer(&["revoke-maintenance", "alpha"])?;
+    forget(&[])?.refused(&["allow-maintenance alpha"])
+}

@@ -2,7 +2,9 @@
 
 use super::{ClientConfig, RouteStatus, Session};
 use crate::Error;
-use backlane_proto::{ByteRange, ObjectInfo, ObjectKind, ObjectName, PackContents, RouteReport};
+use backlane_proto::{
+    Arrived, ByteRange, ObjectInfo, ObjectKind, ObjectName, PackContents, RouteReport,
+};
 use bytes::Bytes;
 use tokio::runtime::Handle;
 
@@ -68,6 +70,14 @@ impl Blocking {
     /// As [`Session::remove`].
     pub fn remove(&self, name: ObjectName) -> Result<(), Error> {
         self.handle.block_on(self.session.remove(name))
+    }
+
+    /// See [`Session::arrivals`].
+    ///
+    /// # Errors
+    /// As [`Session::arrivals`].
+    pub fn arrivals(&self, kind: ObjectKind) -> Result<Vec<Arrived>, Error> {
+        self.handle.block_on(self.session.arrivals(kind))
     }
 
     /// See [`Session::report`].

@@ -18,7 +18,8 @@ use crate::{
     tls::{self, Key, KeyUse},
 };
 use backlane_proto::{
-    ErrorCode, Features, Opened, Opening, Reason, Refusal, Route, RoutePolicy, VersionRange,
+    ErrorCode, Features, Opened, Opening, Reason, Refusal, Route, RoutePolicy, SessionFor,
+    VersionRange,
     message::{Attach, Continues, Hello, Purpose, Welcome},
 };
 use std::{pin::pin, sync::Arc, time::Duration};
@@ -57,6 +58,7 @@ pub(super) struct Liner {
     dialer: Dialer,
     server: String,
     policy: RoutePolicy,
+    session_for: SessionFor,
     software: String,
     hand: Arc<Hand>,
 }
@@ -76,6 +78,7 @@ impl Liner {
             },
             server: config.server.clone(),
             policy: config.policy,
+            session_for: config.session_for,
             software: config.software.clone(),
             hand: Arc::clone(hand),
         })
@@ -164,6 +167,7 @@ impl Liner {
             policy: self.policy,
             software: self.software.clone(),
             continues: before,
+            session_for: self.session_for,
         });
         let peer = control.peer.clone();
         let Opened::Welcome(welcome) = self.dialer.open(&mut control, &hello).await? else {

@@ -17,8 +17,8 @@ mod survey;
 
 use crate::{Authority, Error, Identity, SessionStatus};
 use backlane_proto::{
-    Answer, ByteRange, Event, Health, ObjectInfo, ObjectKind, ObjectName, PackContents, Probe,
-    Reason, Request, RoutePolicy, RouteReport, ServerRoutes,
+    Answer, Arrived, ByteRange, Event, Health, ObjectInfo, ObjectKind, ObjectName, PackContents,
+    Probe, Reason, Request, RoutePolicy, RouteReport, ServerRoutes, SessionFor,
 };
 pub use blocking::Blocking;
 use bytes::Bytes;
@@ -48,6 +48,8 @@ pub struct ClientConfig {
     pub authority: Authority,
     /// Which routes bodies may take.
     pub policy: RoutePolicy,
+    /// What the session is for.
+    pub session_for: SessionFor,
     /// The pool shared with the server, if this host has one configured.
     pub pool: Option<PoolChoice>,
     /// How long connecting, TLS and the first answer may take.
@@ -137,6 +139,7 @@ impl ClientConfig {
             identity,
             authority,
             policy: RoutePolicy::default(),
+            session_for: SessionFor::default(),
             pool: None,
             connect_timeout: Duration::from_secs(10),
             storage_wait: Duration::from_secs(10),
@@ -251,6 +254,28 @@ impl Session {
         match call::ask(&self.inner.shared, Request::Renew { csr_pem }).await? {
             Answer::Renewed { certificate_pem } => Ok(certificate_pem),
             other => Err(self.unexpected(&Outcome::Answer(other))),
+        }
+    }
+
+    /// When every object of a kind arrived at the server, in the order of their ids.
+    ///
+    /// # Errors
+    /// When the list can't be had whole.
+    pub async fn arrivals(&self, kind: ObjectKind) -> Result<Vec<Arrived>, Error> {
+        let mut all: Vec<Arrived> = Vec::new();
+        loop {
+            let after = all.last().map(|arrived| arrived.id);
+            let page = call::ask(&self.inner.shared, Request::Arrivals { kind, after });
+            match page.await? {
+                // A page that leads no further would be asked for without end.
+                Answer::Arrivals { entries, more } if !more || !entries.is_empty() => {
+                    all.extend(entries);
+                    if !more {
+                        return Ok(all);
+                    }
+                }
+                other => return Err(self.unexpected(&Outcome::Answer(other))),
+            }
         }
     }
 

@@ -136,6 +136,16 @@ impl Serving {
                 self.last(Answer::Renewed { certificate_pem }).await;
                 Ok(())
             }
+            Request::Arrivals { kind, after } => {
+                let objects = self.session.objects().ok_or(Failed::SessionOver)?;
+                // One more tells whether there is another page.
+                let asked = objects.arrivals(kind, after, LISTING_PAGE_ENTRIES + 1);
+                let mut entries = self.or_cancelled(asked).await??;
+                let more = entries.len() > LISTING_PAGE_ENTRIES;
+                entries.truncate(LISTING_PAGE_ENTRIES);
+                self.last(Answer::Arrivals { entries, more }).await;
+                Ok(())
+            }
             // Pings, closings and cancellations are no calls; the rest is of a later version.
             Request::Ping | Request::Close | Request::Cancel | Request::Unsupported => {
                 let what = format!("the request of call {}", self.call);
@@ -370,6 +380,7 @@ fn asked(request: &Request) -> String {
         Request::Get { name, .. } => format!("get {name}"),
         Request::Put { name, route, .. } => format!("put {name} by {route}"),
         Request::Remove(name) => format!("remove {name}"),
+        Request::Arrivals { kind, .. } => format!("arrivals of {kind}"),
         Request::Meet { slot, .. } => format!("meet slot {slot}"),
         Request::Prove { member, .. } => format!("prove slot {}", member.slot),
         Request::Probe(probe) => format!("probe {}", probe.route),

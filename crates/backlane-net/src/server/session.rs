@@ -232,7 +232,7 @@ async fn open(
         .common(hello.versions)
         .map_err(|none| refuse(ErrorCode::Version, none.to_string()))?;
     let policy = policy_of(core, route, hello.policy).map_err(Opened::Refused)?;
-    let objects = core.service.open(&host).await;
+    let objects = core.service.open(&host, hello.session_for).await;
     let objects = objects.map_err(|error| Opened::Refused(failure(&error)))?;
     // Held from here on, the repository loses nothing.
     let removals = objects.removals().await;

@@ -6,7 +6,8 @@ use crate::{
 };
 use backlane_net::{Blocking, ClientConfig, DataPorts, Error, Session};
 use backlane_proto::{
-    ByteRange, ErrorCode, ObjectKind, ObjectName, PackContents, Reason, RoutePolicy,
+    ByteRange, ErrorCode, ObjectId, ObjectKind, ObjectName, PackContents, Reason, RoutePolicy,
+    SessionFor,
 };
 use bytes::Bytes;
 use std::{sync::atomic::Ordering, time::Duration};
@@ -375,4 +376,38 @@ fn threads_without_a_runtime_use_a_session() {
     });
     assert_eq!(session.list(ObjectKind::Pack).unwrap().len(), 4);
     session.close().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_for_maintenance_removes_and_learns_of_every_object_when_it_arrived() {
+    let world = World::new().await;
+    let store = world.service.store("db1");
+    // More than a page.
+    let named = |number: u32| {
+        let mut id = [7; 32];
+        id[..4].copy_from_slice(&number.to_le_bytes());
+        let kind = ObjectKind::Snapshot;
+        ObjectName {
+            kind,
+            id: ObjectId(id),
+        }
+    };
+    let mut all: Vec<_> = (0..10_000).map(named).collect();
+    all.sort_unstable();
+    for name in &all {
+        let object = (PackContents::Data, Bytes::new());
+        store.objects.lock().unwrap().insert(*name, object);
+    }
+    let mut config = world.client("db1");
+    config.session_for = SessionFor::Maintenance;
+    let session = Session::connect(config).await.unwrap();
+    let arrived = session.arrivals(ObjectKind::Snapshot).await.unwrap();
+    let ids: Vec<_> = arrived.iter().map(|arrived| arrived.id).collect();
+    assert_eq!(ids, all.iter().map(|name| name.id).collect::<Vec<_>>());
+    assert!(arrived.iter().all(|it| it.at_ms == i64::from(it.id.0[0])));
+    assert_eq!(session.arrivals(ObjectKind::Pack).await.unwrap(), []);
+    session.remove(all[5]).await.unwrap();
+    assert_eq!(store.objects.lock().unwrap().len(), all.len() - 1);
+    session.close().await.unwrap();
+    world.stop().await;
 }

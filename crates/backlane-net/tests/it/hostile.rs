@@ -7,8 +7,8 @@ use crate::{
 use backlane_net::{Session, identity::SERVER_NAME};
 use backlane_proto::{
     Answer, CallId, ChunkFlag, ChunkHeader, ErrorCode, Features, FromClient, FromServer, Health,
-    ObjectKind, Opened, Opening, PackContents, Reason, Request, Route, RoutePolicy, Version,
-    VersionRange,
+    ObjectKind, Opened, Opening, PackContents, Reason, Request, Route, RoutePolicy, SessionFor,
+    Version, VersionRange,
     codec::MESSAGE_BYTES_MAX,
     message::{Attach, Hello, Purpose, SessionSecret, Welcome},
 };
@@ -122,6 +122,7 @@ fn hello(versions: VersionRange, policy: RoutePolicy) -> Vec<u8> {
         policy,
         software: "test".into(),
         continues: None,
+        session_for: SessionFor::Jobs,
     })
     .encode()
 }

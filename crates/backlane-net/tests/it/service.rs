@@ -5,7 +5,9 @@ use backlane_net::service::{
     BodySink, BodySource, BoxFuture, EnrollGrant, EnrollRequest, ObjectService, Service,
     ServiceError, VerifiedHost,
 };
-use backlane_proto::{ByteRange, ObjectId, ObjectInfo, ObjectKind, ObjectName, PackContents};
+use backlane_proto::{
+    Arrived, ByteRange, ObjectId, ObjectInfo, ObjectKind, ObjectName, PackContents, SessionFor,
+};
 use bytes::{Bytes, BytesMut};
 use std::{
     collections::{BTreeMap, HashSet},
@@ -88,6 +90,7 @@ impl Service for Memory {
     fn open<'a>(
         &'a self,
         host: &'a VerifiedHost,
+        session_for: SessionFor,
     ) -> BoxFuture<'a, Result<Arc<dyn ObjectService>, ServiceError>> {
         let host = &host.name;
         Box::pin(async move {
@@ -96,7 +99,7 @@ impl Service for Memory {
             }
             let store = self.store(host);
             store.held.fetch_add(1, Ordering::SeqCst);
-            Ok(Arc::new(Held(store)) as Arc<dyn ObjectService>)
+            Ok(Arc::new(Held { store, session_for }) as Arc<dyn ObjectService>)
         })
     }
 
@@ -143,19 +146,22 @@ impl Service for Memory {
     }
 }
 
-struct Held(Arc<Store>);
+struct Held {
+    store: Arc<Store>,
+    session_for: SessionFor,
+}
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.0.held.fetch_sub(1, Ordering::SeqCst);
+        self.store.held.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
 impl ObjectService for Held {
     fn list(&self, kind: ObjectKind) -> BoxFuture<'_, Result<Vec<ObjectInfo>, ServiceError>> {
         Box::pin(async move {
-            self.0.listed.fetch_add(1, Ordering::SeqCst);
-            let objects = self.0.objects.lock().unwrap();
+            self.store.listed.fetch_add(1, Ordering::SeqCst);
+            let objects = self.store.objects.lock().unwrap();
             let of_kind = objects.iter().filter(|(name, _)| name.kind == kind);
             let info = |(name, (_, body)): (&ObjectName, &(PackContents, Bytes))| ObjectInfo {
                 id: name.id,
@@ -171,7 +177,7 @@ impl ObjectService for Held {
         range: Option<ByteRange>,
     ) -> BoxFuture<'_, Result<Box<dyn BodySource>, ServiceError>> {
         Box::pin(async move {
-            let objects = self.0.objects.lock().unwrap();
+            let objects = self.store.objects.lock().unwrap();
             let found = objects.get(&name).ok_or(ServiceError::NotFound(name))?;
             let mut body = found.1.clone();
             if let Some(range) = range {
@@ -186,7 +192,7 @@ impl ObjectService for Held {
                 body = body.slice(from..to);
             }
             let length = body.len() as u64;
-            let store = Arc::clone(&self.0);
+            let store = Arc::clone(&self.store);
             Ok(Box::new(Source {
                 body,
                 length,
@@ -202,8 +208,8 @@ impl ObjectService for Held {
         bytes: u64,
     ) -> BoxFuture<'_, Result<Box<dyn BodySink>, ServiceError>> {
         Box::pin(async move {
-            self.0.open_sinks.fetch_add(1, Ordering::SeqCst);
-            let store = Arc::clone(&self.0);
+            self.store.open_sinks.fetch_add(1, Ordering::SeqCst);
+            let store = Arc::clone(&self.store);
             let body = BytesMut::new();
             let done = false;
             Ok(Box::new(Sink {
@@ -218,19 +224,42 @@ impl ObjectService for Held {
     }
 
     fn removals(&self) -> BoxFuture<'_, Result<u64, ServiceError>> {
-        Box::pin(async move { Ok(self.0.removals.load(Ordering::SeqCst)) })
+        Box::pin(async move { Ok(self.store.removals.load(Ordering::SeqCst)) })
     }
 
     fn distrusted(&self) -> BoxFuture<'_, String> {
         Box::pin(async move {
-            self.0.distrust.notified().await;
+            self.store.distrust.notified().await;
             "the certificate was revoked".to_owned()
+        })
+    }
+
+    fn arrivals(
+        &self,
+        kind: ObjectKind,
+        after: Option<ObjectId>,
+        most: usize,
+    ) -> BoxFuture<'_, Result<Vec<Arrived>, ServiceError>> {
+        Box::pin(async move {
+            let objects = self.store.objects.lock().unwrap();
+            let ids = objects.keys().filter(|name| name.kind == kind);
+            let ids = ids.map(|name| name.id);
+            let arrived = |id: ObjectId| Arrived {
+                at_ms: id.0[0].into(),
+                id,
+            };
+            let later = ids.filter(|id| after.is_none_or(|after| *id > after));
+            Ok(later.map(arrived).take(most).collect())
         })
     }
 
     fn remove(&self, name: ObjectName) -> BoxFuture<'_, Result<(), ServiceError>> {
         Box::pin(async move {
-            self.0.refused.fetch_add(1, Ordering::SeqCst);
+            if self.session_for == SessionFor::Maintenance {
+                self.store.objects.lock().unwrap().remove(&name);
+                return Ok(());
+            }
+            self.store.refused.fetch_add(1, Ordering::SeqCst);
             Err(ServiceError::Denied(format!("removing {name}")))
         })
     }

@@ -1,7 +1,9 @@
 //! Parts of messages and what stands for them on the wire: numbers for kinds, bytes of fixed length, text that fits.
 
 use super::{Continues, SessionId, SessionSecret, TEXT_BYTES_MAX};
-use crate::{CodecError, ObjectId, ObjectKind, ObjectName, Reason, Route, RoutePolicy, wire};
+use crate::{
+    Arrived, CodecError, ObjectId, ObjectKind, ObjectName, Reason, Route, RoutePolicy, wire,
+};
 use uuid::Uuid;
 
 /// Cuts text to what a message may carry, at a character's end.
@@ -119,4 +121,22 @@ pub(super) fn name_from(name: Option<wire::Name>) -> Result<ObjectName, CodecErr
         return Err(CodecError::BadField { field: "id" });
     }
     Ok(ObjectName { kind, id })
+}
+
+pub(super) fn arrived_code(entries: &[Arrived], more: bool) -> wire::Arrived {
+    let entry = |entry: &Arrived| wire::Arrival {
+        id: entry.id.0.to_vec(),
+        at_ms: entry.at_ms,
+    };
+    let entries = entries.iter().map(entry).collect();
+    wire::Arrived { entries, more }
+}
+
+pub(super) fn arrived_from(arrived: wire::Arrived) -> Result<Vec<Arrived>, CodecError> {
+    let entry = |entry: wire::Arrival| {
+        let id = ObjectId(fixed(entry.id, "id")?);
+        let at_ms = entry.at_ms;
+        Ok(Arrived { id, at_ms })
+    };
+    arrived.entries.into_iter().map(entry).collect()
 }

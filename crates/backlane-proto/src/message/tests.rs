@@ -59,6 +59,10 @@ fn any_request() -> impl Strategy<Value = Request> {
             }
         ),
         any_name().prop_map(Request::Remove),
+        (any_name(), any::<bool>()).prop_map(|(name, is_first)| Request::Arrivals {
+            kind: name.kind,
+            after: (!is_first).then_some(name.id),
+        }),
         ".{0,20}".prop_map(|csr_pem| Request::Renew { csr_pem }),
         any::<(u128, u32, u64)>().prop_map(|(pool, slot, incarnation)| Request::Meet {
             pool: Uuid::from_u128(pool),
@@ -92,6 +96,10 @@ fn any_answer() -> impl Strategy<Value = Answer> {
         id: ObjectId(id),
         bytes,
     });
+    let arrived = (any::<[u8; 32]>(), any::<i64>()).prop_map(|(id, at_ms)| Arrived {
+        id: ObjectId(id),
+        at_ms,
+    });
     let reason = proptest::sample::select(Reason::all().collect::<Vec<_>>());
     let decision = prop_oneof![
         Just(Decision::Storage),
@@ -115,6 +123,8 @@ fn any_answer() -> impl Strategy<Value = Answer> {
         (any_proofs(), any::<u16>()).prop_map(|(proofs, port)| Answer::Proved { proofs, port }),
         any_server_routes().prop_map(Answer::Routes),
         ".{0,20}".prop_map(|certificate_pem| Answer::Renewed { certificate_pem }),
+        (proptest::collection::vec(arrived, 0..5), any::<bool>())
+            .prop_map(|(entries, more)| Answer::Arrivals { entries, more }),
         proptest::sample::select(vec![
             Answer::Ready,
             Answer::Done,
@@ -148,6 +158,7 @@ fn hello() -> Opening {
             session: SessionId([7; SESSION_ID_BYTES]),
             secret: SessionSecret([8; SESSION_SECRET_BYTES]),
         }),
+        session_for: SessionFor::Maintenance,
     })
 }
 
@@ -250,25 +261,26 @@ fn openings_are_answered() {
 }
 
 #[test]
-fn a_full_page_of_a_listing_fits_a_message() {
-    let entry = ObjectInfo {
-        id: ObjectId([255; 32]),
-        bytes: u64::MAX,
+fn a_full_page_fits_a_message() {
+    let id = ObjectId([255; 32]);
+    let (bytes, at_ms, more) = (u64::MAX, i64::MIN, true);
+    let listing = Answer::Listing {
+        entries: vec![ObjectInfo { id, bytes }; LISTING_PAGE_ENTRIES],
+        more,
     };
-    let answer = Answer::Listing {
-        entries: vec![entry; LISTING_PAGE_ENTRIES],
-        more: true,
+    let arrivals = Answer::Arrivals {
+        entries: vec![Arrived { id, at_ms }; LISTING_PAGE_ENTRIES],
+        more,
     };
-    let raw = FromServer {
-        call: CallId(u64::MAX),
-        answer,
+    for answer in [listing, arrivals] {
+        let call = CallId(u64::MAX);
+        let raw = FromServer { call, answer }.encode();
+        assert!(
+            raw.len() <= crate::codec::MESSAGE_BYTES_MAX,
+            "{}",
+            raw.len()
+        );
     }
-    .encode();
-    assert!(
-        raw.len() <= crate::codec::MESSAGE_BYTES_MAX,
-        "{}",
-        raw.len()
-    );
 }
 
 #[test]

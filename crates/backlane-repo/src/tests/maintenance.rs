@@ -308,6 +308,7 @@ fn forget_keeps_what_the_policy_says_and_prune_frees_the_rest() {
         unused_percent_max: 0,
         delete: PruneDelete::AtOnce,
         dry_run: DryRun::Yes,
+        ..PruneOptions::default()
     };
     let packs = store.count(ObjectKind::Pack);
     let planned = repository.prune(&options).unwrap();

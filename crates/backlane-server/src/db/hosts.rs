@@ -1,6 +1,6 @@
 //! Hosts, and the slots that they may use.
 
-use super::{Database, Event, PoolSlots, Timestamp};
+use super::{Database, Event, Leave, PoolSlots, Timestamp};
 use crate::{HostName, ServerError, audit::AuditEvent};
 use serde_json::json;
 use sqlx::{Row, Sqlite, Transaction};
@@ -28,6 +28,8 @@ pub(crate) struct HostRow {
     pub(crate) certificate_expires_at: Option<Timestamp>,
     /// Until when it may read file contents.
     pub(crate) restore_until: Option<Timestamp>,
+    /// Until when it may remove what isn't needed any more.
+    pub(crate) maintain_until: Option<Timestamp>,
     pub(crate) slots: Vec<u32>,
     pub(crate) objects: u64,
     pub(crate) bytes: u64,
@@ -71,7 +73,9 @@ impl Database {
                 (SELECT max(expires_at) FROM certificates
                  WHERE host_id = hosts.id AND revoked_at IS NULL) AS expires_at,
                 (SELECT max(expires_at) FROM permissions
-                 WHERE host_id = hosts.id AND expires_at > $1) AS restore_until,
+                 WHERE host_id = hosts.id AND leave = $2 AND expires_at > $1) AS restore_until,
+                (SELECT max(expires_at) FROM permissions
+                 WHERE host_id = hosts.id AND leave = $3 AND expires_at > $1) AS maintain_until,
                 (SELECT count(*) FROM arrivals WHERE host_id = hosts.id AND removed_at IS NULL) AS objects,
                 (SELECT coalesce(sum(bytes), 0) FROM arrivals
                  WHERE host_id = hosts.id AND removed_at IS NULL) AS bytes,
@@ -79,6 +83,8 @@ impl Database {
              FROM hosts ORDER BY name",
         )
         .bind(now.0)
+        .bind(Leave::Restore as i64)
+        .bind(Leave::Maintenance as i64)
         .fetch_all(&self.pool)
         .await
         .map_err(|error| self.error(error))?;
@@ -95,6 +101,7 @@ impl Database {
                 enrolled_at: Timestamp(row.try_get("enrolled_at").map_err(field)?),
                 certificate_expires_at: time("expires_at")?,
                 restore_until: time("restore_until")?,
+                maintain_until: time("maintain_until")?,
                 slots: match pool {
                     Some(pool) => self.slots(id, pool).await?,
                     None => Vec::new(),

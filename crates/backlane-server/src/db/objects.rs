@@ -197,6 +197,29 @@ impl Database {
         Ok(Some((number(quota), number(used))))
     }
 
+    /// The same of at most `most` objects, those behind `after` in the order of their ids.
+    pub(crate) async fn arrivals_after(
+        &self,
+        host: HostId,
+        kind: ObjectKind,
+        after: Option<ObjectId>,
+        most: usize,
+    ) -> Result<Vec<(ObjectId, Timestamp)>, ServerError> {
+        let rows: Vec<(Vec<u8>, i64)> = sqlx::query_as(
+            "SELECT id, arrived_at FROM arrivals
+             WHERE host_id = $1 AND kind = $2 AND removed_at IS NULL AND id > $3 ORDER BY id LIMIT $4",
+        )
+        .bind(host.0)
+        .bind(kind.to_string())
+        // Every id is behind the empty one.
+        .bind(after.as_ref().map_or(&[][..], |id| &id.0))
+        .bind(i64::try_from(most).unwrap_or(i64::MAX))
+        .fetch_all(&self.pool)
+        .await
+        .map_err(|error| self.error(error))?;
+        Ok(rows.into_iter().filter_map(arrival).collect())
+    }
+
     /// When the objects of a kind arrived.
     pub(crate) async fn arrivals(
         &self,
@@ -212,8 +235,6 @@ impl Database {
         .fetch_all(&self.pool)
         .await
         .map_err(|error| self.error(error))?;
-        let arrival =
-            |(id, at): (Vec<u8>, i64)| Some((ObjectId(id.try_into().ok()?), Timestamp(at)));
         Ok(rows.into_iter().filter_map(arrival).collect())
     }
 
@@ -268,6 +289,10 @@ impl Database {
         }
         self.commit(change).await
     }
+}
+
+fn arrival((id, at): (Vec<u8>, i64)) -> Option<(ObjectId, Timestamp)> {
+    Some((ObjectId(id.try_into().ok()?), Timestamp(at)))
 }
 
 /// An object that is there, whoever put it there.

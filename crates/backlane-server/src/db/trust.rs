@@ -10,6 +10,15 @@ use sqlx::{Row, Sqlite, Transaction};
 const CERTIFICATES_AN_HOUR: i64 = 20;
 const HOUR_MS: i64 = 60 * 60 * 1000;
 
+/// What a permission is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Leave {
+    /// To read file contents.
+    Restore = 0,
+    /// To remove what isn't needed any more.
+    Maintenance = 1,
+}
+
 /// A permission to read file contents, as it stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RestorePermission {
@@ -151,7 +160,9 @@ impl Database {
         .await
         .map_err(|error| self.error(error))?
         .rows_affected();
-        self.end_permissions(&mut change, id, now).await?;
+        for leave in [Leave::Restore, Leave::Maintenance] {
+            self.end_permissions(&mut change, id, leave, now).await?;
+        }
         let detail = json!({"certificates": certificates, "tokens": tokens});
         let event = Event::new(AuditEvent::HostRevoked, Some(host), detail);
         self.commit_audited(change, event).await?;
@@ -176,17 +187,9 @@ impl Database {
             let arrived = self.snapshot_arrival(&mut change, id, host, snapshot);
             arrived_by = arrived_by.max(Some(arrived.await?));
         }
-        let number = sqlx::query_scalar(
-            "INSERT INTO permissions (host_id, granted_at, expires_at, arrived_by)
-             VALUES ($1, $2, $3, $4) RETURNING number",
-        )
-        .bind(id.0)
-        .bind(now.0)
-        .bind(expires_at.0)
-        .bind(arrived_by.map(|at: Timestamp| at.0))
-        .fetch_one(&mut *change)
-        .await
-        .map_err(|error| self.error(error))?;
+        let permission = (Leave::Restore, arrived_by);
+        let number = self.permit(&mut change, id, permission, (now, expires_at));
+        let number = number.await?;
         let detail = json!({"number": number, "until": expires_at.text(), "snapshots": snapshots});
         let event = Event::new(AuditEvent::RestoreAllowed, Some(host), detail);
         self.commit_audited(change, event).await?;
@@ -195,6 +198,62 @@ impl Database {
             expires_at,
             arrived_by,
         })
+    }
+
+    /// Lets a host remove what isn't needed any more until `expires_at`.
+    pub(crate) async fn allow_maintenance(
+        &self,
+        host: &HostName,
+        (now, expires_at): (Timestamp, Timestamp),
+    ) -> Result<(), ServerError> {
+        let id = self.host(host).await?;
+        let mut change = self.begin().await?;
+        let permission = (Leave::Maintenance, None);
+        let number = self.permit(&mut change, id, permission, (now, expires_at));
+        let detail = json!({"number": number.await?, "until": expires_at.text()});
+        let event = Event::new(AuditEvent::MaintenanceAllowed, Some(host), detail);
+        self.commit_audited(change, event).await
+    }
+
+    async fn permit(
+        &self,
+        change: &mut Transaction<'static, Sqlite>,
+        host: HostId,
+        (leave, arrived_by): (Leave, Option<Timestamp>),
+        (now, expires_at): (Timestamp, Timestamp),
+    ) -> Result<i64, ServerError> {
+        sqlx::query_scalar(
+            "INSERT INTO permissions (host_id, leave, granted_at, expires_at, arrived_by)
+             VALUES ($1, $2, $3, $4, $5) RETURNING number",
+        )
+        .bind(host.0)
+        .bind(leave as i64)
+        .bind(now.0)
+        .bind(expires_at.0)
+        .bind(arrived_by.map(|at| at.0))
+        .fetch_one(&mut **change)
+        .await
+        .map_err(|error| self.error(error))
+    }
+
+    /// Whether a host may remove what isn't needed any more.
+    pub(crate) async fn check_maintenance(&self, host: &HostName) -> Result<(), ServerError> {
+        let id = self.host(host).await?;
+        let may: bool = sqlx::query_scalar(
+            "SELECT EXISTS (SELECT 1 FROM permissions WHERE host_id = $1 AND leave = $2 AND expires_at > $3)",
+        )
+        .bind(id.0)
+        .bind(Leave::Maintenance as i64)
+        .bind(Timestamp::now().0)
+        .fetch_one(&self.pool)
+        .await
+        .map_err(|error| self.error(error))?;
+        match may {
+            true => Ok(()),
+            false => Err(ServerError::MaintenanceDenied {
+                host: host.to_string(),
+            }),
+        }
     }
 
     /// When a snapshot arrived.
@@ -232,17 +291,21 @@ impl Database {
         }
     }
 
-    /// Ends every permission of a host; returns how many there were.
-    pub(crate) async fn revoke_restore(
+    /// Ends every permission of a host of one kind; returns how many there were.
+    pub(crate) async fn revoke_leave(
         &self,
         host: &HostName,
+        leave: Leave,
         now: Timestamp,
     ) -> Result<u64, ServerError> {
         let id = self.host(host).await?;
         let mut change = self.begin().await?;
-        let ended = self.end_permissions(&mut change, id, now).await?;
-        let detail = json!({"permissions": ended});
-        let event = Event::new(AuditEvent::RestoreRevoked, Some(host), detail);
+        let ended = self.end_permissions(&mut change, id, leave, now).await?;
+        let event = match leave {
+            Leave::Restore => AuditEvent::RestoreRevoked,
+            Leave::Maintenance => AuditEvent::MaintenanceRevoked,
+        };
+        let event = Event::new(event, Some(host), json!({"permissions": ended}));
         self.commit_audited(change, event).await?;
         Ok(ended)
     }
@@ -251,13 +314,15 @@ impl Database {
         &self,
         change: &mut Transaction<'static, Sqlite>,
         host: HostId,
+        leave: Leave,
         now: Timestamp,
     ) -> Result<u64, ServerError> {
         let ended = sqlx::query(
-            "UPDATE permissions SET expires_at = $1 WHERE host_id = $2 AND expires_at > $1",
+            "UPDATE permissions SET expires_at = $1 WHERE host_id = $2 AND leave = $3 AND expires_at > $1",
         )
         .bind(now.0)
         .bind(host.0)
+        .bind(leave as i64)
         .execute(&mut **change)
         .await
         .map_err(|error| self.error(error))?;
@@ -274,7 +339,7 @@ impl Database {
         // A pack whose arrival isn't known came by another tool: only a permission without a bound covers it.
         let row = sqlx::query(
             "SELECT number, expires_at, arrived_by FROM permissions
-             WHERE host_id = $1 AND expires_at > $2 AND (arrived_by IS NULL OR arrived_by >=
+             WHERE host_id = $1 AND leave = $5 AND expires_at > $2 AND (arrived_by IS NULL OR arrived_by >=
                 (SELECT arrived_at FROM arrivals WHERE host_id = $1 AND kind = $3 AND id = $4))
              ORDER BY expires_at DESC LIMIT 1",
         )
@@ -282,6 +347,7 @@ impl Database {
         .bind(now.0)
         .bind(ObjectKind::Pack.to_string())
         .bind(pack.id.0.as_slice())
+        .bind(Leave::Restore as i64)
         .fetch_optional(&self.pool)
         .await
         .map_err(|error| self.error(error))?;

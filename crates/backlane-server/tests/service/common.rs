@@ -7,7 +7,7 @@ use backlane_net::{
     service::{EnrollGrant, EnrollRequest, ObjectService, Service, ServiceError, VerifiedHost},
     token::JoinToken,
 };
-use backlane_proto::{ByteRange, ObjectId, ObjectKind, ObjectName, PackContents};
+use backlane_proto::{ByteRange, ObjectId, ObjectKind, ObjectName, PackContents, SessionFor};
 use backlane_server::{HostName, PoolConfig, ServerConfig, ServerState};
 use bytes::Bytes;
 use std::{
@@ -78,7 +78,7 @@ pub(crate) async fn open(
     state: &ServerState,
     host: &str,
 ) -> Result<Arc<dyn ObjectService>, ServiceError> {
-    Service::open(state, &join(state, host).await).await
+    Service::open(state, &join(state, host).await, SessionFor::Jobs).await
 }
 
 /// Enrols a host; returns what its certificate says.

@@ -2,7 +2,9 @@
 
 use crate::common::{HOST, get, join, name_of, put, put_as, repository, server, session};
 use backlane_net::service::{Service, ServiceError, VerifiedHost};
-use backlane_proto::{ByteRange, ObjectId, ObjectInfo, ObjectKind, ObjectName, PackContents};
+use backlane_proto::{
+    ByteRange, ObjectId, ObjectInfo, ObjectKind, ObjectName, PackContents, SessionFor,
+};
 use backlane_server::{Removal, ServerError};
 use bytes::Bytes;
 use std::{fs, path::Path, sync::Arc};
@@ -235,7 +237,10 @@ async fn hosts_see_their_own_repository_alone() {
         let known = join(&state, HOST).await;
         let name = stranger.to_owned();
         let stranger_host = VerifiedHost { name, ..known };
-        let refused = Service::open(&state, &stranger_host).await.err().unwrap();
+        let refused = Service::open(&state, &stranger_host, SessionFor::Jobs)
+            .await
+            .err()
+            .unwrap();
         assert!(
             matches!(refused, ServiceError::Denied(_)),
             "{stranger}: {refused}"

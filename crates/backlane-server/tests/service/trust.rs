@@ -2,7 +2,7 @@
 
 use crate::common::{HOST, config, get, join, name_of, open, put, put_pack, server, session};
 use backlane_net::service::{Service, ServiceError, VerifiedHost};
-use backlane_proto::{ByteRange, ObjectKind, PackContents};
+use backlane_proto::{ByteRange, ObjectKind, PackContents, SessionFor};
 use backlane_server::{
     ExclusiveRepository, HostName, Removal, Scrubbed, ServerConfig, ServerState,
 };
@@ -159,13 +159,19 @@ async fn a_revoked_host_opens_no_session_and_loses_those_that_it_has() {
     let state = server(directory.path()).await;
     let certificate = join(&state, HOST).await;
     let other = join(&state, "web2").await;
-    let session = Service::open(&state, &certificate).await.unwrap();
+    let session = Service::open(&state, &certificate, SessionFor::Jobs)
+        .await
+        .unwrap();
     let slots = Service::all_slots(&state).await.unwrap();
     let token = state.enroll(&host(), HOUR).await.unwrap();
     assert!(state.revoke(&host()).await.unwrap() >= 1);
     let why = tokio::time::timeout(Duration::from_secs(30), session.distrusted());
     assert!(why.await.unwrap().contains("revoked"));
-    let refused = denied(Service::open(&state, &certificate).await.map(drop));
+    let refused = denied(
+        Service::open(&state, &certificate, SessionFor::Jobs)
+            .await
+            .map(drop),
+    );
     assert!(
         refused.contains("revoked") && refused.contains(HOST),
         "{refused}"
@@ -179,7 +185,9 @@ async fn a_revoked_host_opens_no_session_and_loses_those_that_it_has() {
     assert_eq!(audit(&state, "host-revoked").len(), 1);
     assert_eq!(audit(&state, "session-refused").len(), 1);
     // Other hosts are what they were; this one may be enrolled again, and has its repository then.
-    Service::open(&state, &other).await.unwrap();
+    Service::open(&state, &other, SessionFor::Jobs)
+        .await
+        .unwrap();
     open(&state, HOST).await.unwrap();
 }
 
@@ -194,13 +202,21 @@ async fn a_certificate_that_this_server_did_not_issue_opens_nothing() {
         serial,
         ..certificate.clone()
     };
-    denied(Service::open(&state, &unknown).await.map(drop));
+    denied(
+        Service::open(&state, &unknown, SessionFor::Jobs)
+            .await
+            .map(drop),
+    );
     // Nor does one host's serial number open another's repository.
     let mixed = VerifiedHost {
         serial: other.serial,
         ..certificate
     };
-    denied(Service::open(&state, &mixed).await.map(drop));
+    denied(
+        Service::open(&state, &mixed, SessionFor::Jobs)
+            .await
+            .map(drop),
+    );
 }
 
 #[tokio::test]
@@ -213,10 +229,16 @@ async fn an_expired_certificate_ends_its_session_and_gets_no_other() {
     };
     let state = ServerState::open(short).await.unwrap();
     let (certificate, made) = crate::common::join_with_key(&state, HOST).await;
-    let session = Service::open(&state, &certificate).await.unwrap();
+    let session = Service::open(&state, &certificate, SessionFor::Jobs)
+        .await
+        .unwrap();
     let why = tokio::time::timeout(Duration::from_secs(30), session.distrusted());
     assert!(why.await.unwrap().contains("expired"));
-    denied(Service::open(&state, &certificate).await.map(drop));
+    denied(
+        Service::open(&state, &certificate, SessionFor::Jobs)
+            .await
+            .map(drop),
+    );
     denied(Service::renew(&state, &certificate, made.csr_pem.clone()).await);
 }
 
@@ -235,7 +257,9 @@ async fn a_certificate_is_renewed_for_the_name_that_it_has_and_no_other() {
     let renewed = renewed.await.unwrap();
     let renewed = backlane_net::Identity::from_pem(&renewed, &made.key_pem).unwrap();
     assert_eq!(renewed.host().name, HOST);
-    Service::open(&state, renewed.host()).await.unwrap();
+    Service::open(&state, renewed.host(), SessionFor::Jobs)
+        .await
+        .unwrap();
     assert_eq!(audit(&state, "certificate-renewed").len(), 1);
     // Not without end.
     let renew = async || {
@@ -252,7 +276,11 @@ async fn a_certificate_is_renewed_for_the_name_that_it_has_and_no_other() {
     };
     assert!(refused.contains("hour"), "{refused}");
     state.revoke(&host()).await.unwrap();
-    denied(Service::open(&state, renewed.host()).await.map(drop));
+    denied(
+        Service::open(&state, renewed.host(), SessionFor::Jobs)
+            .await
+            .map(drop),
+    );
 }
 
 /// Does maintenance, as a program of its own would.
@@ -457,4 +485,57 @@ async fn a_host_stores_no_more_than_its_quota() {
     state.set_quota(&host(), Some(0)).await.unwrap();
     let other = crate::common::open(&state, "web2").await.unwrap();
     put(&*other, ObjectKind::Pack, b"6 more").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_removes_by_a_permission_alone_and_what_it_removes_stays_recoverable() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = strict(directory.path()).await;
+    let open = session(&state).await;
+    let key = put(&*open, ObjectKind::Key, b"key").await.unwrap();
+    let config = put(&*open, ObjectKind::Config, b"config").await.unwrap();
+    let data = put_pack(&*open, PackContents::Data, b"data").await;
+    let snapshot = put(&*open, ObjectKind::Snapshot, b"one").await.unwrap();
+    denied(open.remove(data).await);
+    drop(open);
+    let certificate = join(&state, HOST).await;
+    let maintain = || Service::open(&state, &certificate, SessionFor::Maintenance);
+    // A permission to restore is none to remove, and the other way round.
+    state.allow_restore(&host(), &[], HOUR).await.unwrap();
+    let refused = denied(maintain().await.map(drop));
+    assert!(refused.contains("allow-maintenance web1"), "{refused}");
+    assert_eq!(state.revoke_maintenance(&host()).await.unwrap(), 0);
+    assert_eq!(state.revoke_restore(&host()).await.unwrap(), 1);
+    state.allow_maintenance(&host(), HOUR).await.unwrap();
+    let until = state.hosts().await.unwrap().remove(0);
+    assert!(until.maintain_until.is_some() && until.restore_until.is_none());
+
+    let open = maintain().await.unwrap();
+    let busy = Service::open(&state, &certificate, SessionFor::Jobs).await;
+    assert!(matches!(busy, Err(ServiceError::Busy(_))), "it isn't alone");
+    denied(get(&*open, data, None).await);
+    for foundation in [key, config] {
+        denied(open.remove(foundation).await);
+    }
+    denied(put(&*open, ObjectKind::Key, b"another").await);
+    let arrived = open.arrivals(ObjectKind::Snapshot, None, 9).await.unwrap();
+    assert_eq!(arrived.len(), 1);
+    assert_eq!(arrived[0].id, snapshot.id);
+    for name in [snapshot, data] {
+        open.remove(name).await.unwrap();
+        get(&*open, name, None).await.unwrap_err();
+    }
+    // The permission ends, and the session with it.
+    assert_eq!(state.revoke_maintenance(&host()).await.unwrap(), 1);
+    let ended = tokio::time::timeout(Duration::from_secs(20), open.distrusted());
+    assert!(ended.await.unwrap().contains("allow-maintenance"));
+    drop(open);
+    denied(maintain().await.map(drop));
+    let alone = state.exclusive(&host(), Removal::Recoverable).await;
+    let back = tokio::task::spawn_blocking(move || alone.unwrap().undelete(SystemTime::UNIX_EPOCH));
+    assert_eq!(back.await.unwrap().unwrap().objects, 2);
+    let begun = audit(&state, "maintenance-begun");
+    assert!(begun[0].contains("\"by\":\"host\""), "{begun:?}");
+    assert_eq!(audit(&state, "objects-removed").len(), 1);
+    assert_eq!(audit(&state, "maintenance-allowed").len(), 1);
 }

@@ -18,6 +18,10 @@ pub(crate) enum ServerCommand {
     AllowRestore(AllowRestoreArgs),
     /// End every permission of a host to read file contents, in running jobs too.
     RevokeRestore(HostArgs),
+    /// Let a host remove what isn't needed any more, as forget and prune on it do, for a time.
+    AllowMaintenance(AllowMaintenanceArgs),
+    /// End every permission of a host to remove anything, in running sessions too.
+    RevokeMaintenance(HostArgs),
     /// End all trust in a host: certificates, permissions, join tokens, running sessions. Its repository stays.
     Revoke(HostArgs),
     /// Limit how many bytes a host may store.
@@ -101,6 +105,15 @@ pub(crate) struct AllowRestoreArgs {
     /// Only what had arrived by the time of this snapshot (its id, or the beginning of it); may be repeated.
     #[arg(long = "snapshot", value_name = "ID")]
     pub(crate) snapshots: Vec<String>,
+    /// For how long.
+    #[arg(long = "for", value_name = "DURATION", default_value = "1h", value_parser = humantime::parse_duration)]
+    pub(crate) length: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AllowMaintenanceArgs {
+    #[command(flatten)]
+    pub(crate) host: HostArgs,
     /// For how long.
     #[arg(long = "for", value_name = "DURATION", default_value = "1h", value_parser = humantime::parse_duration)]
     pub(crate) length: Duration,

@@ -1,9 +1,15 @@
-//! `backlane forget` and `backlane prune`: what removes, on the server's machine, with the repository held alone.
+//! `backlane forget` and `backlane prune`: what removes, with the repository held alone.
 //!
-//! The server has no key unless one is in escrow, so the administrator names the host's key file. While one of these runs, sessions of that
-//! host are refused; while one of them is open, these are.
+//! The server has no key unless one is in escrow. So either its administrator names the host's key file, on the server's
+//! machine, or the host does it, by a permission and through a session that has the repository to itself. While one of these
+//! runs, sessions of that host are refused; while one of them is open, these are.
 
-use super::{damage::Damage, key::Escrow, server};
+use super::{
+    damage::Damage,
+    key::Escrow,
+    server,
+    session::{self, Client},
+};
 use crate::{
     Context,
     cli::{ForgetArgs, MaintainArgs, PruneArgs, UndeleteArgs},
@@ -16,12 +22,17 @@ use anyhow::{Context as _, Result};
 use backlane_proto::{ByteRange, ObjectId, ObjectInfo, ObjectKind, ObjectName, PackContents};
 use backlane_repo::{
     Arrivals, DryRun, Flood, ForgetDecision, KeepPolicy, ObjectStore, PruneOptions, PruneSummary,
-    RepoError, Repository, StoreError, maintain::PruneDelete,
+    Repack, RepoError, Repository, StoreError, maintain::PruneDelete,
 };
 use backlane_server::{ExclusiveRepository, HostName, Removal, ServerError};
 use bytes::Bytes;
 use serde::Serialize;
-use std::{collections::BTreeSet, path::Path, sync::Arc, time::SystemTime};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::Arc,
+    time::SystemTime,
+};
 
 /// A repository at the server, as the repository's engine wants it.
 ///
@@ -149,12 +160,134 @@ impl Held {
     }
 }
 
-fn hold(args: &MaintainArgs, context: &Context) -> Result<Held> {
+/// What forget and prune need of the place where the repository is, beside its objects.
+trait Place {
+    fn repository(&self) -> &Repository;
+
+    /// When each snapshot arrived at the server.
+    fn arrivals(&self) -> Result<BTreeMap<ObjectId, SystemTime>>;
+
+    /// Which packs a prune may write anew.
+    fn repack(&self) -> Repack;
+
+    fn remove(&self, name: ObjectName) -> Result<(), StoreError>;
+
+    /// When all is done: says what of the removed can be had back.
+    fn settle(&self, context: &Context) -> Result<()>;
+}
+
+impl Place for Held {
+    fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    fn arrivals(&self) -> Result<BTreeMap<ObjectId, SystemTime>> {
+        Ok(self.store.repository.arrivals(ObjectKind::Snapshot)?)
+    }
+
+    fn repack(&self) -> Repack {
+        Repack::All
+    }
+
+    fn remove(&self, name: ObjectName) -> Result<(), StoreError> {
+        self.store.remove(name)
+    }
+
+    fn settle(&self, context: &Context) -> Result<()> {
+        let repository = &self.store.repository;
+        let expired = repository.expire()?;
+        let left = repository.removed()?;
+        if expired.objects > 0 {
+            context.output.note(format!(
+                "{} that were removed before are deleted for good",
+                bytes(expired.bytes)
+            ));
+        }
+        if !left.is_empty() {
+            context.output.note(format!(
+                "{} that were removed can be had back by `backlane server undelete {}`",
+                bytes(left.iter().map(|object| object.bytes).sum()),
+                self.host
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// A host that clears its own repository up.
+struct Helper<'a> {
+    client: &'a Client,
+    repository: Repository,
+    repack: Repack,
+}
+
+impl Place for Helper<'_> {
+    fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    fn arrivals(&self) -> Result<BTreeMap<ObjectId, SystemTime>> {
+        self.client.arrivals(ObjectKind::Snapshot)
+    }
+
+    fn repack(&self) -> Repack {
+        self.repack
+    }
+
+    fn remove(&self, name: ObjectName) -> Result<(), StoreError> {
+        self.client.remove(name)
+    }
+
+    fn settle(&self, context: &Context) -> Result<()> {
+        context.output.note(format!(
+            "what was removed can be had back for a while, at the server: `backlane server undelete {}`",
+            self.client.host()
+        ));
+        Ok(())
+    }
+}
+
+/// Works on the repository that was named, wherever it is.
+fn with(
+    command: &str,
+    args: &MaintainArgs,
+    context: &Context,
+    work: impl FnOnce(&dyn Place) -> Result<Outcome>,
+) -> Result<Outcome> {
+    let at = |place: &dyn Place| {
+        let outcome = work(place)?;
+        if !args.dry_run {
+            place.settle(context)?;
+        }
+        Ok(outcome)
+    };
+    if let Some(host) = &args.host {
+        return at(&hold(host, args, context)?);
+    }
+    let help = |client: &Client| {
+        let repository = client.repository()?;
+        let repack = match args.repack_data {
+            true => Repack::All,
+            false => Repack::Trees,
+        };
+        at(&Helper {
+            client,
+            repository,
+            repack,
+        })
+    };
+    match args.dry_run {
+        true => session::job(command, context, &args.route, help),
+        false => session::maintenance(command, context, &args.route, help),
+    }
+}
+
+fn hold(host: &str, args: &MaintainArgs, context: &Context) -> Result<Held> {
     let removal = match args.break_retention {
         true => Removal::Final,
         false => Removal::Recoverable,
     };
-    let held = hold_with(&args.host, args.key_file.as_deref(), removal, context)?;
+    let held = hold_with(host, args.key_file.as_deref(), removal, context)?;
     if args.break_retention && !args.dry_run {
         // First: the disk may be full.
         held.store.repository.expire()?;
@@ -222,19 +355,29 @@ pub(crate) fn forget(args: &ForgetArgs, context: &Context) -> Result<Outcome> {
         let what = "name either the snapshots to forget, or what to keep (--keep-last and so on)";
         return Err(Usage(what.to_owned()).into());
     }
-    let held = hold(&args.repository, context)?;
+    with("forget", &args.repository, context, |place| {
+        forget_at(place, &policy, args, context)
+    })
+}
+
+fn forget_at(
+    place: &dyn Place,
+    policy: &KeepPolicy,
+    args: &ForgetArgs,
+    context: &Context,
+) -> Result<Outcome> {
     let dry = dry_run(&args.repository);
     let mut damaged = Damage::none(context);
     let mut is_flooded = false;
     let named = if args.snapshots.is_empty() {
         let arrivals = Arrivals {
-            times: held.store.repository.arrivals(ObjectKind::Snapshot)?,
+            times: place.arrivals()?,
             flood: match args.count_flood {
                 true => Flood::Count,
                 false => Flood::Protect,
             },
         };
-        let forgotten = held.repository.forget(&policy, &arrivals, dry);
+        let forgotten = place.repository().forget(policy, &arrivals, dry);
         let forgotten = uninterrupted(forgotten, context)?;
         for flood in &forgotten.floods {
             context.output.warning(format!(
@@ -250,12 +393,12 @@ pub(crate) fn forget(args: &ForgetArgs, context: &Context) -> Result<Outcome> {
             damaged: Vec::new(),
         }
     } else {
-        uninterrupted(forget_named(&held, &args.snapshots, dry, context), context)?
+        uninterrupted(forget_named(place, &args.snapshots, dry, context), context)?
     };
     // What a damaged snapshot needs isn't known: a prune would refuse.
     let prune = match args.prune && damaged.is_empty() {
         // Nothing was removed, so nothing more can be said to be unused.
-        true if dry == DryRun::No => Some(uninterrupted(prune_held(&held, dry), context)?),
+        true if dry == DryRun::No => Some(uninterrupted(prune_at(place, dry), context)?),
         _ => None,
     };
     let document = ForgetDocument {
@@ -271,34 +414,10 @@ pub(crate) fn forget(args: &ForgetArgs, context: &Context) -> Result<Outcome> {
             "nothing was pruned: what the damaged snapshots need is not known; forget them by their whole ids first",
         );
     }
-    expire(&held.store.repository, &args.repository, context)?;
     match is_flooded {
         true => Ok(Outcome::Warnings),
         false => Ok(document.damaged.outcome()),
     }
-}
-
-/// Deletes what was removed long enough ago, and says what of the removed is recoverable.
-fn expire(repository: &ExclusiveRepository, args: &MaintainArgs, context: &Context) -> Result<()> {
-    if args.dry_run {
-        return Ok(());
-    }
-    let expired = repository.expire()?;
-    let left = repository.removed()?;
-    if expired.objects > 0 {
-        context.output.note(format!(
-            "{} that were removed before are deleted for good",
-            bytes(expired.bytes)
-        ));
-    }
-    if !left.is_empty() {
-        context.output.note(format!(
-            "{} that were removed can be had back by `backlane server undelete {}`",
-            bytes(left.iter().map(|object| object.bytes).sum()),
-            args.host
-        ));
-    }
-    Ok(())
 }
 
 #[derive(Serialize)]
@@ -405,7 +524,12 @@ struct Named {
     damaged: Vec<ObjectId>,
 }
 
-fn forget_named(held: &Held, wanted: &[String], dry: DryRun, context: &Context) -> Result<Named> {
+fn forget_named(
+    place: &dyn Place,
+    wanted: &[String],
+    dry: DryRun,
+    context: &Context,
+) -> Result<Named> {
     // All of them are found before the first goes.
     let mut seen = BTreeSet::new();
     let mut found = Named {
@@ -413,7 +537,7 @@ fn forget_named(held: &Held, wanted: &[String], dry: DryRun, context: &Context) 
         damaged: Vec::new(),
     };
     for wanted in wanted {
-        match held.repository.resolve(wanted) {
+        match place.repository().resolve(wanted) {
             Ok(snapshot) if seen.insert(snapshot.id) => found.decisions.push(ForgetDecision {
                 snapshot,
                 keep: false,
@@ -433,7 +557,7 @@ fn forget_named(held: &Held, wanted: &[String], dry: DryRun, context: &Context) 
         if dry == DryRun::No {
             let kind = ObjectKind::Snapshot;
             let name = ObjectName { kind, id: *id };
-            held.store
+            place
                 .remove(name)
                 .with_context(|| format!("cannot remove snapshot {id}"))?;
         }
@@ -502,26 +626,28 @@ struct PruneDocument {
 /// # Errors
 /// When the repository can't be held, is not whole, or something can't be removed.
 pub(crate) fn prune(args: &PruneArgs, context: &Context) -> Result<Outcome> {
-    let held = hold(&args.repository, context)?;
-    let document = PruneDocument {
-        dry_run: args.repository.dry_run,
-        summary: uninterrupted(prune_held(&held, dry_run(&args.repository)), context)?,
-    };
-    context.output.result(&document, |document| {
-        prune_text(&document.summary, document.dry_run)
-    })?;
-    expire(&held.store.repository, &args.repository, context)?;
-    Ok(Outcome::Done)
+    with("prune", &args.repository, context, |place| {
+        let pruned = prune_at(place, dry_run(&args.repository));
+        let document = PruneDocument {
+            dry_run: args.repository.dry_run,
+            summary: uninterrupted(pruned, context)?,
+        };
+        context.output.result(&document, |document| {
+            prune_text(&document.summary, document.dry_run)
+        })?;
+        Ok(Outcome::Done)
+    })
 }
 
-fn prune_held(held: &Held, dry_run: DryRun) -> Result<PruneSummary> {
+fn prune_at(place: &dyn Place, dry_run: DryRun) -> Result<PruneSummary> {
     let options = PruneOptions {
         // Right, since no session of this host can be open.
         delete: PruneDelete::AtOnce,
+        repack: place.repack(),
         dry_run,
         ..PruneOptions::default()
     };
-    Ok(held.repository.prune(&options)?)
+    Ok(place.repository().prune(&options)?)
 }
 
 fn prune_text(summary: &PruneSummary, dry_run: bool) -> String {

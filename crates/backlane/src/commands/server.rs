@@ -38,6 +38,8 @@ pub(crate) fn run(command: &ServerCommand, context: &Context) -> Result<Outcome>
         ServerCommand::Hosts => hosts(context),
         ServerCommand::AllowRestore(args) => trust::allow_restore(args, context),
         ServerCommand::RevokeRestore(args) => trust::revoke_restore(args, context),
+        ServerCommand::AllowMaintenance(args) => trust::allow_maintenance(args, context),
+        ServerCommand::RevokeMaintenance(args) => trust::revoke_maintenance(args, context),
         ServerCommand::Revoke(args) => trust::revoke(args, context),
         ServerCommand::Quota(args) => trust::quota(args, context),
         ServerCommand::Scrub(args) => trust::scrub(args, context),
@@ -371,6 +373,8 @@ struct HostDocument {
     certificate_expires: Option<String>,
     /// Until when it may read file contents.
     restore_until: Option<String>,
+    /// Until when it may remove what isn't needed any more.
+    maintain_until: Option<String>,
     slots: Vec<u32>,
     objects: u64,
     bytes: u64,
@@ -384,6 +388,7 @@ impl From<HostInfo> for HostDocument {
             enrolled: time(host.enrolled_at),
             certificate_expires: host.certificate_expires_at.map(time),
             restore_until: host.restore_until.map(time),
+            maintain_until: host.maintain_until.map(time),
             slots: host.slots,
             objects: host.objects,
             bytes: host.bytes,
@@ -405,6 +410,7 @@ fn hosts(context: &Context) -> Result<Outcome> {
             "host",
             "certificate until",
             "may restore until",
+            "may remove until",
             "slots",
             "objects",
             "bytes",
@@ -419,6 +425,7 @@ fn hosts(context: &Context) -> Result<Outcome> {
                     .clone()
                     .unwrap_or_else(|| "none".to_owned()),
                 host.restore_until.clone().unwrap_or_default(),
+                host.maintain_until.clone().unwrap_or_default(),
                 slots.join(","),
                 host.objects.to_string(),
                 bytes(host.bytes),

@@ -19,9 +19,10 @@ use crate::{
 };
 use anyhow::{Context as _, Result, bail};
 use backlane_net::{Blocking, Identity, Session};
-use backlane_proto::RoutePolicy;
+use backlane_proto::{ObjectId, ObjectKind, ObjectName, RoutePolicy, SessionFor};
 use backlane_repo::{InitOptions, ObjectStore, RepoError, Repository, StoreError};
 use std::{
+    collections::BTreeMap,
     path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -49,6 +50,26 @@ impl Client {
     /// This host's name as the server knows it.
     pub(crate) fn host(&self) -> &str {
         self.session.session().host()
+    }
+
+    /// When the objects of a kind arrived at the server.
+    ///
+    /// # Errors
+    /// When it doesn't say.
+    pub(crate) fn arrivals(&self, kind: ObjectKind) -> Result<BTreeMap<ObjectId, SystemTime>> {
+        let arrived = self.session.arrivals(kind)?.into_iter().map(|arrived| {
+            let since = Duration::from_millis(u64::try_from(arrived.at_ms).unwrap_or(0));
+            (arrived.id, SystemTime::UNIX_EPOCH + since)
+        });
+        Ok(arrived.collect())
+    }
+
+    /// Removes an object.
+    ///
+    /// # Errors
+    /// When the server doesn't permit it.
+    pub(crate) fn remove(&self, name: ObjectName) -> Result<(), StoreError> {
+        self.store.remove(name)
     }
 
     /// Opens the repository.
@@ -161,7 +182,8 @@ pub(crate) fn with<T>(
     route: &RouteArgs,
     work: impl FnOnce(&Client) -> Result<T>,
 ) -> Result<T> {
-    run(command, context, (route, Duration::ZERO), work)
+    let how = (SessionFor::Jobs, Duration::ZERO);
+    run(command, context, route, how, work)
 }
 
 /// Runs a job; interrupted, it gets a while to end by itself.
@@ -174,16 +196,31 @@ pub(crate) fn job<T>(
     route: &RouteArgs,
     work: impl FnOnce(&Client) -> Result<T>,
 ) -> Result<T> {
-    run(command, context, (route, JOB_GRACE), work)
+    run(command, context, route, (SessionFor::Jobs, JOB_GRACE), work)
+}
+
+/// Runs what removes objects, with the repository to itself. Interrupted, it gets a while to end by itself.
+///
+/// # Errors
+/// When the server can't be reached or doesn't permit it, other sessions are open, or `work` fails.
+pub(crate) fn maintenance<T>(
+    command: &str,
+    context: &Context,
+    route: &RouteArgs,
+    work: impl FnOnce(&Client) -> Result<T>,
+) -> Result<T> {
+    let how = (SessionFor::Maintenance, JOB_GRACE);
+    run(command, context, route, how, work)
 }
 
 fn run<T>(
     command: &str,
     context: &Context,
-    (route, grace): (&RouteArgs, Duration),
+    route: &RouteArgs,
+    (session_for, grace): (SessionFor, Duration),
     work: impl FnOnce(&Client) -> Result<T>,
 ) -> Result<T> {
-    let client = open(context, route)?;
+    let client = open(context, route, session_for)?;
     let _status = status::of_client(
         context,
         &client.config.state,
@@ -238,10 +275,11 @@ async fn renew(session: &Session, identity: &Identity, file: &Path) -> Result<()
     replaced.await.with_context(cannot)
 }
 
-fn open(context: &Context, route: &RouteArgs) -> Result<Client> {
+fn open(context: &Context, route: &RouteArgs, session_for: SessionFor) -> Result<Client> {
     let config = ClientFile::read(&config::path(context.config.as_deref()))?;
     let password = config::read_key(&config.repository_key())?;
     let mut how = config.session(context.pool_engine)?;
+    how.session_for = session_for;
     if let Some(route) = route.route {
         how.policy = route.into();
     }

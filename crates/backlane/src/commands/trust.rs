@@ -1,4 +1,4 @@
-//! `backlane server allow-restore`, `revoke-restore`, `revoke`, `audit verify`, `scrub`: whom the server trusts with what, and
+//! `backlane server allow-restore`, `revoke-restore`, `allow-maintenance`, `revoke-maintenance`, `revoke`, `audit verify`, `scrub`: whom the server trusts with what, and
 //! whether what it keeps is what it was given.
 //!
 //! All act on the server's state alone; a server that runs goes by what they did within a second.
@@ -6,7 +6,7 @@
 use super::server::{host_name, open_state, time};
 use crate::{
     Context,
-    cli::{AllowRestoreArgs, HostArgs, QuotaArgs, ScrubArgs},
+    cli::{AllowMaintenanceArgs, AllowRestoreArgs, HostArgs, QuotaArgs, ScrubArgs},
     output::{Outcome, bytes, table},
 };
 use anyhow::Result;
@@ -44,7 +44,7 @@ pub(super) fn allow_restore(args: &AllowRestoreArgs, context: &Context) -> Resul
 }
 
 #[derive(Serialize)]
-struct RestoreRevokedDocument {
+struct PermissionsRevokedDocument {
     host: String,
     permissions: u64,
 }
@@ -55,13 +55,55 @@ pub(super) fn revoke_restore(args: &HostArgs, context: &Context) -> Result<Outco
         let state = open_state(context).await?;
         Ok::<_, anyhow::Error>(state.revoke_restore(&host).await?)
     })?;
-    let document = RestoreRevokedDocument {
+    let document = PermissionsRevokedDocument {
         host: host.to_string(),
         permissions,
     };
     context.output.result(&document, |d| match d.permissions {
         0 => format!("{} had no permission to restore\n", d.host),
         _ => format!("{} may read no file contents any more\n", d.host),
+    })?;
+    Ok(Outcome::Done)
+}
+
+#[derive(Serialize)]
+struct MaintenanceDocument {
+    host: String,
+    until: String,
+}
+
+pub(super) fn allow_maintenance(args: &AllowMaintenanceArgs, context: &Context) -> Result<Outcome> {
+    let host = host_name(&args.host.host)?;
+    let until = context.runtime.block_on(async {
+        let state = open_state(context).await?;
+        Ok::<_, anyhow::Error>(state.allow_maintenance(&host, args.length).await?)
+    })?;
+    let document = MaintenanceDocument {
+        host: host.to_string(),
+        until: time(until),
+    };
+    context.output.result(&document, |d| {
+        format!(
+            "{} may forget and prune until {}; what it removes stays recoverable\n",
+            d.host, d.until
+        )
+    })?;
+    Ok(Outcome::Done)
+}
+
+pub(super) fn revoke_maintenance(args: &HostArgs, context: &Context) -> Result<Outcome> {
+    let host = host_name(&args.host)?;
+    let permissions = context.runtime.block_on(async {
+        let state = open_state(context).await?;
+        Ok::<_, anyhow::Error>(state.revoke_maintenance(&host).await?)
+    })?;
+    let document = PermissionsRevokedDocument {
+        host: host.to_string(),
+        permissions,
+    };
+    context.output.result(&document, |d| match d.permissions {
+        0 => format!("{} had no permission to remove anything\n", d.host),
+        _ => format!("{} may remove nothing any more\n", d.host),
     })?;
     Ok(Outcome::Done)
 }
