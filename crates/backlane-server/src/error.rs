@@ -235,6 +235,18 @@ pub enum ServerError {
         /// The directory.
         path: PathBuf,
     },
+    /// A host has announced more than it may before it has come.
+    #[error(
+        "host {host} has announced {bytes} bytes that haven't come yet, of {most} that it may; what it began has to end first"
+    )]
+    UnderWay {
+        /// Whose they are.
+        host: String,
+        /// How many bytes.
+        bytes: u64,
+        /// How many may be.
+        most: u64,
+    },
     /// A host has stored what it may.
     #[error(
         "host {host} has stored {used} of the {quota} bytes that it may, and {bytes} more don't fit; `backlane server quota {host} SIZE` on the server gives it more"
@@ -345,7 +357,9 @@ impl From<ServerError> for ServiceError {
             ServerError::BadBody { name, found } => Self::BadBody { name, found },
             ref damage if damage.is_damage() => Self::Damaged(error.to_string()),
             ServerError::Full { path } => Self::Full(path.display().to_string()),
-            ServerError::Quota { .. } => Self::Quota(error.to_string()),
+            ServerError::Quota { .. } | ServerError::UnderWay { .. } => {
+                Self::Quota(error.to_string())
+            }
             ServerError::Token(refusal) => Self::Token(refusal.to_string()),
             ServerError::Busy { .. } => Self::Busy(error.to_string()),
             ServerError::Denied(_)
@@ -448,6 +462,7 @@ mod tests {
             }
             ServerError::Full { .. } => ("full", own(&["/srv"])),
             ServerError::Quota { .. } => ("quota", own(&[HOST, "90", "100", "20"])),
+            ServerError::UnderWay { .. } => ("quota", own(&[HOST, "90", "100"])),
             ServerError::Busy { .. } => ("busy", own(&[HOST, WHY])),
             ServerError::Config { .. } | ServerError::Authority { .. } => {
                 ("failed", own(&["/srv/file", WHY]))
@@ -489,6 +504,11 @@ mod tests {
             ServerError::PermissionLifetime {
                 asked: Duration::from_secs(90),
                 most: Duration::from_secs(2 * 86_400),
+            },
+            ServerError::UnderWay {
+                host: host(),
+                bytes: 90,
+                most: 100,
             },
             ServerError::Quota {
                 host: host(),

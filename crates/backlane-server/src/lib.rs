@@ -23,6 +23,7 @@ mod scrub;
 mod service;
 pub mod state;
 mod store;
+mod under_way;
 
 pub use adopt::{Adopted, Repositories};
 pub use audit::VerifiedAudit;

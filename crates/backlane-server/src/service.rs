@@ -6,6 +6,7 @@ use crate::{
     db::{Arrival, Database, Event, Timestamp},
     repository::{Held, Intake, Outlet, PIECE_BYTES_MAX, blocking},
     state::REVOCATION_LOOK,
+    under_way::{Announced, UnderWay},
 };
 use backlane_net::service::{
     BodySink, BodySource, BoxFuture, EnrollGrant, EnrollRequest, ObjectService, Service,
@@ -35,6 +36,7 @@ impl Service for ServerState {
             Ok(Arc::new(Session {
                 held: self.session(&name, &host.serial, session_for).await?,
                 database: self.database().clone(),
+                under_way: Arc::clone(self.under_way()),
                 host: name,
                 serial: host.serial.clone(),
                 told: Arc::default(),
@@ -75,6 +77,7 @@ impl Service for ServerState {
 struct Session {
     held: Held,
     database: Database,
+    under_way: Arc<UnderWay>,
     host: HostName,
     serial: Vec<u8>,
     told: Arc<Told>,
@@ -140,17 +143,20 @@ impl Session {
             .await
     }
 
-    /// Whether so many bytes more are within the host's quota. Puts that come side by side are counted when they arrive, so
-    /// that the quota may be passed by what is under way.
-    async fn check_quota(&self, bytes: u64) -> Result<(), ServerError> {
+    /// Takes in account that so many bytes more are to come, if they are within the host's limits.
+    async fn announce(&self, bytes: u64) -> Result<Announced, ServerError> {
+        let announced = self.under_way.begin(&self.host, bytes)?;
+        let before = announced.before;
         match self.database.quota(self.held.repository().host()).await? {
-            Some((quota, used)) if used.saturating_add(bytes) > quota => Err(ServerError::Quota {
-                host: self.host.to_string(),
-                quota,
-                used,
-                bytes,
-            }),
-            _ => Ok(()),
+            Some((quota, used)) if used.saturating_add(before).saturating_add(bytes) > quota => {
+                Err(ServerError::Quota {
+                    host: self.host.to_string(),
+                    quota,
+                    used: used.saturating_add(before),
+                    bytes,
+                })
+            }
+            _ => Ok(announced),
         }
     }
 
@@ -204,11 +210,12 @@ impl ObjectService for Session {
                 let denied = "maintenance adds no keys and no config";
                 self.refused(ServerError::Denied(denied)).await?;
             }
-            self.check_quota(put.bytes).await?;
+            let announced = self.announce(put.bytes).await?;
             let intake = blocking(move || repository.begin(put)).await?;
             Ok(Box::new(Sink {
                 intake: Some(intake),
                 name,
+                announced,
             }) as Box<dyn BodySink>)
         })
     }
@@ -307,6 +314,7 @@ impl BodySource for Source {
 struct Sink {
     intake: Option<Intake>,
     name: ObjectName,
+    announced: Announced,
 }
 
 impl BodySink for Sink {
@@ -328,7 +336,9 @@ impl BodySink for Sink {
         Box::pin(async move {
             let name = self.name;
             let intake = self.intake.take().ok_or(ServerError::Abandoned { name })?;
-            Ok(intake.commit().await?)
+            let committed = intake.commit().await;
+            drop(self.announced);
+            Ok(committed?)
         })
     }
 }

@@ -12,6 +12,7 @@ use crate::{
     error::{TokenRefusal, io_error},
     repository::{Held, Removal, Repository, blocking},
     store::{Hold, sync_directory},
+    under_way::UnderWay,
 };
 use backlane_net::{
     service::{EnrollGrant, EnrollRequest, VerifiedHost},
@@ -48,6 +49,7 @@ pub struct ServerState {
     config: ServerConfig,
     authority: Authority,
     database: Database,
+    under_way: Arc<UnderWay>,
 }
 
 /// A host, as an administrator sees it.
@@ -112,6 +114,7 @@ impl ServerState {
             config,
             authority,
             database,
+            under_way: Arc::default(),
         })
     }
 
@@ -449,6 +452,10 @@ impl ServerState {
         let validity = self.config.certificate_validity;
         let sign = |host: &HostName| self.authority.sign(signing, host, validity);
         self.database.redeem(redemption, sign).await
+    }
+
+    pub(crate) fn under_way(&self) -> &Arc<UnderWay> {
+        &self.under_way
     }
 
     pub(crate) fn database(&self) -> &Database {

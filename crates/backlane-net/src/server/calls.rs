@@ -22,8 +22,11 @@ use backlane_proto::{
     message::{LISTING_PAGE_ENTRIES, PROBE_BYTES_MAX},
 };
 use bytes::Bytes;
-use std::{future::Future, sync::Arc};
-use tokio::sync::{Notify, mpsc};
+use std::{future::Future, sync::Arc, time::Duration};
+use tokio::{
+    sync::{Notify, mpsc},
+    time::timeout,
+};
 
 /// Serves one call.
 pub(super) async fn run(
@@ -35,6 +38,7 @@ pub(super) async fn run(
 ) {
     let mut serving = Serving {
         session,
+        body_idle: core.body_idle,
         call,
         asked: asked(&request),
         cancel,
@@ -50,6 +54,7 @@ pub(super) async fn run(
 /// A call being served; dropped, it ends the call, with an answer if there was none.
 struct Serving {
     session: Arc<Session>,
+    body_idle: Duration,
     call: CallId,
     /// What was asked for, for the log.
     asked: String,
@@ -66,6 +71,8 @@ enum Failed {
     /// The pair of this route ended under the body.
     RouteEnded(Route),
     Cancelled,
+    /// Nothing came of the body for so long.
+    Idle(Duration),
     SessionOver,
     BodyTooLarge {
         bytes: u64,
@@ -333,7 +340,8 @@ impl Serving {
         route: Route,
     ) -> Result<(), Failed> {
         loop {
-            match self.or_cancelled(pieces.recv()).await? {
+            let piece = self.or_cancelled(timeout(self.body_idle, pieces.recv()));
+            match piece.await?.map_err(|_| Failed::Idle(self.body_idle))? {
                 Some(Piece::Data(piece)) => self.or_cancelled(sink.write(piece)).await??,
                 // From here a cancellation comes too late: what is whole is made durable.
                 Some(Piece::Last) => return Ok(sink.commit().await?),
@@ -435,6 +443,10 @@ impl From<Failed> for Failure {
                 "the call was given up".to_owned(),
                 None,
             ),
+            Failed::Idle(waited) => {
+                let text = format!("nothing came of the body for {} s", waited.as_secs());
+                (ErrorCode::Failed, text, None)
+            }
             Failed::SessionOver => (ErrorCode::Failed, "the session is over".to_owned(), None),
             Failed::BodyTooLarge { bytes, most } => {
                 let text = format!("a body of {bytes} bytes is more than {most}");

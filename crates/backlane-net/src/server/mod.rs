@@ -68,6 +68,8 @@ pub struct ServerOptions {
     pub sessions_max: usize,
     /// Sessions at once of one host, so that none can keep the others out.
     pub sessions_per_host_max: usize,
+    /// How long nothing may come of a body that was announced, while its route is well.
+    pub body_idle: Duration,
     /// What is left of each session's policy is what this one allows as well.
     pub route_ceiling: RoutePolicy,
     /// Name and version of this program, for clients' logs.
@@ -119,6 +121,7 @@ pub(crate) struct Core {
     sessions: Mutex<HashMap<SessionId, Arc<Session>>>,
     sessions_max: usize,
     sessions_per_host_max: usize,
+    body_idle: Duration,
     route_ceiling: RoutePolicy,
     data_port: u16,
     software: String,
@@ -154,6 +157,7 @@ impl ServerOptions {
             data_ports: DataPorts::default(),
             sessions_max: 64,
             sessions_per_host_max: 16,
+            body_idle: Duration::from_secs(600),
             route_ceiling: RoutePolicy::PreferStorage,
             software: concat!("backlane ", env!("CARGO_PKG_VERSION")).to_owned(),
         }
@@ -191,6 +195,7 @@ impl Server {
             sessions: Mutex::new(HashMap::new()),
             sessions_max: options.sessions_max,
             sessions_per_host_max: options.sessions_per_host_max,
+            body_idle: options.body_idle,
             route_ceiling: options.route_ceiling,
             data_port,
             software: options.software,

@@ -13,7 +13,10 @@ use backlane_proto::{
     message::{Attach, Hello, Purpose, SessionSecret, Welcome},
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
@@ -373,6 +376,50 @@ async fn a_body_longer_or_shorter_than_announced_is_never_stored() {
         until("no sink", || store.open_sinks.load(Ordering::SeqCst) == 0).await;
     }
     assert!(store.objects.lock().unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_of_which_nothing_comes_is_given_up_and_one_that_comes_slowly_is_not() {
+    let world = World::with(|_, options| options.body_idle = Duration::from_millis(500)).await;
+    let store = world.service.store("db1");
+    let (mut control, mut data) = with_data(&world, RoutePolicy::Network).await;
+    let body = [7; 10];
+    let put = |name| Request::Put {
+        name,
+        contents: PackContents::Data,
+        bytes: 10,
+        route: Route::Network,
+    };
+    let name = name_of(ObjectKind::Pack, &body);
+    control.ask(1, put(name)).await;
+    assert_eq!(control.answer().await, (CallId(1), Answer::Ready));
+    // Slower than the limit as a whole, and never idle for so long.
+    for (at, byte) in body.iter().enumerate() {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let flag = match at == 9 {
+            true => ChunkFlag::Last,
+            false => ChunkFlag::More,
+        };
+        data.0.write_all(&chunk(1, 1, flag)).await.unwrap();
+        data.0.write_all(&[*byte]).await.unwrap();
+        data.0.flush().await.unwrap();
+    }
+    assert_eq!(control.answer().await, (CallId(1), Answer::Done));
+    control
+        .ask(2, put(name_of(ObjectKind::Pack, b"another")))
+        .await;
+    assert_eq!(control.answer().await, (CallId(2), Answer::Ready));
+    let (call, answer) = control.answer().await;
+    assert_eq!(call, CallId(2));
+    assert!(
+        matches!(&answer, Answer::Failed(failure) if failure.text.contains("nothing came")),
+        "{answer:?}"
+    );
+    until("no sink", || store.open_sinks.load(Ordering::SeqCst) == 0).await;
+    // The session goes on.
+    control.ask(3, Request::List(ObjectKind::Pack)).await;
+    let (_, answer) = control.answer().await;
+    assert!(matches!(&answer, Answer::Listing { entries, .. } if entries.len() == 1));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -478,6 +478,15 @@ async fn a_host_stores_no_more_than_its_quota() {
         matches!(&refused, ServiceError::Quota(text) if text.contains("10000 of the 10005")),
         "{refused}"
     );
+    // What is announced counts as well, until it has come or is given up.
+    let announced = open.put(name_of(ObjectKind::Pack, b"1"), PackContents::Data, 1);
+    let announced = announced.await.unwrap();
+    let refused = put(&*open, ObjectKind::Pack, b"5 fit").await;
+    assert!(
+        matches!(refused, Err(ServiceError::Quota(_))),
+        "{refused:?}"
+    );
+    drop(announced);
     put(&*open, ObjectKind::Pack, b"5 fit").await.unwrap();
     state.set_quota(&host(), None).await.unwrap();
     put(&*open, ObjectKind::Pack, b"6 more").await.unwrap();
