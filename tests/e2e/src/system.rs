@@ -1,6 +1,8 @@
 //! One server and its clients, from an empty disk to jobs that run.
 
 use std::ffi::OsStr;
+use std::fs::Permissions;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -15,6 +17,9 @@ use crate::process::{Ended, Process, binary, output, until};
 
 /// The server's designated port.
 const PORT: u16 = 4710;
+/// The numbers of the user and of the disks' group where it is rootless.
+const USER: u32 = 64_321;
+const GROUP: u32 = 64_322;
 
 /// What a system is made of.
 #[derive(Debug, Clone)]
@@ -35,6 +40,8 @@ pub struct Setup {
     pub objects_bytes: Option<u64>,
     /// What does the I/O on the shared disks, on both sides.
     pub engine: Engine,
+    /// Runs the program as a user who is not root, whose group may use the shared disks.
+    pub rootless: bool,
 }
 
 /// What does a process's I/O on the shared disks.
@@ -57,6 +64,7 @@ impl Default for Setup {
             max_members: None,
             objects_bytes: None,
             engine: Engine::Auto,
+            rootless: false,
         }
     }
 }
@@ -90,6 +98,7 @@ pub struct System {
     dir: tempfile::TempDir,
     binary: PathBuf,
     engine: Engine,
+    rootless: bool,
 }
 
 /// An enrolled host.
@@ -148,7 +157,7 @@ impl System {
             .objects_bytes
             .map(|bytes| Tmpfs::new(&dir.path().join("objects"), bytes))
             .transpose()?;
-        let system = Self {
+        let mut system = Self {
             server: None,
             lane,
             devices,
@@ -156,7 +165,11 @@ impl System {
             dir,
             binary: binary()?,
             engine: setup.engine,
+            rootless: setup.rootless,
         };
+        if system.rootless {
+            system.give_to_user()?;
+        }
 
         let mut create = system.command(Side::Server);
         create
@@ -188,6 +201,27 @@ impl System {
         init.arg("--state").arg(self.path("server"));
         init.arg("--objects").arg(self.path("objects"));
         output(&mut init).map(drop)
+    }
+
+    /// Gives the directory to the user, with a copy of the program, and the shared disks to the group.
+    fn give_to_user(&mut self) -> Result<()> {
+        let copy = self.path("backlane");
+        std::fs::copy(&self.binary, &copy)?;
+        self.binary = copy;
+        let paths = [self.dir.path()]
+            .into_iter()
+            .chain(self.objects.iter().map(|it| it.path.as_path()));
+        for path in paths {
+            chown(path, Some(USER), Some(USER))?;
+        }
+        for disk in self
+            .at_server()
+            .chain(self.devices.iter().map(|it| it.at_client.as_path()))
+        {
+            chown(disk, None, Some(GROUP))?;
+            std::fs::set_permissions(disk, Permissions::from_mode(0o660))?;
+        }
+        Ok(())
     }
 
     /// A path in the directory that lives as long as the system.
@@ -279,7 +313,33 @@ impl System {
     /// The binary on one side, with its state and its log kept apart from the machine's own.
     #[must_use]
     pub fn command(&self, side: Side) -> Command {
-        let mut command = self.lane.command(side, &self.binary);
+        match side {
+            Side::Server => self.command_with(side, &[]),
+            // To read what it backs up, and nothing else.
+            Side::Client => self.command_with(side, &["dac_read_search"]),
+        }
+    }
+
+    /// The same with other capabilities, where it is rootless.
+    #[must_use]
+    pub fn command_with(&self, side: Side, capabilities: &[&str]) -> Command {
+        let mut command = match self.rootless {
+            false => self.lane.command(side, &self.binary),
+            true => {
+                let mut command = self.lane.command(side, "setpriv");
+                let of = |name: &&str| format!(",+{name}");
+                let few = format!("-all{}", capabilities.iter().map(of).collect::<String>());
+                command
+                    .args([format!("--reuid={USER}"), format!("--regid={USER}")])
+                    .args([format!("--groups={GROUP}"), "--no-new-privs".to_owned()])
+                    .args(
+                        ["--inh-caps", "--ambient-caps", "--bounding-set"]
+                            .map(|set| format!("{set}={few}")),
+                    )
+                    .arg(&self.binary);
+                command
+            }
+        };
         command.env_remove("BACKLANE_CONFIG");
         let engine = match self.engine {
             Engine::Auto => "auto",
@@ -371,6 +431,9 @@ impl System {
     pub fn join_command(&self, host: &str, devices: &[&Path]) -> Result<(Client, Command)> {
         let home = self.path(format!("client-{host}"));
         std::fs::create_dir_all(&home)?;
+        if self.rootless {
+            chown(&home, Some(USER), Some(USER))?;
+        }
         let client = Client {
             host: host.to_owned(),
             config: home.join("client.toml"),

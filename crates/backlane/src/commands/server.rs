@@ -16,6 +16,7 @@ use crate::{
 use anyhow::{Context as _, Result};
 use backlane_net::{Authority, Identity, Server, ServerOptions, ServerPool, identity::SERVER_NAME};
 use backlane_server::{HostInfo, HostName, PoolConfig, ServerConfig, ServerState};
+use sd_notify::NotifyState;
 use serde::Serialize;
 use std::{
     fs::{self, File},
@@ -302,12 +303,24 @@ fn serve(args: &ServerRunArgs, context: &Context) -> Result<Outcome> {
             Some(pool) => format!("serving on {}, coordinating pool {pool}\n", ready.address),
             None => format!("serving on {}, without a pool\n", ready.address),
         })?;
+        tell_supervisor(NotifyState::Ready);
+        let stopping = async {
+            context.cancel.wait().await;
+            tell_supervisor(NotifyState::Stopping);
+        };
         server
-            .run(context.cancel.wait())
+            .run(stopping)
             .await
             .context("the server had to stop")?;
         Ok(Outcome::Done)
     })
+}
+
+/// Tells systemd, or whatever has started the server and listens, what it is about.
+fn tell_supervisor(state: NotifyState) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "whoever supervises this server can't be told how it is");
+    }
 }
 
 fn data_ports(ports: backlane_server::DataPorts) -> backlane_net::DataPorts {
