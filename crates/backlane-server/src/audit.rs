@@ -9,6 +9,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{
+    collections::HashMap,
     fs::{File, OpenOptions},
     io::{BufRead, BufReader, Read, Seek, SeekFrom, Write},
     os::unix::fs::OpenOptionsExt,
@@ -89,10 +90,10 @@ struct Chained {
 #[derive(Clone, Debug)]
 pub(crate) struct AuditLog {
     path: Arc<Path>,
-    refusals: Arc<Mutex<Refusals>>,
+    refusals: Arc<Mutex<HashMap<Option<HostName>, Refusals>>>,
 }
 
-/// How many refusals came lately.
+/// How many refusals of one host, or of strangers, came lately.
 #[derive(Debug, Default)]
 struct Refusals {
     since: i64,
@@ -133,6 +134,7 @@ impl AuditLog {
         if event.is_refusal() {
             let refusals = self.refusals.lock();
             let mut refusals = refusals.unwrap_or_else(PoisonError::into_inner);
+            let refusals = refusals.entry(host.cloned()).or_default();
             if now.0.abs_diff(refusals.since) > BURST_MS.unsigned_abs() {
                 (refusals.since, refusals.recorded) = (now.0, 0);
             }
@@ -225,11 +227,18 @@ pub(crate) fn verify_audit(
             }
             Ok(_) => keep(&String::from_utf8_lossy(&line)),
             // What a crash left is the beginning of a line; the next one has its hash.
-            Err(error) if error.is_eof() => verified.cut.push(number),
+            Err(_) if is_cut(&line) => verified.cut.push(number),
             Err(_) => return Err(broken("it is no line of this log")),
         }
         verified.head = hash(&line);
     }
+}
+
+/// Whether this is the beginning of a line, with zeros where a file system had no time to put what was written.
+fn is_cut(line: &[u8]) -> bool {
+    let zeros = line.iter().rev().take_while(|byte| **byte == 0).count();
+    let written = &line[..line.len() - zeros];
+    serde_json::from_slice::<Chained>(written).is_err_and(|error| error.is_eof())
 }
 
 struct LastLine {
@@ -343,6 +352,15 @@ mod tests {
             // Without its end alone it is whole.
             assert_eq!(found.cut, if cut == 1 { vec![] } else { vec![3] });
             assert_eq!(found.lines, 4);
+            // The file had its length already, and not yet what was written.
+            if cut > 1 {
+                let mut torn = whole.clone();
+                let kept = torn.len() - cut;
+                torn[kept..].fill(0);
+                fs::write(&path, &torn).unwrap();
+                log.add(AuditEvent::Initialised, None, Value::Null).unwrap();
+                assert_eq!(verified(directory.path()).unwrap().cut, [3]);
+            }
         }
     }
 
@@ -373,7 +391,17 @@ mod tests {
                 .len()
                 < 20_000
         );
-        log.refusals.lock().unwrap().since -= BURST_MS + 1;
+        // Strangers keep no refusal of a host out of the log.
+        let host = "web1".parse().unwrap();
+        log.add(AuditEvent::CallRefused, Some(&host), json!("x"))
+            .unwrap();
+        assert_eq!(
+            verified(directory.path()).unwrap().lines,
+            u64::from(BURST) + 1
+        );
+        for refusals in log.refusals.lock().unwrap().values_mut() {
+            refusals.since -= BURST_MS + 1;
+        }
         refuse();
         let mut last = String::new();
         verify_audit(directory.path(), |line| line.clone_into(&mut last)).unwrap();

@@ -17,7 +17,7 @@ pub enum ServerError {
         why: &'static str,
     },
     /// No such host is enrolled.
-    #[error("host {host} is not enrolled here")]
+    #[error("host {host} is not enrolled here: `backlane server hosts` lists those that are")]
     UnknownHost {
         /// The name that was asked for.
         host: String,
@@ -138,7 +138,9 @@ pub enum ServerError {
         why: String,
     },
     /// The pool has too few free slots.
-    #[error("host {host} needs {wanted} slots, the pool has {free} of {all} free")]
+    #[error(
+        "host {host} needs {wanted} slots, the pool has {free} of {all} free; how many there are is said when a pool is made (`backlane pool create --max-members`)"
+    )]
     NoSlots {
         /// Who asked.
         host: String,
@@ -153,7 +155,7 @@ pub enum ServerError {
     #[error("this server has no pool: its configuration has no section [pool]")]
     NoPool,
     /// The state database is held by another program for too long.
-    #[error("database {} is locked by another program", path.display())]
+    #[error("database {} was locked by another program for too long: `fuser {}` says by which", path.display(), path.display())]
     DatabaseLocked {
         /// The database.
         path: PathBuf,
@@ -279,7 +281,7 @@ pub enum ServerError {
     #[error("{0}")]
     Denied(&'static str),
     /// The audit log was tampered with, or damaged.
-    #[error("audit log {}: line {line} breaks the chain: {why}", path.display())]
+    #[error("audit log {}: line {line} breaks the chain: {why}; keep the file as it is, and hold it against a copy of the state directory", path.display())]
     Audit {
         /// The file.
         path: PathBuf,

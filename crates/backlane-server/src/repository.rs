@@ -81,6 +81,26 @@ impl Repository {
         })
     }
 
+    /// The SHA-256 of an object. Blocks.
+    fn hash(&self, name: ObjectName) -> Result<ObjectId, ServerError> {
+        let mut outlet = self.read(name, None)?;
+        let mut hash = Context::new(&SHA256);
+        while let Some(piece) = outlet.next(PIECE_BYTES_MAX)? {
+            hash.update(&piece);
+        }
+        Ok(finish(hash))
+    }
+
+    /// Whether an object is there that is not what its name says. Blocks.
+    fn is_damaged(&self, name: ObjectName) -> Result<bool, ServerError> {
+        match self.hash(name) {
+            Ok(found) => Ok(name.kind != ObjectKind::Config && found != name.id),
+            Err(ServerError::NotFound { .. }) => Ok(false),
+            Err(error) if error.is_damage() => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Begins to take an object of `bytes` bytes. Blocks.
     pub(crate) fn begin(self: &Arc<Self>, put: Arrival) -> Result<Intake, ServerError> {
         let name = canonical(put.name);
@@ -401,6 +421,10 @@ impl ExclusiveRepository {
         self.runtime
             .block_on(self.audit(AuditEvent::Undeleted, detail))?;
         for aside in &removed {
+            if self.repository.is_damaged(aside.name)? {
+                // What was removed may be sound.
+                store.lay_aside(aside.name, Shelf::Damaged, Timestamp::now())?;
+            }
             // In this order: what is on the shelf still is put back by the next try.
             self.runtime
                 .block_on(database.set_removed(*host, aside.name, None))?;
@@ -605,12 +629,7 @@ impl Verified {
             Placed::Created => Ok(()),
             // To say yes without looking would acknowledge an object that rotted on the disk.
             Placed::Existed => {
-                let mut outlet = self.repository.read(self.name, None)?;
-                let mut hash = Context::new(&SHA256);
-                while let Some(piece) = outlet.next(PIECE_BYTES_MAX)? {
-                    hash.update(&piece);
-                }
-                let found = finish(hash);
+                let found = self.repository.hash(self.name)?;
                 match self.name.kind {
                     _ if found == self.hash => Ok(()),
                     ObjectKind::Config => Err(ServerError::ConfigExists),

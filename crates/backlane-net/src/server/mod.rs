@@ -155,7 +155,7 @@ impl ServerOptions {
             service,
             pool: None,
             data_ports: DataPorts::default(),
-            sessions_max: 64,
+            sessions_max: 256,
             sessions_per_host_max: 16,
             body_idle: Duration::from_secs(600),
             route_ceiling: RoutePolicy::PreferStorage,

@@ -331,15 +331,19 @@ async fn what_is_removed_can_be_had_back_with_all_that_was_known_of_it() {
     // One of them arrives again meanwhile.
     put_pack(&*open, PackContents::Data, b"data").await;
     drop(open);
+    let alone_path = crate::common::repository(directory.path());
     maintain(&state, Removal::Recoverable, move |alone| {
+        // What came again has rotted since.
+        let rotten = alone_path.join(format!("data/{:02x}/{}", data.id.0[0], data.id));
+        std::fs::write(rotten, b"dat!").unwrap();
         let late = alone.undelete(SystemTime::now() + HOUR).unwrap();
         assert_eq!(late.objects, 0);
         assert_eq!(alone.removed().unwrap().len(), 3);
         assert_eq!(alone.undelete(before).unwrap().objects, 3);
         assert_eq!(alone.removed().unwrap(), []);
         assert_eq!(alone.arrivals(ObjectKind::Snapshot).unwrap(), arrived);
-        for name in [snapshot, trees, data] {
-            alone.read(name, None).unwrap();
+        for (name, body) in [(snapshot, &b"one"[..]), (trees, b"trees"), (data, b"data")] {
+            assert_eq!(alone.read(name, None).unwrap(), body);
         }
     })
     .await;
