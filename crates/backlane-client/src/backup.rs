@@ -5,7 +5,9 @@ use crate::{
     progress::{Progress, Reporter, WarningKind, Warnings},
     source::{Detail, Source, SourceOptions},
 };
-use backlane_repo::{ArchiveOptions, ArchiveSummary, Cancel, DryRun, Entries, Parent, Repository};
+use backlane_repo::{
+    ArchiveOptions, ArchiveSummary, Cancel, DryRun, Entries, Parent, RepoError, Repository,
+};
 use serde::Serialize;
 use std::{
     ffi::OsStr,
@@ -74,45 +76,68 @@ pub fn backup(
     let quiet = Reporter::new(Arc::new(()), cancel.clone());
     let counted = new(Detail::Count, Arc::new(quiet))?;
     let roots: Vec<PathBuf> = source.roots().to_vec();
-    let archive = ArchiveOptions {
-        host: options.host.clone(),
-        paths: roots
-            .iter()
-            .map(|root| root.as_os_str().as_bytes().to_vec())
-            .collect(),
-        time: options.time,
-        tags: options.tags.clone(),
-        description: options.description.clone(),
-        command: options.command.clone(),
-        parent: options.parent,
-        dry_run: if options.dry_run {
-            DryRun::Yes
-        } else {
-            DryRun::No
-        },
-        cancel,
-    };
+    let paths = roots.iter();
+    let paths = paths.map(|root| root.as_os_str().as_bytes().to_vec());
+    let archive = options.archive(paths.collect(), cancel);
     let adapter = Adapter {
         source,
         counted,
         reporter: Arc::clone(&reporter),
     };
-    let archive = repository.archive(&archive, Arc::new(adapter));
-    let archive = archive.map_err(|error| match error {
-        backlane_repo::RepoError::Cancelled => Error::Cancelled,
+    let archived = repository.archive(&archive, Arc::new(adapter));
+    summary(archived, options, &roots, &reporter)
+}
+
+impl BackupOptions {
+    pub(crate) fn archive(&self, paths: Vec<Vec<u8>>, cancel: Cancel) -> ArchiveOptions {
+        ArchiveOptions {
+            host: self.host.clone(),
+            paths,
+            time: self.time,
+            tags: self.tags.clone(),
+            description: self.description.clone(),
+            command: self.command.clone(),
+            parent: self.parent,
+            dry_run: match self.dry_run {
+                true => DryRun::Yes,
+                false => DryRun::No,
+            },
+            cancel,
+        }
+    }
+}
+
+/// What a backup came to.
+pub(crate) fn summary(
+    archived: Result<ArchiveSummary, RepoError>,
+    options: &BackupOptions,
+    paths: &[PathBuf],
+    reporter: &Reporter,
+) -> Result<BackupSummary, Error> {
+    let archive = archived.map_err(|error| match error {
+        RepoError::Cancelled => Error::Cancelled,
         other => other.into(),
     })?;
     let warnings = reporter.warnings();
+    let shown = |path: &PathBuf| path.to_string_lossy().into_owned();
     Ok(BackupSummary {
-        paths: roots
-            .iter()
-            .map(|root| root.to_string_lossy().into_owned())
-            .collect(),
+        paths: paths.iter().map(shown).collect(),
         dry_run: options.dry_run,
         archive,
         left_out: warnings.count(WarningKind::LeftOut),
         warnings,
     })
+}
+
+/// Tells a reporter of a repository's warning.
+pub(crate) fn warn(reporter: &Reporter, warning: &backlane_repo::Warning) {
+    let kind = match warning.kind {
+        backlane_repo::WarningKind::LeftOut => WarningKind::LeftOut,
+        backlane_repo::WarningKind::Incomplete => WarningKind::Incomplete,
+        backlane_repo::WarningKind::Repository => WarningKind::Repository,
+    };
+    let path = Path::new(OsStr::from_bytes(&warning.path));
+    reporter.warn(kind, path, &warning.reason);
 }
 
 /// The file system as the repository wants it.
@@ -141,13 +166,7 @@ impl backlane_repo::Source for Adapter {
     }
 
     fn warn(&self, warning: &backlane_repo::Warning) {
-        let kind = match warning.kind {
-            backlane_repo::WarningKind::LeftOut => WarningKind::LeftOut,
-            backlane_repo::WarningKind::Incomplete => WarningKind::Incomplete,
-            backlane_repo::WarningKind::Repository => WarningKind::Repository,
-        };
-        let path = Path::new(OsStr::from_bytes(&warning.path));
-        self.reporter.warn(kind, path, &warning.reason);
+        warn(&self.reporter, warning);
     }
 
     /// Those about files that changed while they were read are told to the reporter alone. The snapshot lacks nothing

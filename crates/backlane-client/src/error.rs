@@ -1,6 +1,6 @@
 //! What can end a job. What merely goes wrong on the way is a [`Warning`](crate::Warning).
 
-use std::{io, path::PathBuf};
+use std::{ffi::OsString, io, path::PathBuf, process::ExitStatus};
 
 /// Why a job, or its preparation, failed.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +30,36 @@ pub enum Error {
     Proc {
         /// What the system said.
         source: io::Error,
+    },
+    /// The name for a command's output is none of a file.
+    #[error(
+        "{name:?} can't be the name of a file: it is what the command's output is called in the snapshot"
+    )]
+    Name {
+        /// The name.
+        name: OsString,
+    },
+    /// A command can't be started.
+    #[error("{} can't be started: {source}", program.display())]
+    CommandStart {
+        /// The program.
+        program: OsString,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A command has ended without success.
+    #[error("{} failed ({status})", program.display())]
+    CommandFailed {
+        /// The program.
+        program: OsString,
+        /// How it ended.
+        status: ExitStatus,
+    },
+    /// A command has ended with success, before it had taken everything.
+    #[error("{} ended before it had taken everything", program.display())]
+    CommandLeft {
+        /// The program.
+        program: OsString,
     },
     /// The job was asked to stop.
     #[error("cancelled")]

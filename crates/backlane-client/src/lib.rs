@@ -6,6 +6,7 @@
 
 pub mod backup;
 pub mod error;
+pub mod output;
 pub mod progress;
 pub mod restore;
 pub mod source;
@@ -16,6 +17,7 @@ mod fs;
 pub use backlane_repo::Cancel;
 pub use backup::{BackupOptions, BackupSummary, backup};
 pub use error::Error;
+pub use output::{CommandLine, backup_output, feed};
 pub use progress::{Progress, Warning, WarningKind, Warnings};
 pub use restore::{Holes, RestoreOptions, RestoreSummary, restore};
 pub use source::{AccessTimes, FileSystems, SourceOptions, exclude::Excludes};

@@ -73,18 +73,31 @@ pub enum DryRun {
 
 /// Ends a backup early, from any thread. Clones are one switch.
 #[derive(Clone, Debug, Default)]
-pub struct Cancel(Arc<AtomicBool>);
+pub struct Cancel {
+    own: Arc<AtomicBool>,
+    above: Option<Box<Self>>,
+}
 
 impl Cancel {
     /// Ends it. There is no way back.
     pub fn cancel(&self) {
-        self.0.store(true, Ordering::Release);
+        self.own.store(true, Ordering::Release);
+    }
+
+    /// A switch for a part of the work: this one ends it as well, and it ends nothing but the part.
+    #[must_use]
+    pub fn part(&self) -> Self {
+        Self {
+            own: Arc::default(),
+            above: Some(Box::new(self.clone())),
+        }
     }
 
     /// Whether it was cancelled.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        let above = self.above.as_ref();
+        self.own.load(Ordering::Acquire) || above.is_some_and(|above| above.is_cancelled())
     }
 }
 

@@ -4,6 +4,7 @@
 //! are bytes; nothing here was checked to be safe to create: see [`name_is_plain`].
 
 use crate::index::BlobId;
+use std::time::SystemTime;
 
 /// A point in time. Before 1970 the seconds are negative and the nanoseconds still count forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -12,6 +13,18 @@ pub struct Time {
     pub seconds: i64,
     /// Nanoseconds within the second, below 10⁹.
     pub nanoseconds: u32,
+}
+
+impl From<SystemTime> for Time {
+    fn from(time: SystemTime) -> Self {
+        let since = time
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        Self {
+            seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+            nanoseconds: since.subsec_nanos(),
+        }
+    }
 }
 
 /// What a directory entry is.

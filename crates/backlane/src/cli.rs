@@ -15,7 +15,7 @@ use clap::{
     Args, Parser, Subcommand, ValueEnum, ValueHint,
     builder::{OsStringValueParser, TypedValueParser},
 };
-use std::{os::unix::ffi::OsStrExt, path::PathBuf, time::Duration};
+use std::{ffi::OsString, os::unix::ffi::OsStrExt, path::PathBuf, time::Duration};
 
 /// Backup and restore through the storage that two hosts share, instead of the network between them.
 #[derive(Debug, Parser)]
@@ -241,8 +241,21 @@ impl From<RouteChoice> for RoutePolicy {
 #[derive(Debug, Args)]
 pub(crate) struct BackupArgs {
     /// Files and directories to back up.
-    #[arg(required = true, value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    #[arg(required_unless_present = "output_name", value_name = "PATH", value_hint = ValueHint::AnyPath)]
     pub(crate) paths: Vec<PathBuf>,
+    /// Back up what a command writes to its standard output, as a file of this name: `--command app.sql -- pg_dump app`.
+    /// There is a snapshot only if the command succeeds.
+    #[arg(
+        long = "command",
+        id = "output_name",
+        value_name = "NAME",
+        requires = "command",
+        conflicts_with_all = ["paths", "excludes", "exclude_files", "one_file_system"]
+    )]
+    pub(crate) output_name: Option<OsString>,
+    /// The command, with its arguments; it is not recorded, its program's name apart.
+    #[arg(last = true, requires = "output_name", value_name = "COMMAND", value_hint = ValueHint::CommandWithArguments)]
+    pub(crate) command: Vec<OsString>,
     /// A tag for the snapshot; may be repeated.
     #[arg(long = "tag", value_name = "TAG")]
     pub(crate) tags: Vec<String>,
@@ -341,6 +354,9 @@ pub(crate) struct DumpArgs {
     /// Write to this file instead of standard output.
     #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) output: Option<PathBuf>,
+    /// Write to the standard input of this command, which has to succeed; it is killed if the file can't be had whole.
+    #[arg(last = true, conflicts_with = "output", value_name = "COMMAND", value_hint = ValueHint::CommandWithArguments)]
+    pub(crate) command: Vec<OsString>,
     #[command(flatten)]
     pub(crate) route: RouteArgs,
 }

@@ -318,6 +318,94 @@ fn keys_are_added_removed_and_put_in_escrow_by_the_servers_administrator() {
 }
 
 /// The files of a folder of the demo's repository, and what is below.
+/// The snapshots that there are.
+fn count(client: &Path) -> usize {
+    document(client, &["snapshots"])["snapshots"]
+        .as_array()
+        .unwrap()
+        .len()
+}
+
+#[test]
+fn what_a_command_writes_is_backed_up_whole_or_not_at_all() {
+    let directory = tempfile::tempdir().unwrap();
+    let kept = kept_demo(directory.path());
+    let client = kept.join("client.toml");
+    let _running = Server::start(&kept.join("server.toml"));
+    let before = count(&client);
+    let output = |script: &str| {
+        let words = ["backup", "--command", "app.sql", "--", "sh", "-c", script];
+        words.map(str::to_owned).to_vec()
+    };
+    let said = |words: Vec<String>| {
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        refusal(&client, &words)
+    };
+    // More than is in flight, and then a failure of each kind; some write nothing at all.
+    for (script, word) in [
+        ("head -c 20000000 /dev/urandom; exit 7", "exit status: 7"),
+        ("head -c 20000000 /dev/zero; kill -9 $$", "signal: 9"),
+        ("exit 1", "exit status: 1"),
+    ] {
+        let said = said(output(script));
+        assert!(said.contains(word) && said.contains("sh failed"), "{said}");
+        assert_eq!(count(&client), before, "{script} left a snapshot");
+    }
+    let missing = ["backup", "--command", "x", "--", "/no/such/program"];
+    let missing = refusal(&client, &missing);
+    assert!(missing.contains("/no/such/program"), "{missing}");
+    let path = said(
+        ["backup", "--command", "a/b", "--", "true"]
+            .map(str::to_owned)
+            .to_vec(),
+    );
+    assert!(path.contains("a/b"), "{path}");
+
+    let file = kept.join("stream");
+    let script = format!("head -c 5000000 /dev/urandom | tee {}", file.display());
+    let words = output(&script);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let done = document(&client, &words);
+    assert!(done["bytes"] == 5_000_000 && done["files"] == 1, "{done}");
+    let written = fs::read(&file).unwrap();
+    assert_eq!(
+        backlane(&client, &["dump", "latest:/app.sql"]).stdout,
+        written
+    );
+    let taken = kept.join("taken");
+    let take = format!("cat > {}", taken.display());
+    let into = |script: &str| {
+        let words = ["dump", "latest:/app.sql", "--", "sh", "-c", script];
+        backlane(&client, &words)
+    };
+    let fed = into(&take);
+    assert!(fed.status.success(), "{fed:?}");
+    assert_eq!(fs::read(&taken).unwrap(), written);
+    for (script, word) in [
+        ("cat > /dev/null; exit 9", "exit status: 9"),
+        ("exit 0", "before"),
+    ] {
+        let failed = into(script);
+        let said = String::from_utf8(failed.stderr).unwrap();
+        assert!(
+            failed.status.code() == Some(1) && said.contains(word),
+            "{said}"
+        );
+    }
+    // A stream that breaks off never comes to its end for the command.
+    let packs = objects(&kept, "demo-host/data").into_iter();
+    let newest = packs.max_by_key(|pack| fs::metadata(pack).unwrap().modified().unwrap());
+    let pack = newest.unwrap();
+    spoil(&pack, |bytes| {
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+    });
+    let mark = kept.join("mark");
+    let failed = into(&format!("cat > /dev/null; touch {}", mark.display()));
+    assert_eq!(failed.status.code(), Some(1), "{failed:?}");
+    assert!(!mark.exists(), "half of it was taken for all");
+}
+
 fn objects(kept: &Path, folder: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut pending = vec![kept.to_owned()];

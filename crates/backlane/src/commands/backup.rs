@@ -11,19 +11,27 @@ use crate::{
     progress::Bar,
 };
 use anyhow::Result;
-use backlane_client::{BackupOptions, BackupSummary, FileSystems, SourceOptions};
+use backlane_client::{BackupOptions, BackupSummary, CommandLine, FileSystems, SourceOptions};
 
 /// Backs up files and directories.
 ///
 /// # Errors
 /// When there is no snapshot. What could not be read is a warning.
 pub(crate) fn run(args: &BackupArgs, context: &Context) -> Result<Outcome> {
+    let output = args.output_name.clone();
+    let output = output.zip(CommandLine::new(args.command.clone()));
     let document = session::job("backup", context, &args.route, |client| {
         let options = options(args, client);
         let repository = client.repository_or_new(args.dry_run)?;
         let bar = Bar::new(context.output, client.carried());
-        let done =
-            backlane_client::backup(&repository, &options, bar.clone(), context.cancel.token());
+        let cancel = context.cancel.token();
+        let done = match &output {
+            Some((name, command)) => {
+                let output = (name.as_os_str(), command);
+                backlane_client::backup_output(&repository, output, &options, bar.clone(), &cancel)
+            }
+            None => backlane_client::backup(&repository, &options, bar.clone(), cancel),
+        };
         bar.finish();
         Ok(document(done?, client))
     })?;
@@ -62,6 +70,19 @@ fn options(args: &BackupArgs, client: &Client) -> BackupOptions {
 fn command(args: &BackupArgs) -> String {
     let mut words = vec!["backlane backup".to_owned()];
     words.extend(args.paths.iter().map(|path| path.display().to_string()));
+    if let Some(name) = &args.output_name {
+        words.extend([
+            "--command".to_owned(),
+            name.display().to_string(),
+            "--".to_owned(),
+        ]);
+        // What follows it may hold secrets.
+        words.extend(
+            args.command
+                .first()
+                .map(|program| program.display().to_string()),
+        );
+    }
     words.join(" ")
 }
 

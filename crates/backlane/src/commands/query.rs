@@ -13,6 +13,7 @@ use crate::{
     output::{Outcome, StdoutClosed, bytes, table, write_stdout},
 };
 use anyhow::{Context as _, Result, bail};
+use backlane_client::CommandLine;
 use backlane_repo::{
     BlobId, ChangeKind, CheckOptions, CheckReport, FileKind, Node, Reader, Repository,
     SnapshotInfo, Visit,
@@ -438,7 +439,8 @@ struct DumpDocument {
 /// # Errors
 /// When there is no such file, or it can't be read or written.
 pub(crate) fn dump(args: &DumpArgs, context: &Context) -> Result<Outcome> {
-    if context.output.is_json() && args.output.is_none() {
+    let command = CommandLine::new(args.command.clone());
+    if context.output.is_json() && args.output.is_none() && command.is_none() {
         return Err(Usage(
             "--json and a file can't both go to standard output: add --output FILE".to_owned(),
         )
@@ -449,6 +451,11 @@ pub(crate) fn dump(args: &DumpArgs, context: &Context) -> Result<Outcome> {
         let repository = client.repository()?;
         let reader = damaged.reader(&repository)?;
         let (snapshot, node) = locate(&repository, &reader, &args.file, &mut damaged)?;
+        if let Some(command) = &command {
+            // All of it or nothing: a command that took half would act on it.
+            backlane_client::feed(command, |out| Ok(reader.dump(&node, out)?))?;
+            return Ok((damaged.outcome(), None));
+        }
         let Some(path) = &args.output else {
             let mut out = Stdout { closed: false };
             let dumped = reader.dump(&node, &mut out);
