@@ -32,7 +32,7 @@ use std::{
 };
 use storage_socket::{
     Doorbell, EngineKind, Incoming, ListenProtection, Listener, Pool, PoolOptions, Port, Role,
-    SlotIndex,
+    SlotIndex, Timeouts,
 };
 use tokio::{
     io::AsyncReadExt,
@@ -355,8 +355,11 @@ async fn claim(
     }));
     let opening = tokio::task::spawn_blocking(move || {
         let pool = Pool::open(&choice.devices, options)?;
-        // A claim waits for its time-out; twice that is a pool that can't be had.
-        pool.wait_ready(pool.timeouts().claim * 2 + STORAGE_STEP_WAIT)?;
+        // An owner on another host that is silent has to be dead first; where it may serve on devices that aren't seen
+        // here, its members are listened to for half as long again. Then a claim waits for its time-out; twice that is a
+        // pool that can't be had.
+        let Timeouts { dead, claim, .. } = pool.timeouts();
+        pool.wait_ready(dead * 3 / 2 + claim * 2 + STORAGE_STEP_WAIT)?;
         Ok(pool)
     });
     let opened: Result<Pool, storage_socket::Error> =

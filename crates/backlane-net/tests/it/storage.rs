@@ -485,3 +485,33 @@ async fn the_server_logs_the_end_of_storage_to_its_client() {
         "{seen:?}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pool_whose_owner_died_on_another_host_is_taken_once_that_is_dead() {
+    let short = Duration::from_secs(1);
+    let timeouts = Timeouts {
+        fence: short,
+        io_deadline: short,
+        // Longer than everything else that a claim waits for.
+        dead: 12 * short,
+        ..timeouts()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let device = dir.path().join("device");
+    let files = Files::at(dir, vec![device.clone()], 32 << 20, timeouts);
+    let first = world(&files).await;
+    let serving = std::fs::read(&device).unwrap();
+    first.stop().await;
+    // Its last words are lost, and this host doesn't know its locks.
+    std::fs::write(&device, serving).unwrap();
+    let locks = tempfile::tempdir().unwrap();
+    let second = World::with(|_, options| {
+        let lock_dir = locks.path().to_owned();
+        let pool = files.server();
+        options.pool = Some(ServerPool { lock_dir, ..pool });
+    });
+    let second = in_time("the claim", second).await;
+    let config = config(&second, &files, RoutePolicy::RequireStorage);
+    let session = Session::connect(config).await.unwrap();
+    put(&session, &body(1000, 1)).await;
+}
