@@ -232,3 +232,6 @@ impl ServerCertVerifier for PinnedAuthority {
         algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests;
