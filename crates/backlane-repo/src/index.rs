@@ -83,6 +83,13 @@ const _: () = assert!(size_of::<Row>() == 48 && size_of::<PackRow>() == 36);
 
 const TREE_BIT: u32 = 1 << 31;
 
+/// No piece of a file is larger than the largest pack that restic makes; the format's own are of 8 MiB at most. Readers
+/// hold a few whole ones in memory.
+const DATA_BYTES_MAX: u32 = 128 << 20;
+
+/// No directory takes more than this: two million entries, about.
+const TREE_BYTES_MAX: u32 = 1 << 30;
+
 impl Index {
     /// Where a blob lies, if any index knows it.
     #[must_use]
@@ -183,9 +190,11 @@ impl Index {
             let mut blobs_end = 0;
             for blob in &pack.blobs {
                 let end = blob.offset.checked_add(blob.length);
-                let Some(end) = end.filter(|_| blob.length >= SEAL_BYTES) else {
+                let Some(end) = end.filter(|_| blob.has_possible_size()) else {
                     let id = BlobId(blob.id.0);
-                    return Err(content(format!("blob {id} has an impossible place")));
+                    return Err(content(format!(
+                        "blob {id} has an impossible place or size"
+                    )));
                 };
                 blobs_end = blobs_end.max(end);
                 self.rows.push(blob.row(number));
@@ -404,6 +413,16 @@ struct NameJson {
 }
 
 impl BlobJson {
+    /// Whether its seal fits in, and it may be held in memory, sealed and plain.
+    fn has_possible_size(&self) -> bool {
+        let most = match self.kind {
+            KindJson::Data => DATA_BYTES_MAX,
+            KindJson::Tree => TREE_BYTES_MAX,
+        };
+        let largest = self.length.max(self.uncompressed_length.unwrap_or(0));
+        self.length >= SEAL_BYTES && largest <= most
+    }
+
     fn row(&self, pack: u32) -> Row {
         let kind = match self.kind {
             KindJson::Data => 0,
@@ -493,6 +512,21 @@ mod tests {
         for (offset, length) in [(0, 31), (u32::MAX, 40)] {
             let bad = json(1, &[(1, "data", offset, length, None)]);
             assert!(Index::default().add_json(&bad).is_err());
+        }
+        // What expands to more than may be held, or is longer as it is.
+        for (kind, most) in [("data", DATA_BYTES_MAX), ("tree", TREE_BYTES_MAX)] {
+            let of = |length, plain| json(1, &[(1, kind, 0, length, plain)]);
+            for good in [of(40, Some(most)), of(most, None)] {
+                assert_eq!(Index::default().add_json(&good), Ok(()), "{kind}");
+            }
+            let larger = most + 1;
+            for bad in [
+                of(40, Some(larger)),
+                of(40, Some(u32::MAX)),
+                of(larger, None),
+            ] {
+                assert!(Index::default().add_json(&bad).is_err(), "{kind}");
+            }
         }
         let mut index = Index::default();
         let half = json(

@@ -133,14 +133,14 @@ impl Reader {
     }
 
     fn sealed_tree(&self, place: &BlobPlace) -> Result<Bytes, RepoError> {
-        let part = |pack: &Bytes| {
-            let start = place.offset as usize;
-            pack.slice(start..start + place.length as usize)
-        };
+        let start = place.offset as usize;
+        let stop = start + place.length as usize;
         let whole = {
             let mut cache = self.trees.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(pack) = cache.find(place.pack) {
-                return Ok(part(&pack));
+            // Parts of the index may speak of one pack, and each of other blobs: what is kept goes to the end of one part.
+            let kept = cache.find(place.pack).filter(|pack| stop <= pack.len());
+            if let Some(pack) = kept {
+                return Ok(pack.slice(start..stop));
             }
             let end = self.index.blobs_end(place.kind, place.id);
             let small = end.filter(|end| *end <= TREE_PACK_BYTES_MAX);
@@ -156,7 +156,7 @@ impl Reader {
         let pack = self.read_pack(place.pack, range(0, end))?;
         let mut cache = self.trees.lock().unwrap_or_else(PoisonError::into_inner);
         cache.keep(place.pack, pack.clone());
-        Ok(part(&pack))
+        Ok(pack.slice(start..stop))
     }
 }
 

@@ -85,11 +85,16 @@ impl SealKey {
 
     /// Compresses and seals an object of JSON; `None` when the system has no randomness or memory.
     pub(crate) fn seal_object(&self, json: &[u8]) -> Option<Bytes> {
+        let mut plain = vec![COMPRESSED];
+        zstd::stream::copy_encode(json, &mut plain, OBJECT_LEVEL).ok()?;
+        self.seal(&plain)
+    }
+
+    /// Seals bytes; `None` when the system has no randomness.
+    pub(crate) fn seal(&self, plain: &[u8]) -> Option<Bytes> {
         let mut nonce = [0; NONCE_BYTES];
         aws_lc_rs::rand::fill(&mut nonce).ok()?;
-        let mut sealed = nonce.to_vec();
-        sealed.push(COMPRESSED);
-        zstd::stream::copy_encode(json, &mut sealed, OBJECT_LEVEL).ok()?;
+        let mut sealed = [&nonce[..], plain].concat();
         let tag = self
             .cipher()
             .encrypt_in_place_detached((&nonce).into(), &[], &mut sealed[NONCE_BYTES..])

@@ -4,6 +4,7 @@ mod jobs;
 mod keys;
 mod maintenance;
 mod missing;
+mod poisoned;
 mod resume;
 mod stock;
 mod support;
