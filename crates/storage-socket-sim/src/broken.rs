@@ -9,6 +9,8 @@ pub enum Promise {
     Prefix,
     /// Nothing of another pool or device is believed.
     Foreign,
+    /// What a nonce seals under a key is always the same bytes.
+    Nonces,
     /// Nothing unread is overwritten.
     Unread,
     /// No unit is granted twice, nor lost for ever.

@@ -8,6 +8,7 @@ use crate::{
     coverage::{Coverage, Fault, Transition},
     device::Written,
     stream::{Checker, Content, Intent, RING_LAPS},
+    world::KEYSTREAM_BYTES,
 };
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -172,6 +173,17 @@ impl Endpoint {
     /// The bytes that are written for a frame.
     pub(crate) fn frame(&self, sequence: Sequence) -> Option<&Written> {
         self.kept.get(&sequence)
+    }
+
+    /// How the payload of a frame of this side begins, if that is sealed.
+    pub(crate) fn sealed_payload(&self, sequence: Sequence) -> Option<[u8; KEYSTREAM_BYTES]> {
+        let is_sealed = self.connection.grant().group.cipher.is_sealed();
+        let has_all = self.source.length(sequence) >= KEYSTREAM_BYTES;
+        (is_sealed && has_all).then(|| {
+            let mut payload = [0; KEYSTREAM_BYTES];
+            self.source.fill(sequence, &mut payload);
+            payload
+        })
     }
 
     /// Frames of the other side that were delivered.

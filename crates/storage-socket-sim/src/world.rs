@@ -8,6 +8,7 @@ mod check;
 mod events;
 mod hosts;
 mod io;
+mod nonces;
 mod plan;
 mod trouble;
 
@@ -23,6 +24,8 @@ use crate::{
 use agenda::Agenda;
 use hosts::Wish;
 use io::{Answer, Buffers, Flight};
+pub(crate) use nonces::KEYSTREAM_BYTES;
+use nonces::Nonces;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
@@ -109,6 +112,7 @@ pub struct World {
     pub hit: Coverage,
     /// What came of it so far.
     pub report: Report,
+    nonces: Nonces,
     trace: Option<VecDeque<String>>,
     buffers: Buffers,
 }
@@ -167,6 +171,7 @@ impl World {
             alone_at: Tick::default(),
             hit: Coverage::default(),
             report: Report::default(),
+            nonces: Nonces::default(),
             trace: None,
             buffers: Buffers::default(),
             scenario,

@@ -64,6 +64,13 @@ const MUTANTS: &[Mutant] = &[
         ],
     ),
     mutant(
+        "key of a frame without its direction",
+        &[(
+            "        info.push(direction as u8);\n",
+            "        info.push(direction as u8 & 0);\n",
+        )],
+    ),
+    mutant(
         "checksum of a frame not checked",
         &[(
             "None => checksum(header, payload) == header[TAG_AT..],",

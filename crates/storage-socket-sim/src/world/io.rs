@@ -191,6 +191,9 @@ impl World {
             return Err(Promise::Prefix.broken(what));
         };
         let frame = Rc::clone(frame);
+        if let Some(payload) = endpoint.and_then(|endpoint| endpoint.sealed_payload(sequence)) {
+            self.nonces.check(&frame, payload)?;
+        }
         self.check_overwrite(index, connection, sequence)?;
         Ok(frame)
     }
