@@ -3,7 +3,7 @@
 use crate::{
     error::Error,
     progress::{Progress, Reporter, WarningKind, Warnings},
-    source::{Detail, Source, SourceOptions},
+    source::{Detail, Source, SourceOptions, resolve_files, sqlite::Copies},
 };
 use backlane_repo::{
     ArchiveOptions, ArchiveSummary, Cancel, DryRun, Entries, Parent, RepoError, Repository,
@@ -22,6 +22,10 @@ use std::{
 pub struct BackupOptions {
     /// Files and directories.
     pub paths: Vec<PathBuf>,
+    /// SQLite databases that may be in use: each is backed up as it stands at one moment.
+    pub sqlite: Vec<PathBuf>,
+    /// Where they are copied to for that; the system's directory for temporary files when `None`.
+    pub copies_in: Option<PathBuf>,
     /// What of them is kept.
     pub source: SourceOptions,
     /// The name of this host in the snapshot.
@@ -70,7 +74,14 @@ pub fn backup(
 ) -> Result<BackupSummary, Error> {
     crate::check_proc()?;
     let reporter = Arc::new(Reporter::new(progress, cancel.clone()));
-    let new = |detail, reporter| Source::new(&options.paths, &options.source, detail, reporter);
+    let databases = resolve_files(&options.sqlite)?;
+    let copies_in = options.copies_in.clone().unwrap_or_else(std::env::temp_dir);
+    let copies = Arc::new(Copies::make(&databases, &copies_in, &cancel)?);
+    let paths = [&options.paths[..], &databases].concat();
+    let new = |detail, reporter| {
+        let how = (detail, Arc::clone(&copies));
+        Source::new(&paths, &options.source, how, reporter)
+    };
     let source = new(Detail::Full, Arc::clone(&reporter))?;
     // What the counting walk can't read, the real one tells.
     let quiet = Reporter::new(Arc::new(()), cancel.clone());
@@ -82,6 +93,7 @@ pub fn backup(
     let adapter = Adapter {
         source,
         counted,
+        copies,
         reporter: Arc::clone(&reporter),
     };
     let archived = repository.archive(&archive, Arc::new(adapter));
@@ -144,6 +156,7 @@ pub(crate) fn warn(reporter: &Reporter, warning: &backlane_repo::Warning) {
 struct Adapter {
     source: Source,
     counted: Source,
+    copies: Arc<Copies>,
     reporter: Arc<Reporter>,
 }
 
@@ -172,6 +185,10 @@ impl backlane_repo::Source for Adapter {
     /// Those about files that changed while they were read are told to the reporter alone. The snapshot lacks nothing
     /// because of a damaged repository.
     fn warnings(&self, _told: u64) -> u64 {
+        for path in self.copies.left_out() {
+            let what = "the walk did not come by it: is it excluded?";
+            self.reporter.warn(WarningKind::LeftOut, path, what);
+        }
         let warnings = self.reporter.warnings();
         warnings.total() - warnings.count(WarningKind::Repository)
     }

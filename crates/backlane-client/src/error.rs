@@ -31,6 +31,16 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// A SQLite database can't be copied.
+    #[error("SQLite database {} can't be copied to {}: {why}", path.display(), directory.display())]
+    Sqlite {
+        /// The database.
+        path: PathBuf,
+        /// Where to.
+        directory: PathBuf,
+        /// What SQLite or the system said.
+        why: String,
+    },
     /// The name for a command's output is none of a file.
     #[error(
         "{name:?} can't be the name of a file: it is what the command's output is called in the snapshot"

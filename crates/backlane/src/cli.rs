@@ -241,8 +241,11 @@ impl From<RouteChoice> for RoutePolicy {
 #[derive(Debug, Args)]
 pub(crate) struct BackupArgs {
     /// Files and directories to back up.
-    #[arg(required_unless_present = "output_name", value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    #[arg(required_unless_present_any = ["output_name", "sqlite"], value_name = "PATH", value_hint = ValueHint::AnyPath)]
     pub(crate) paths: Vec<PathBuf>,
+    /// A SQLite database that may be in use: backed up as it stands at one moment; may be repeated.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) sqlite: Vec<PathBuf>,
     /// Back up what a command writes to its standard output, as a file of this name: `--command app.sql -- pg_dump app`.
     /// There is a snapshot only if the command succeeds.
     #[arg(
@@ -250,7 +253,7 @@ pub(crate) struct BackupArgs {
         id = "output_name",
         value_name = "NAME",
         requires = "command",
-        conflicts_with_all = ["paths", "excludes", "exclude_files", "one_file_system"]
+        conflicts_with_all = ["paths", "sqlite", "excludes", "exclude_files", "one_file_system"]
     )]
     pub(crate) output_name: Option<OsString>,
     /// The command, with its arguments; it is not recorded, its program's name apart.

@@ -7,10 +7,12 @@
 
 pub mod exclude;
 pub(crate) mod read;
+pub(crate) mod sqlite;
 pub(crate) mod walk;
 
 use crate::{error::Error, progress::Reporter};
 use exclude::{Excluder, Excludes};
+use sqlite::Copies;
 use std::{
     ffi::OsStr,
     os::unix::ffi::OsStrExt,
@@ -67,6 +69,8 @@ pub(crate) struct Shared {
     pub(crate) file_systems: FileSystems,
     pub(crate) access_times: AccessTimes,
     pub(crate) detail: Detail,
+    /// What stands for databases that are in use.
+    pub(crate) copies: Arc<Copies>,
     pub(crate) reporter: Arc<Reporter>,
 }
 
@@ -81,7 +85,7 @@ impl Source {
     pub(crate) fn new(
         paths: &[PathBuf],
         options: &SourceOptions,
-        detail: Detail,
+        (detail, copies): (Detail, Arc<Copies>),
         reporter: Arc<Reporter>,
     ) -> Result<Self, Error> {
         Ok(Self {
@@ -91,6 +95,7 @@ impl Source {
                 file_systems: options.file_systems,
                 access_times: options.access_times,
                 detail,
+                copies,
                 reporter,
             }),
         })
@@ -112,6 +117,17 @@ impl Source {
     pub(crate) fn walk(&self) -> Walk {
         Walk::new(self.roots.clone(), Arc::clone(&self.shared))
     }
+}
+
+/// What paths of databases come to, as a walk meets them.
+pub(crate) fn resolve_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Error> {
+    let resolved = paths.iter().map(|path| {
+        path.canonicalize().map_err(|source| Error::Path {
+            path: path.clone(),
+            source,
+        })
+    });
+    resolved.collect()
 }
 
 /// Makes paths absolute and free of symbolic links above the last component, which is itself backed up when it is one,

@@ -10,7 +10,7 @@ use crate::{
         xattrs,
     },
 };
-use backlane_repo::{Entry, FileKind, Metadata, Warning, WarningKind};
+use backlane_repo::{Entry, FileKind, Metadata, OpenFile, Warning, WarningKind};
 use rustix::fs::{FileType, StatxAttributes};
 use std::{
     collections::VecDeque,
@@ -113,7 +113,7 @@ impl Walk {
             Err(error) => return self.leave_out(&path, "it can't be examined", &error),
         };
         let is_dir = facts.file_type == FileType::Directory;
-        if self.shared.excluder.excludes(&path, is_dir) {
+        if self.shared.excluder.excludes(&path, is_dir) || self.shared.copies.is_companion(&path) {
             return;
         }
         let mut entry = match self.entry(dir, name, &path, &facts) {
@@ -186,6 +186,12 @@ impl Walk {
         };
         let is_file = kind == FileKind::File;
         let mut meta = self.metadata(facts);
+        let copies = Arc::clone(&self.shared.copies);
+        let copy = copies.of(path).filter(|_| is_file);
+        if let Some(copy) = copy {
+            // Never what an earlier snapshot has: what was written since may be in a file beside it.
+            (meta.size, meta.modified) = (copy.bytes, Some(copy.made_at));
+        }
         if full {
             match xattrs::read_all(dir, name) {
                 Ok(found) => meta.xattrs = found,
@@ -194,7 +200,7 @@ impl Walk {
                     self.warn(WarningKind::Incomplete, path, reason);
                 }
             }
-            let holes = if is_file && facts.is_sparse() {
+            let holes = if is_file && copy.is_none() && facts.is_sparse() {
                 self.holes(dir, name, path, facts)
             } else {
                 None
@@ -206,11 +212,23 @@ impl Walk {
             let shared = Arc::clone(&self.shared);
             Pending::new(Arc::clone(dir), name, path, facts, shared)
         });
+        let open = match copy {
+            Some(copy) => {
+                let (content, bytes) = (copy.reader(), copy.bytes);
+                let reporter = Arc::clone(&self.shared.reporter);
+                let open = move || {
+                    reporter.progress.advanced(1, bytes);
+                    Ok(content)
+                };
+                Some(Box::new(open) as Box<dyn OpenFile>)
+            }
+            None => pending.map(|pending| Box::new(pending) as _),
+        };
         Ok(Entry {
             path: path.as_os_str().as_bytes().to_vec(),
             kind,
             meta,
-            open: pending.map(|pending| Box::new(pending) as _),
+            open,
         })
     }
 
@@ -328,7 +346,8 @@ mod tests {
             backlane_repo::Cancel::default(),
         ));
         let options = SourceOptions::default();
-        let source = Source::new(&paths, &options, Detail::Full, reporter).unwrap();
+        let how = (Detail::Full, Arc::default());
+        let source = Source::new(&paths, &options, how, reporter).unwrap();
         std::fs::remove_dir_all(base.join("p/gone")).unwrap();
         let mut seen = HashSet::new();
         let mut left_out = Vec::new();

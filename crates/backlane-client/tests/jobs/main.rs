@@ -11,4 +11,6 @@ mod mounts;
 #[cfg(test)]
 mod resume;
 #[cfg(test)]
+mod sqlite;
+#[cfg(test)]
 mod support;

@@ -45,6 +45,8 @@ fn options(args: &BackupArgs, client: &Client) -> BackupOptions {
     excludes.files.extend(args.exclude_files.iter().cloned());
     BackupOptions {
         paths: args.paths.clone(),
+        sqlite: args.sqlite.clone(),
+        copies_in: Some(client.config.state.clone()),
         source: SourceOptions {
             excludes,
             file_systems: if args.one_file_system {
@@ -70,6 +72,9 @@ fn options(args: &BackupArgs, client: &Client) -> BackupOptions {
 fn command(args: &BackupArgs) -> String {
     let mut words = vec!["backlane backup".to_owned()];
     words.extend(args.paths.iter().map(|path| path.display().to_string()));
+    for database in &args.sqlite {
+        words.extend(["--sqlite".to_owned(), database.display().to_string()]);
+    }
     if let Some(name) = &args.output_name {
         words.extend([
             "--command".to_owned(),
