@@ -134,6 +134,12 @@ impl Process {
         self.child.id()
     }
 
+    /// The most memory that it has held so far, as far as anybody has looked.
+    #[must_use]
+    pub fn peak_memory_bytes(&self) -> u64 {
+        self.peak_memory_bytes
+    }
+
     /// Sends a signal.
     ///
     /// # Errors
