@@ -1,9 +1,13 @@
 //! Two network namespaces, a server's and a client's, and the wire between them: nothing else leads in or out.
 
 use std::ffi::OsStr;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use rustix::thread::move_into_link_name_space;
 
 use crate::output;
 
@@ -94,6 +98,17 @@ impl Lane {
             .args(["netns", "exec", self.namespace(side)])
             .arg(program);
         command
+    }
+
+    /// Moves the calling thread to one side: whatever socket it makes from now on is there.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn enter(&self, side: Side) -> Result<()> {
+        let path = Path::new("/run/netns").join(self.namespace(side));
+        let shown = || format!("entering {}", path.display());
+        let namespace = File::open(&path).with_context(shown)?;
+        move_into_link_name_space(namespace.as_fd(), None).with_context(shown)
     }
 
     /// Bytes that have crossed the wire, both ways, by the counters of the client's interface.
