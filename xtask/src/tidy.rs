@@ -54,7 +54,11 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("fidelity", &[]),
-    ("backlane-e2e", &["fidelity"]),
+    // A modified client is made of the real one's parts.
+    (
+        "backlane-e2e",
+        &["fidelity", "backlane-net", "backlane-proto"],
+    ),
     ("backlane-fuzz", &["storage-socket-proto", "backlane-proto"]),
     ("xtask", &[]),
 ];
