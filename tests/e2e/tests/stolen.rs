@@ -11,7 +11,7 @@ use backlane_e2e::{Client, Lane, Scene, Setup, Side, System, until};
 use backlane_net::{Authority, ClientConfig, Error, Identity, Session, identity::SERVER_NAME};
 use backlane_proto::{
     ByteRange, CallId, Features, FromClient, ObjectId, ObjectInfo, ObjectKind, ObjectName, Opened,
-    Opening, PackContents, Request, Route, RoutePolicy, VersionRange, message::Hello,
+    Opening, PackContents, Request, Route, RoutePolicy, SessionFor, VersionRange, message::Hello,
 };
 use bytes::Bytes;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
@@ -51,10 +51,15 @@ fn server() -> String {
 }
 
 async fn session(thief: &Client) -> Result<Session, Error> {
+    session_for(thief, SessionFor::Jobs).await
+}
+
+async fn session_for(thief: &Client, session_for: SessionFor) -> Result<Session, Error> {
     let of = |name: &str| thief.state.join(name);
     let identity = Identity::load(&of("host.pem"), &of("host.key"))?;
     let mut config = ClientConfig::new(server(), identity, Authority::load(&of("ca.pem"))?);
     config.policy = RoutePolicy::Network;
+    config.session_for = session_for;
     Session::connect(config).await
 }
 
@@ -117,6 +122,8 @@ async fn closed_packs(session: &Session) -> Result<(Vec<ObjectInfo>, usize)> {
 async fn reads(thief: &Client) -> Result<()> {
     const ADVICE: &str = "allow-restore alpha";
     let session = session(thief).await?;
+    let maintenance = session_for(thief, SessionFor::Maintenance).await;
+    refused("maintenance", maintenance, "allow-maintenance alpha")?;
     let (closed, open) = closed_packs(&session).await?;
     ensure!(
         !closed.is_empty() && open > 0,
@@ -227,6 +234,7 @@ async fn announce(thief: &Client) -> Result<()> {
         policy: RoutePolicy::Network,
         software: "of the attacker".into(),
         continues: None,
+        session_for: SessionFor::Jobs,
     });
     send(&mut control, &hello.encode()).await?;
     let opened = Opened::decode(&receive(&mut control).await?);
