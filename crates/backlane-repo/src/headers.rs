@@ -97,7 +97,7 @@ impl Inner {
 }
 
 /// The blobs that an opened header lists, which lie one behind the other from the pack's beginning; `None` when it is none.
-fn parse_header(mut header: &[u8]) -> Option<Vec<BlobJson>> {
+pub(crate) fn parse_header(mut header: &[u8]) -> Option<Vec<BlobJson>> {
     let (mut blobs, mut offset) = (Vec::new(), 0u32);
     while let Some((form, rest)) = header.split_first() {
         header = rest;

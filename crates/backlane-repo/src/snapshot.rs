@@ -201,7 +201,7 @@ impl Inner {
 }
 
 impl Snapshot {
-    fn parse(id: ObjectId, json: &[u8]) -> Result<Self, RepoError> {
+    pub(crate) fn parse(id: ObjectId, json: &[u8]) -> Result<Self, RepoError> {
         let bad = |error: &serde_json::Error| unreadable(name(ObjectKind::Snapshot, id), error);
         let mut file: SnapshotFile = serde_json::from_slice(json).map_err(|e| bad(&e))?;
         file.id = SnapshotId::from(rustic_core::Id::new(id.0));

@@ -1,6 +1,10 @@
 //! The walk itself: down from each path by open directories, one entry at a time.
 
-use super::{AccessTimes, Detail, FileSystems, Shared, read::Pending};
+use super::{
+    AccessTimes, Detail, FileSystems, Shared,
+    database::{Database, in_use},
+    read::Pending,
+};
 use crate::{
     carry,
     fs::{
@@ -14,7 +18,7 @@ use backlane_repo::{Entry, FileKind, Metadata, OpenFile, Warning, WarningKind};
 use rustix::fs::{FileType, StatxAttributes};
 use std::{
     collections::VecDeque,
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     io,
     os::{fd::OwnedFd, unix::ffi::OsStrExt},
     path::{Path, PathBuf},
@@ -151,6 +155,7 @@ impl Walk {
         match opened {
             Ok((handle, mut names)) => {
                 self.shared.excluder.keep_marker_alone(&mut names);
+                self.warn_of_databases(&names);
                 self.descent.enter(handle, identity, names);
                 true
             }
@@ -159,6 +164,23 @@ impl Walk {
                 let path = self.path.clone();
                 self.warn(WarningKind::Incomplete, &path, reason);
                 false
+            }
+        }
+    }
+
+    /// Names the databases of the current directory that are in use and that no copy stands for.
+    fn warn_of_databases(&mut self, names: &[OsString]) {
+        if self.shared.detail != Detail::Full {
+            return;
+        }
+        for database in in_use(names) {
+            let path = match database {
+                Database::Sqlite(name) => self.path.join(name),
+                Database::Postgres | Database::InnoDb => self.path.clone(),
+            };
+            let is_copied = self.shared.copies.of(&path).is_some();
+            if !is_copied && !self.shared.excluder.excludes(&path, false) {
+                self.warn(WarningKind::Incomplete, &path, database.advice());
             }
         }
     }

@@ -124,6 +124,7 @@ fn what_was_written_beside_the_file_is_in_the_next_backup_and_little_else() {
     let mut options = world.options();
     (options.paths, options.sqlite) = (Vec::new(), vec![path.clone()]);
     let first = world.back_up_with(&options).unwrap();
+    assert_eq!(first.warnings.total(), 0, "{first:?}");
     let written = fs::metadata(&path).unwrap().modified().unwrap();
     let insert = "INSERT INTO moves (amount) VALUES (0)";
     database.execute(insert, []).unwrap();
@@ -165,4 +166,24 @@ fn a_database_that_can_not_be_copied_or_is_excluded_is_named() {
     let warnings = world.back_up_with(&options).unwrap().warnings;
     assert_eq!(warnings.count(WarningKind::LeftOut), 1);
     assert!(warnings.first[0].path.ends_with("app.db"));
+}
+
+#[test]
+fn a_database_in_use_whose_file_alone_is_backed_up_is_named() {
+    let world = World::new();
+    let path = world.source.join("app.db");
+    plant(&path, "wal");
+    let database = open(&path);
+    let insert = "INSERT INTO moves (amount) VALUES (0)";
+    database.execute(insert, []).unwrap();
+    let warned = world.back_up().warnings;
+    assert_eq!(warned.total(), 1, "{warned:?}");
+    assert!(warned.first[0].path == path && warned.first[0].what.contains("--sqlite"));
+    let mut excluding = world.options();
+    excluding.source.excludes.patterns = vec!["app.db*".to_owned()];
+    let excluded = world.back_up_with(&excluding).unwrap().warnings;
+    assert_eq!(excluded.total(), 0, "{excluded:?}");
+    drop(database);
+    let closed = world.back_up().warnings;
+    assert_eq!(closed.total(), 0, "{closed:?}");
 }

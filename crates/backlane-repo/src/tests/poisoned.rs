@@ -3,14 +3,21 @@
 
 use backlane_proto::{ObjectId, ObjectKind, ObjectName, PackContents};
 use bytes::Bytes;
+use proptest::{collection::vec, prelude::*};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path};
 use std::sync::Arc;
 
 use super::support::PASSWORD;
-use crate::index::HexId;
-use crate::seal::sha256;
+use crate::convert::tree_from_json;
+use crate::headers::parse_header;
+use crate::index::{HexId, NamedPacks};
+use crate::seal::{SEAL_BYTES, sha256};
+use crate::snapshot::Snapshot;
 use crate::testing::MemoryStore;
 use crate::{
-    BlobId, FileKind, InitOptions, ObjectStore, RepoError, Repository, Tree, name_is_plain,
+    BlobId, FileKind, Index, InitOptions, ObjectStore, RepoError, Repository, Tree, name_is_plain,
 };
 
 /// A repository, and what the attacker has.
@@ -193,4 +200,65 @@ fn a_tree_of_a_form_that_no_program_writes_is_damage_or_is_what_it_says() {
         "{kinds:?}"
     );
     assert!(tree.nodes.iter().all(|node| name_is_plain(&node.name)));
+}
+
+/// Changes some JSON as a fuzzer would: bytes replaced, doubled, taken out, pieces of itself put in elsewhere.
+fn changed(json: &str, edits: &[(usize, usize, u8, u8)]) -> Vec<u8> {
+    let mut bytes = json.as_bytes().to_vec();
+    for (at, other, byte, how) in edits {
+        if bytes.is_empty() {
+            break;
+        }
+        let (at, other) = (at % bytes.len(), other % bytes.len());
+        match how % 5 {
+            0 => bytes[at] = *byte,
+            1 => bytes.insert(at, *byte),
+            2 => drop(bytes.drain(at.min(other)..at.max(other))),
+            3 => {
+                let piece = bytes[at.min(other)..at.max(other)].to_vec();
+                bytes.splice(at..at, piece);
+            }
+            _ => bytes.swap(at, other),
+        }
+    }
+    bytes
+}
+
+const TREE: &str = r#"{"nodes":[{"name":"a","type":"file","mode":420,"mtime":"2026-01-31T12:00:00.5+01:00","atime":"2026-01-31T12:00:00Z","uid":0,"gid":0,"user":"root","inode":7,"device_id":3,"links":2,"size":9,"extended_attributes":[{"name":"user.a","value":"Yg=="}],"content":["00ff000000000000000000000000000000000000000000000000000000000000"]},{"name":"\\xff\\u00e9","type":"symlink","linktarget":"x","linktarget_raw":"eA=="},{"name":"d","type":"dir","subtree":"00ff000000000000000000000000000000000000000000000000000000000000"},{"name":"n","type":"chardev","device":258}]}"#;
+const INDEX: &str = r#"{"supersedes":[],"packs":[{"id":"00ff000000000000000000000000000000000000000000000000000000000000","blobs":[{"id":"11ff000000000000000000000000000000000000000000000000000000000000","type":"data","offset":0,"length":150,"uncompressed_length":300},{"id":"22ff000000000000000000000000000000000000000000000000000000000000","type":"tree","offset":150,"length":60}]}],"packs_to_delete":[]}"#;
+const SNAPSHOT: &str = r#"{"time":"2026-01-31T12:00:00.123456789+01:00","tree":"00ff000000000000000000000000000000000000000000000000000000000000","paths":["/srv"],"hostname":"web1","username":"","uid":0,"gid":0,"tags":["a"],"original":"11ff000000000000000000000000000000000000000000000000000000000000","summary":{"files_new":1,"total_bytes_processed":9}}"#;
+
+proptest! {
+    /// `PROPTEST_CASES` makes a long run of it.
+    #[test]
+    fn whatever_somebody_seals_makes_no_parser_of_it_fall_over(
+        edits in vec(any::<(usize, usize, u8, u8)>(), 1..12),
+        header in vec(any::<u8>(), 0..200),
+    ) {
+        if let Ok(tree) = tree_from_json(&changed(TREE, &edits)) {
+            for node in &tree.nodes {
+                // A plain name is one component of a path, and no other than the one that it says.
+                if name_is_plain(&node.name) {
+                    let path = Path::new(OsStr::from_bytes(&node.name));
+                    let parts: Vec<_> = path.components().collect();
+                    let is_one = matches!(parts[..], [Component::Normal(it)] if it == path);
+                    prop_assert!(is_one && !node.name.contains(&0), "{:?}", node.name);
+                }
+            }
+        }
+        let index = changed(INDEX, &edits);
+        let mut whole = Index::default();
+        if whole.add_json(&index).is_ok() {
+            for blob in whole.blobs() {
+                prop_assert!(blob.length >= SEAL_BYTES && blob.offset.checked_add(blob.length).is_some());
+            }
+        }
+        let _ = NamedPacks::default().add_json(&index);
+        let _ = Snapshot::parse(ObjectId([7; 32]), &changed(SNAPSHOT, &edits));
+        if let Some(blobs) = parse_header(&header) {
+            let end = blobs.last().map_or(0, |last| u64::from(last.offset) + u64::from(last.length));
+            let sum: u64 = blobs.iter().map(|blob| u64::from(blob.length)).sum();
+            prop_assert_eq!(sum, end);
+        }
+    }
 }
