@@ -235,6 +235,10 @@ fn about_session(error: &backlane_net::Error) -> Option<Cow<'static, str>> {
     use backlane_net::Error as Net;
     let hint = match error {
         Net::Connect { .. } => "is `backlane server run` running there, and is that its port?",
+        Net::Tls { .. } => {
+            "what answers there is not the server that this host joined, or one of the two was set up anew: \
+             `backlane join` again, with a token of that server"
+        }
         Net::Token { .. } => "`backlane server enroll HOST` on the server prints a new token",
         Net::Full { .. } => "make room on the server's disk and run it again",
         Net::Busy { .. } => "wait until the other job on this repository has ended",

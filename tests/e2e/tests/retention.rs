@@ -156,7 +156,8 @@ fn a_host_clears_its_own_repository_up_by_a_permission() -> Result<()> {
         fs::remove_dir_all(small(number))?;
     }
     scene.backup("prefer-storage")?.success()?;
-    forget(&[])?.success()?;
+    let part = forget(&[])?.success()?;
+    ensure!(part.stderr.contains("--repack-data frees them"), "{part}");
     forget(&["--repack-data"])?.refused(&["not permitted", "allow-restore alpha"])?;
     system.administer(&["allow-restore", "alpha", "--for", "10min"])?;
     let freed = forget(&["--repack-data"])?.success()?.json()?;

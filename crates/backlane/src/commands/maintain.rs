@@ -398,7 +398,7 @@ fn forget_at(
     // What a damaged snapshot needs isn't known: a prune would refuse.
     let prune = match args.prune && damaged.is_empty() {
         // Nothing was removed, so nothing more can be said to be unused.
-        true if dry == DryRun::No => Some(uninterrupted(prune_at(place, dry), context)?),
+        true if dry == DryRun::No => Some(uninterrupted(prune_at(place, dry, context), context)?),
         _ => None,
     };
     let document = ForgetDocument {
@@ -627,7 +627,7 @@ struct PruneDocument {
 /// When the repository can't be held, is not whole, or something can't be removed.
 pub(crate) fn prune(args: &PruneArgs, context: &Context) -> Result<Outcome> {
     with("prune", &args.repository, context, |place| {
-        let pruned = prune_at(place, dry_run(&args.repository));
+        let pruned = prune_at(place, dry_run(&args.repository), context);
         let document = PruneDocument {
             dry_run: args.repository.dry_run,
             summary: uninterrupted(pruned, context)?,
@@ -639,7 +639,7 @@ pub(crate) fn prune(args: &PruneArgs, context: &Context) -> Result<Outcome> {
     })
 }
 
-fn prune_at(place: &dyn Place, dry_run: DryRun) -> Result<PruneSummary> {
+fn prune_at(place: &dyn Place, dry_run: DryRun, context: &Context) -> Result<PruneSummary> {
     let options = PruneOptions {
         // Right, since no session of this host can be open.
         delete: PruneDelete::AtOnce,
@@ -647,7 +647,15 @@ fn prune_at(place: &dyn Place, dry_run: DryRun) -> Result<PruneSummary> {
         dry_run,
         ..PruneOptions::default()
     };
-    Ok(place.repository().prune(&options)?)
+    let pruned = place.repository().prune(&options)?;
+    let stays = pruned.bytes_unused.saturating_sub(pruned.bytes_freed);
+    if place.repack() == Repack::Trees && stays > 0 {
+        context.output.note(format!(
+            "{} that nothing uses stay, in packs of file contents of which something is used; --repack-data frees them",
+            bytes(stays)
+        ));
+    }
+    Ok(pruned)
 }
 
 fn prune_text(summary: &PruneSummary, dry_run: bool) -> String {
