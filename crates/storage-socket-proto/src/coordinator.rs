@@ -12,7 +12,7 @@ mod slots;
 use crate::{
     allocator::Allocator,
     areas::{AreaOutcome, AreaWork, AreaWrites, FixedAreas, Wrote},
-    block::{CoordinatorBlock, CoordinatorState, Grant, TagKey},
+    block::{CoordinatorBlock, CoordinatorState, Grant, Stamp, TagKey},
     connection::Doorbell,
     error::UsageError,
     geometry::Geometry,
@@ -46,8 +46,9 @@ pub struct CoordinatorConfig {
     pub host: Name,
     /// The devices that were opened.
     pub devices: DeviceMask,
-    /// How the pool is claimed.
-    pub claim: Claim,
+    /// The newest block of this host's own predecessor, which is known to be gone by the local lock: it isn't waited for.
+    /// With none, the claimant watches for another coordinator, writes, waits and reads again.
+    pub predecessor: Option<Stamp>,
     /// The key that tags the coordinator's blocks.
     pub key: TagKey,
     /// Whether doorbells tell of news of members of whom nothing else was said ([`Coordinator::set_doorbell`]).
@@ -58,15 +59,6 @@ pub struct CoordinatorConfig {
     pub window_max: UnitCount,
     /// Units per device of all grants of one slot at most, until both sides have let go of them.
     pub slot_units_max: UnitCount,
-}
-
-/// How a pool is claimed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Claim {
-    /// Watch for another coordinator, write, wait, read again.
-    Wait,
-    /// The same host holds its local lock, so that its predecessor is known to be gone: no wait.
-    SameHost,
 }
 
 /// What may connect to a port, and how many may wait.
@@ -276,7 +268,7 @@ impl Coordinator {
         );
         let mut coordinator = Self {
             phase: Phase::Claiming,
-            claiming: Claiming::new(geometry.timeouts()),
+            claiming: Claiming::new(geometry.timeouts(), config.predecessor),
             state: CoordinatorState::Claiming,
             areas,
             allowed: BTreeMap::new(),

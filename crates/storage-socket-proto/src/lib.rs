@@ -33,8 +33,8 @@ pub use connection::{
     FrameTicket, ResetBy,
 };
 pub use coordinator::{
-    Claim, Coordinator, CoordinatorConfig, CoordinatorEvent, EndReason, ListenOptions,
-    ListenProtection, MemberView,
+    Coordinator, CoordinatorConfig, CoordinatorEvent, EndReason, ListenOptions, ListenProtection,
+    MemberView,
 };
 pub use error::{FormatError, GeometryError, UsageError};
 pub use geometry::{

@@ -35,9 +35,9 @@ use std::{
     time::Duration,
 };
 use storage_socket_proto::{
-    Claim, ConnectionId, Coordinator, CoordinatorConfig, DeviceIndex, Doorbell, FRAME_UNITS_MAX,
-    Fence, Geometry, IoFailure, IoOp, IoOutcome, IoRequest, Lba, Member, MemberConfig, Name,
-    Polling, Port, ResetReason, SlotIndex, TagKey, Tick, Timeouts, UnitCount,
+    ConnectionId, Coordinator, CoordinatorConfig, DeviceIndex, Doorbell, FRAME_UNITS_MAX, Fence,
+    Geometry, IoFailure, IoOp, IoOutcome, IoRequest, Lba, Member, MemberConfig, Name, Polling,
+    Port, ResetReason, SlotIndex, TagKey, Tick, Timeouts, UnitCount, block::Stamp,
 };
 use watch::Watches;
 use wheel::Turn;
@@ -54,7 +54,7 @@ pub(crate) fn stop_patience(timeouts: &Timeouts) -> Duration {
 pub(crate) struct Parts {
     pub(crate) geometry: Arc<Geometry>,
     pub(crate) identity: Identity,
-    pub(crate) claim: Claim,
+    pub(crate) predecessor: Option<Stamp>,
     pub(crate) host_name: String,
     pub(crate) role: Role,
     pub(crate) polling: Polling,
@@ -137,7 +137,7 @@ impl Driver {
                         epoch,
                         host,
                         devices,
-                        claim: parts.claim,
+                        predecessor: parts.predecessor,
                         key: TagKey::public(),
                         doorbell: Doorbell::Absent,
                         frame_units_max: UnitCount(FRAME_UNITS_MAX),

@@ -8,7 +8,7 @@ mod members;
 mod probe;
 
 pub use check::check;
-pub(crate) use members::newest_epoch;
+pub(crate) use members::newest_coordinator;
 pub use members::{CoordinatorInfo, MemberInfo, Members, members};
 
 use crate::{

@@ -4,7 +4,7 @@ use crate::{
     Error,
     driver::{self, Driver},
     error::StopReason,
-    format::{OpenPool, newest_epoch},
+    format::{OpenPool, newest_coordinator},
     inbox::{Command, Inbox, IoStats, PeerChallenges},
     lock::{Lock, Purpose, lock_path, try_lock},
     promise::{Promise, locked, promise},
@@ -18,8 +18,8 @@ use std::{
     time::Duration,
 };
 use storage_socket_proto::{
-    Challenge, Claim, Doorbell, Epoch, Geometry, Incarnation, MemberView, Polling, PoolId,
-    SlotIndex, Timeouts,
+    Challenge, Doorbell, Epoch, Geometry, Incarnation, MemberView, Polling, PoolId, SlotIndex,
+    Timeouts, block::Stamp,
 };
 use uuid::Uuid;
 
@@ -132,7 +132,7 @@ impl Pool {
     pub fn open(devices: &[PathBuf], options: PoolOptions) -> Result<Self, Error> {
         let opened = OpenPool::open(devices, Access::ReadWrite, options.expected.map(PoolId))?;
         let geometry = opened.geometry.clone();
-        let (identity, lock, claim) = take_place(&opened, &options)?;
+        let (identity, lock, predecessor) = take_place(&opened, &options)?;
         let engine = Engine::new(
             opened.devices.clone(),
             EngineOptions {
@@ -164,7 +164,7 @@ impl Pool {
             driver::Parts {
                 geometry: Arc::new(geometry),
                 identity,
-                claim,
+                predecessor,
                 host_name: options.host_name,
                 role: options.role,
                 polling: options.polling,
@@ -451,8 +451,11 @@ fn random_number() -> Result<u64, Error> {
     Ok(u64::from_le_bytes(random_bytes()?).max(1))
 }
 
-/// Takes the local lock, and with it the identity for this run.
-fn take_place(opened: &OpenPool, options: &PoolOptions) -> Result<(Identity, Lock, Claim), Error> {
+/// Takes the local lock, and with it the identity for this run; and a coordinator's own predecessor, if that was the last.
+fn take_place(
+    opened: &OpenPool,
+    options: &PoolOptions,
+) -> Result<(Identity, Lock, Option<Stamp>), Error> {
     let pool = opened.geometry.pool();
     match &options.role {
         Role::Coordinator { slots } => {
@@ -465,22 +468,19 @@ fn take_place(opened: &OpenPool, options: &PoolOptions) -> Result<(Identity, Loc
             };
             // The lock tells which epoch its last holder had. If that is the pool's, the predecessor ran on this host
             // under this lock, and so is gone.
-            let before = newest_epoch(opened);
-            let claim = if before.is_some() && before == lock.note()?.map(Epoch) {
-                Claim::SameHost
-            } else {
-                Claim::Wait
-            };
+            let known = lock.note()?;
+            let predecessor =
+                newest_coordinator(opened).filter(|stamp| known == Some(stamp.writer));
             let epoch = Epoch(random_number()?);
             lock.set_note(epoch.0)?;
-            Ok((Identity::Coordinator(epoch), lock, claim))
+            Ok((Identity::Coordinator(epoch), lock, predecessor))
         }
         Role::Member { slots } => {
             check_slots(&opened.geometry, slots.iter())?;
             for slot in slots {
                 if let Some(lock) = try_lock(&options.lock_dir, pool, Purpose::Slot(*slot))? {
                     let incarnation = Incarnation(random_number()?);
-                    return Ok((Identity::Member(*slot, incarnation), lock, Claim::Wait));
+                    return Ok((Identity::Member(*slot, incarnation), lock, None));
                 }
             }
             Err(Error::SlotsTaken {

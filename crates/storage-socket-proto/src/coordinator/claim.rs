@@ -1,8 +1,8 @@
 //! Claiming the pool (§5.2), and watching for another coordinator ever after.
 
 use crate::{
-    block::{AnswerPage, CoordinatorBlock, CoordinatorState, MemberState, Place, Unchecked},
-    coordinator::{Claim, Coordinator, EndReason, Phase, grants::newest_page, slots::Rest},
+    block::{AnswerPage, CoordinatorBlock, CoordinatorState, MemberState, Place, Stamp, Unchecked},
+    coordinator::{Coordinator, EndReason, Phase, grants::newest_page, slots::Rest},
     error::FormatError,
     geometry::Timeouts,
     liveness::Silence,
@@ -46,7 +46,7 @@ pub(super) struct Claiming {
     silence: Silence,
     /// The other one has stopped, or is this host's own predecessor, or there is none.
     is_free: bool,
-    /// The epoch of this host's own predecessor, which is known to be gone.
+    /// The epoch of this host's own predecessor, which is known to be gone, unless another one came after it.
     predecessor: Option<Epoch>,
     /// Since when nothing speaks against the claim but members that follow another one.
     silent_since: Option<Tick>,
@@ -63,16 +63,16 @@ pub(super) struct Claiming {
 }
 
 impl Claiming {
-    pub(super) fn new(timeouts: Timeouts) -> Self {
+    pub(super) fn new(timeouts: Timeouts, predecessor: Option<Stamp>) -> Self {
         Self {
             state: ClaimState::Reading,
             timeouts,
             other: None,
-            newest: Counter(0),
+            newest: predecessor.map_or(Counter(0), |stamp| stamp.counter),
             first: None,
             silence: Silence::new(timeouts.heartbeat),
             is_free: false,
-            predecessor: None,
+            predecessor: predecessor.map(|stamp| Epoch(stamp.writer)),
             silent_since: None,
             pages: BTreeMap::new(),
             follower: None,
@@ -130,7 +130,9 @@ impl Coordinator {
             if !self.claiming.writes() {
                 if stamp.counter >= self.claiming.newest {
                     self.claiming.newest = stamp.counter;
-                    self.claiming.other = Some((Epoch(stamp.writer), block.host, block.state));
+                    let epoch = Epoch(stamp.writer);
+                    self.claiming.other = Some((epoch, block.host, block.state));
+                    self.claiming.predecessor.take_if(|known| *known != epoch);
                 }
                 self.areas.inherit(stamp.counter);
                 continue;
@@ -329,14 +331,11 @@ impl Coordinator {
         match self.claiming.state {
             ClaimState::Reading if self.areas.are_known() => {
                 let others = self.claiming.other.as_ref().map(|(_, _, state)| *state);
-                let is_heir = self.config.claim == Claim::SameHost;
-                let is_free =
-                    is_heir || others.is_none_or(|state| state == CoordinatorState::Stopped);
+                let is_free = self.claiming.predecessor.is_some()
+                    || others.is_none_or(|state| state == CoordinatorState::Stopped);
                 if is_free && !self.is_degraded() {
                     self.begin_claim(now);
                 } else {
-                    let other = self.claiming.other.as_ref().map(|&(epoch, ..)| epoch);
-                    self.claiming.predecessor = other.filter(|_| is_heir);
                     self.claiming.is_free = is_free;
                     self.claiming.first = Some(self.claiming.newest);
                     self.claiming.state = ClaimState::Watching;
@@ -402,11 +401,13 @@ impl Coordinator {
     }
 
     fn begin_claim(&mut self, now: Tick) {
+        // The predecessor's block may have been read as it was before, by reads that were stale.
+        self.areas.inherit(self.claiming.newest);
         self.areas.succeed(now);
         // A request that a predecessor granted may be granted again under the same id: its frames are to be foreign then.
         self.generation = Generation(self.areas.inherited().0);
         self.claiming.state = ClaimState::Writing;
-        if self.config.claim == Claim::SameHost {
+        if self.claiming.predecessor.is_some() {
             self.serve(now);
         }
     }

@@ -12,10 +12,10 @@ use crate::{
 };
 use std::{collections::BTreeMap, time::Duration};
 use storage_socket_proto::{
-    Cipher, Claim, ConnectOptions, ConnectionId, Coordinator, CoordinatorConfig, DeviceMask,
-    Direction, Epoch, Grant, Incarnation, IoOutcome, KeyId, ListenOptions, ListenProtection,
-    Member, MemberConfig, Name, Port, ResetReason, SlotIndex, TagKey, Tick, Unchecked, UnitCount,
-    block::CoordinatorBlock,
+    Cipher, ConnectOptions, ConnectionId, Coordinator, CoordinatorConfig, DeviceMask, Direction,
+    Epoch, Grant, Incarnation, IoOutcome, KeyId, ListenOptions, ListenProtection, Member,
+    MemberConfig, Name, Port, ResetReason, SlotIndex, TagKey, Tick, Unchecked, UnitCount,
+    block::{CoordinatorBlock, Stamp},
 };
 
 /// What a member's user wants in a run at most.
@@ -181,19 +181,9 @@ impl World {
     }
 
     fn new_coordinator(&mut self, index: HostIndex, now: Tick) -> Coordinator {
-        let before = self.newest_epoch();
-        let claim = if before.is_some()
-            && before
-                == self
-                    .epochs
-                    .get(&index)
-                    .and_then(|epochs| epochs.last())
-                    .copied()
-        {
-            Claim::SameHost
-        } else {
-            Claim::Wait
-        };
+        let before = self.newest_block();
+        let known = self.epochs.get(&index).and_then(|epochs| epochs.last());
+        let predecessor = before.filter(|stamp| known == Some(&Epoch(stamp.writer)));
         let mut epoch = self.rng.bits() | 1;
         if let Some((shared, users)) = &mut self.shared_epoch
             && let Some(at) = users.iter().position(|user| *user == index)
@@ -202,13 +192,14 @@ impl World {
             epoch = *shared;
         }
         self.epochs.entry(index).or_default().push(Epoch(epoch));
-        self.found.insert(index, before);
+        self.found
+            .insert(index, before.map(|stamp| Epoch(stamp.writer)));
         let config = CoordinatorConfig {
             geometry: std::sync::Arc::clone(&self.geometry),
             epoch: Epoch(epoch),
             host: Name::lossy("server"),
             devices: self.all_devices(),
-            claim,
+            predecessor,
             key: self.coordinator_key(),
             doorbell: self.scenario.doorbell,
             frame_units_max: UnitCount(16),
@@ -230,8 +221,8 @@ impl World {
         coordinator
     }
 
-    /// The epoch of the newest coordinator block on the devices: what a server compares with its lock's note.
-    fn newest_epoch(&self) -> Option<Epoch> {
+    /// The newest coordinator block on the devices: what a server compares with its lock's note.
+    fn newest_block(&self) -> Option<Stamp> {
         let key = self.coordinator_key();
         let mut newest = None;
         for (device, index) in self.devices.iter().zip(0..) {
@@ -246,7 +237,7 @@ impl World {
                 newest = newest.max(found.ok().map(|(stamp, _)| stamp));
             }
         }
-        newest.map(|stamp| Epoch(stamp.writer))
+        newest
     }
 
     fn new_member(&mut self, index: HostIndex, now: Tick, incarnation: Incarnation) -> Member {

@@ -1,10 +1,12 @@
 //! Rules of doorbells: each slot has its own, and is polled as its own allows.
 
-use crate::bench::{Bench, Fate, SLOT, always, coordinator_events, member_events, millis, options};
+use crate::bench::{
+    Bench, Claim, Fate, SLOT, always, coordinator_events, member_events, millis, options,
+};
 use std::{collections::BTreeMap, time::Duration};
 use storage_socket_proto::{
-    Claim, Coordinator, CoordinatorEvent, Doorbell, IoOp, IoRequest, Member, MemberConfig,
-    MemberEvent, SlotIndex, TagKey, Timeouts,
+    Coordinator, CoordinatorEvent, Doorbell, IoOp, IoRequest, Member, MemberConfig, MemberEvent,
+    SlotIndex, TagKey, Timeouts,
 };
 
 /// Far from the other, so that no read that is meant for one reads the other along.

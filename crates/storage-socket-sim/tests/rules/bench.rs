@@ -2,13 +2,14 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use storage_socket_proto::{
-    Cipher, Claim, ConnectOptions, Connection, ConnectionConfig, ConnectionEvent, ConnectionId,
+    Cipher, ConnectOptions, Connection, ConnectionConfig, ConnectionEvent, ConnectionId,
     Coordinator, CoordinatorConfig, CoordinatorEvent, Depths, DeviceIndex, DeviceMask, DeviceSize,
     Direction, Doorbell, Epoch, FRAME_HEADER_BYTES, FrameOpener, FrameSealer, FrameVerdict,
     Generation, Geometry, Grant, Incarnation, IoFailure, IoId, IoOp, IoOutcome, IoRequest,
     ListenOptions, ListenProtection, Member, MemberConfig, MemberEvent, Name, PoolId, Port,
-    Protection, Segment, SegmentGroup, Sequence, SlotIndex, TagKey, Tick, Timeouts, UnitCount,
-    UnitIndex,
+    Protection, Segment, SegmentGroup, Sequence, SlotIndex, TagKey, Tick, Timeouts, Unchecked,
+    UnitCount, UnitIndex,
+    block::{CoordinatorBlock, Stamp},
 };
 use storage_socket_sim::device::SimDevice;
 
@@ -25,6 +26,14 @@ pub(crate) enum Fate {
     Hold,
     /// A read that returns these bytes.
     Lie(Vec<u8>),
+}
+
+/// How a coordinator of the bench claims the pool.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Claim {
+    Wait,
+    /// As the heir of the one whose block is the newest.
+    SameHost,
 }
 
 /// A test's say in every request: who asks, and for what.
@@ -148,7 +157,10 @@ impl Bench {
             epoch: Epoch(epoch),
             host: Name::lossy("server"),
             devices: self.geometry.all_devices(),
-            claim,
+            predecessor: match claim {
+                Claim::Wait => None,
+                Claim::SameHost => Some(self.newest_block()),
+            },
             key: TagKey::public(),
             doorbell: Doorbell::Absent,
             frame_units_max: UnitCount(4),
@@ -164,6 +176,21 @@ impl Bench {
         };
         coordinator.bind(self.now, PORT, options).unwrap();
         coordinator
+    }
+
+    /// The stamp of the coordinator's newest block on the devices.
+    fn newest_block(&self) -> Stamp {
+        let mut newest = Stamp::default();
+        for (device, index) in self.devices.iter().zip(0..) {
+            let place = CoordinatorBlock::place(self.geometry.pool(), DeviceIndex(index));
+            for copy in [Geometry::COORDINATOR.0, Geometry::COORDINATOR.0 + 1] {
+                let found = device.bytes(copy, 1);
+                let found = Unchecked::new(&found)
+                    .and_then(|block| CoordinatorBlock::parse(block, &place, &TagKey::public()));
+                newest = newest.max(found.map_or(Stamp::default(), |(stamp, _)| stamp));
+            }
+        }
+        newest
     }
 
     /// Runs the machines for `span`.

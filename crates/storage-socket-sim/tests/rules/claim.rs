@@ -1,10 +1,12 @@
 //! Rules of the one coordinator.
 
-use crate::bench::{Bench, Fate, always, coordinator_events, member_events, millis, writes_block};
+use crate::bench::{
+    Bench, Claim, Fate, always, coordinator_events, member_events, millis, writes_block,
+};
 use std::time::Duration;
 use storage_socket_proto::{
-    Claim, Coordinator, CoordinatorEvent, EndReason, Epoch, Fence, IoFailure, IoRequest,
-    MemberEvent, Timeouts,
+    Coordinator, CoordinatorEvent, EndReason, Epoch, Fence, IoFailure, IoOp, IoRequest,
+    MemberEvent, Name, Timeouts,
 };
 
 fn serves(coordinator: &mut Coordinator) -> bool {
@@ -96,6 +98,48 @@ fn a_coordinator_ends_at_the_heartbeat_that_reads_a_foreign_epoch() {
     ));
     bench.run(Duration::from_secs(10), &mut [&mut one], &mut say);
     assert!(written <= 1, "nothing is written once it has ended");
+}
+
+#[test]
+fn an_heir_that_reads_the_pool_as_it_was_before_its_predecessor_comes_after_it_all_the_same() {
+    let mut bench = Bench::new(1);
+    let mut one = bench.coordinator(1, Claim::Wait);
+    // Time for both copies.
+    bench.run(millis(1500), &mut [&mut one], &mut always);
+    let mut two = bench.coordinator(2, Claim::SameHost);
+    let mut has_written = false;
+    let mut say = |_: usize, request: &IoRequest, _: &[_]| {
+        has_written |= writes_block(request);
+        if request.op == IoOp::Read && !has_written {
+            return Fate::Lie(vec![0; request.blocks.bytes()]);
+        }
+        Fate::Do
+    };
+    bench.run(Duration::from_secs(20), &mut [&mut two], &mut say);
+    assert_eq!(coordinator_events(&mut two), [CoordinatorEvent::Serving]);
+}
+
+#[test]
+fn an_heir_after_whose_predecessor_another_one_came_is_none() {
+    let mut bench = Bench::new(1);
+    let mut one = bench.coordinator(1, Claim::SameHost);
+    bench.run(Duration::from_secs(3), &mut [&mut one], &mut always);
+    let mut heir = bench.coordinator(2, Claim::SameHost);
+    let mut other = bench.coordinator(3, Claim::SameHost);
+    bench.run(Duration::from_secs(3), &mut [&mut other], &mut always);
+    bench.run(
+        Duration::from_secs(5),
+        &mut [&mut other, &mut heir],
+        &mut always,
+    );
+    assert_eq!(
+        ended(&mut heir),
+        Some(EndReason::Owned {
+            epoch: Epoch(3),
+            host: Name::lossy("server"),
+        })
+    );
+    assert_eq!(ended(&mut other), None);
 }
 
 #[test]
@@ -199,8 +243,8 @@ fn a_predecessors_ghost_is_overwritten_and_ends_no_one() {
 fn a_cloned_coordinator_ends_and_so_does_its_clone() {
     let mut bench = Bench::new(1);
     let mut one = bench.coordinator(1, Claim::SameHost);
-    let mut clone = bench.coordinator(1, Claim::SameHost);
     bench.run(millis(700), &mut [&mut one], &mut always);
+    let mut clone = bench.coordinator(1, Claim::SameHost);
     bench.run(millis(10_000), &mut [&mut one, &mut clone], &mut always);
     assert_eq!(ended(&mut one), Some(EndReason::ClonedHost));
 }

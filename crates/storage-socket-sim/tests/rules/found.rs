@@ -1,9 +1,9 @@
 //! What the simulator found: each is the smallest case of a seed that failed.
 
-use crate::bench::{Bench, Fate, Machine, PORT, SLOT, always, millis, options};
+use crate::bench::{Bench, Claim, Fate, Machine, PORT, SLOT, always, millis, options};
 use std::time::Duration;
 use storage_socket_proto::{
-    Challenge, Cipher, Claim, ConnectOptions, ConnectionId, CoordinatorEvent, Counter, DeviceIndex,
+    Challenge, Cipher, ConnectOptions, ConnectionId, CoordinatorEvent, Counter, DeviceIndex,
     DeviceMask, Epoch, Incarnation, IoOp, IoRequest, MemberEvent, ResetReason, Stamp, StopReason,
     TagKey, Timeouts, UnitCount,
     block::{AnswerPage, Place},

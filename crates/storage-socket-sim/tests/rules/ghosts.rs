@@ -1,11 +1,12 @@
 //! Rules of what a dead coordinator's last words may still do when they land late.
 
-use crate::bench::{Bench, Fate, SLOT, always, coordinator_events, member_events, millis, options};
+use crate::bench::{
+    Bench, Claim, Fate, SLOT, always, coordinator_events, member_events, millis, options,
+};
 use std::{collections::BTreeMap, time::Duration};
 use storage_socket_proto::{
-    Claim, Coordinator, DeviceIndex, DeviceMask, Epoch, Geometry, Grant, IoOp, IoOutcome,
-    IoRequest, Lba, Member, MemberConfig, MemberEvent, Place, SegmentGroup, SlotIndex, TagKey,
-    Timeouts, Unchecked,
+    Coordinator, DeviceIndex, DeviceMask, Epoch, Geometry, Grant, IoOp, IoOutcome, IoRequest, Lba,
+    Member, MemberConfig, MemberEvent, Place, SegmentGroup, SlotIndex, TagKey, Timeouts, Unchecked,
     block::{Answer, AnswerPage},
 };
 

@@ -1,13 +1,13 @@
 //! Rules of requests, grants and the return of segments.
 
 use crate::bench::{
-    Bench, Fate, PORT, SLOT, always, coordinator_events, member_events, millis, options,
+    Bench, Claim, Fate, PORT, SLOT, always, coordinator_events, member_events, millis, options,
     writes_block,
 };
 use std::{collections::BTreeMap, time::Duration};
 use storage_socket_proto::{
-    Cipher, Claim, ConnectOptions, ConnectionId, Coordinator, CoordinatorEvent, DeviceMask,
-    Direction, Epoch, Grant, IoRequest, ListenOptions, ListenProtection, Member, MemberEvent, Port,
+    Cipher, ConnectOptions, ConnectionId, Coordinator, CoordinatorEvent, DeviceMask, Direction,
+    Epoch, Grant, IoRequest, ListenOptions, ListenProtection, Member, MemberEvent, Port,
     RefusalReason, ResetReason, Timeouts, UnitCount,
 };
 

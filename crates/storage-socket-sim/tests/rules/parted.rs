@@ -1,12 +1,13 @@
 //! Rules of two sides that have lost different devices: neither knows what the other does where it can't look.
 
 use crate::bench::{
-    Bench, Fate, Machine, SLOT, always, coordinator_events, member_events, options, writes_block,
+    Bench, Claim, Fate, Machine, SLOT, always, coordinator_events, member_events, options,
+    writes_block,
 };
 use std::time::Duration;
 use storage_socket_proto::{
-    Claim, Coordinator, CoordinatorEvent, DeviceIndex, DeviceMask, Epoch, Grant, IoFailure,
-    IoRequest, Member, MemberEvent, ResetReason, Timeouts,
+    Coordinator, CoordinatorEvent, DeviceIndex, DeviceMask, Epoch, Grant, IoFailure, IoRequest,
+    Member, MemberEvent, ResetReason, Timeouts,
 };
 use storage_socket_sim::device::SimDevice;
 

@@ -1,10 +1,12 @@
 //! Rules of two coordinators on devices that the other one doesn't see.
 
-use crate::bench::{Bench, Fate, Machine, always, coordinator_events, member_events, options};
+use crate::bench::{
+    Bench, Claim, Fate, Machine, always, coordinator_events, member_events, options,
+};
 use std::time::Duration;
 use storage_socket_proto::{
-    Claim, Coordinator, CoordinatorEvent, DeviceIndex, DeviceMask, EndReason, Epoch, IoFailure,
-    IoRequest, Member, MemberEvent, Name, ResetReason, Timeouts,
+    Coordinator, CoordinatorEvent, DeviceIndex, DeviceMask, EndReason, Epoch, IoFailure, IoRequest,
+    Member, MemberEvent, Name, ResetReason, Timeouts,
 };
 use storage_socket_sim::device::SimDevice;
 
@@ -206,7 +208,9 @@ fn a_coordinator_lets_go_of_a_member_that_follows_another() {
 /// devices that it doesn't see.
 #[test]
 fn a_restart_on_the_same_host_that_misses_a_device_takes_the_members_for_witnesses_as_well() {
-    let (mut bench, _one, mut member) = owner();
+    let (mut bench, one, mut member) = owner();
+    drop(one);
+    let mut again = bench.coordinator(3, Claim::SameHost);
     // Another host takes the pool by the second device.
     let mut two = bench.coordinator(2, Claim::Wait);
     let mut rest =
@@ -214,7 +218,6 @@ fn a_restart_on_the_same_host_that_misses_a_device_takes_the_members_for_witness
     let dead = Timeouts::default().dead + 20 * SECOND;
     bench.run(dead, &mut [&mut two, &mut member], &mut rest);
     assert_eq!(member.epoch(), Some(Epoch(2)));
-    let mut again = bench.coordinator(3, Claim::SameHost);
     let all: &mut [&mut dyn Machine] = &mut [&mut again, &mut two, &mut member];
     bench.run(Timeouts::default().dead, all, &mut apart);
     let events = coordinator_events(&mut again);

@@ -1,11 +1,11 @@
 //! Rules of slots: one authorised writer, ghosts, clones, fences, liveness.
 
 use crate::bench::{
-    Bench, Fate, SLOT, always, coordinator_events, member_events, millis, writes_block,
+    Bench, Claim, Fate, SLOT, always, coordinator_events, member_events, millis, writes_block,
 };
 use std::time::Duration;
 use storage_socket_proto::{
-    Claim, CoordinatorEvent, Incarnation, IoFailure, IoOp, IoRequest, KeyId, Member, MemberEvent,
+    CoordinatorEvent, Incarnation, IoFailure, IoOp, IoRequest, KeyId, Member, MemberEvent,
     StopReason, TagKey, Timeouts,
 };
 

@@ -1,13 +1,13 @@
 //! Rules of a device that doesn't answer: a stream leaves it, nothing waits its turn there, and it is found again.
 
 use crate::bench::{
-    Bench, Fate, always, coordinator_events, device, ends, member_events, millis, options,
+    Bench, Claim, Fate, always, coordinator_events, device, ends, member_events, millis, options,
     writes_frame,
 };
 use std::time::Duration;
 use storage_socket_proto::{
-    Claim, ConnectionEvent, CoordinatorEvent, DeviceIndex, DeviceMask, Doorbell, EndReason,
-    Geometry, IoFailure, IoOp, IoRequest, MemberEvent, ResetReason, Timeouts,
+    ConnectionEvent, CoordinatorEvent, DeviceIndex, DeviceMask, Doorbell, EndReason, Geometry,
+    IoFailure, IoOp, IoRequest, MemberEvent, ResetReason, Timeouts,
 };
 
 const SECOND: Duration = Duration::from_secs(1);

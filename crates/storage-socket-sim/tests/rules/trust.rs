@@ -1,12 +1,12 @@
 //! Rules of trust: nobody acts on another's connection, and a proof is as old as what it proves.
 
 use crate::bench::{
-    Bench, Fate, Machine, PORT, SLOT, always, coordinator_events, member_events, millis, options,
-    writes_block,
+    Bench, Claim, Fate, Machine, PORT, SLOT, always, coordinator_events, member_events, millis,
+    options, writes_block,
 };
 use std::{collections::BTreeMap, time::Duration};
 use storage_socket_proto::{
-    Challenge, Cipher, Claim, ConnectOptions, ConnectionId, Coordinator, CoordinatorEvent, Counter,
+    Challenge, Cipher, ConnectOptions, ConnectionId, Coordinator, CoordinatorEvent, Counter,
     DeviceIndex, DeviceMask, Epoch, Geometry, Grant, Incarnation, IoFailure, IoId, IoOp, IoOutcome,
     IoRequest, Lba, Member, MemberConfig, MemberEvent, Name, Place, RefusalReason, ResetReason,
     SlotIndex, Stamp, TagKey, Timeouts, Unchecked, UnitCount,

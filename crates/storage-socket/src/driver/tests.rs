@@ -28,7 +28,7 @@ fn driver(directory: &std::path::Path) -> Driver {
     let parts = Parts {
         geometry: Arc::new(opened.geometry),
         identity: Identity::Coordinator(Epoch(7)),
-        claim: Claim::Wait,
+        predecessor: None,
         host_name: "host".to_owned(),
         role: Role::Coordinator {
             slots: [SlotIndex(0)].into(),

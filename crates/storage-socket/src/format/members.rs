@@ -11,7 +11,7 @@ use crate::{
 use direct_io::{Access, AlignedBuf, Device};
 use std::{path::PathBuf, sync::Arc, thread};
 use storage_socket_proto::{
-    BLOCK_BYTES, Epoch, FormatError, Geometry, Lba, Place, SlotIndex, Stamp, TagKey, Unchecked,
+    BLOCK_BYTES, FormatError, Geometry, Lba, Place, SlotIndex, Stamp, TagKey, Unchecked,
     block::{AnswerPage, CoordinatorBlock, CoordinatorState, MemberEntry, MemberPage, MemberState},
 };
 use uuid::Uuid;
@@ -62,11 +62,11 @@ pub fn members(paths: &[PathBuf]) -> Result<Members, Error> {
     look_twice(&opened)
 }
 
-/// The epoch of the last coordinator, if there ever was one and every device tells of it: one that can't be read might
+/// The stamp of the last coordinator's block, if there ever was one and every device tells of it: one that can't be read might
 /// know of a later one.
-pub(crate) fn newest_epoch(opened: &OpenPool) -> Option<Epoch> {
+pub(crate) fn newest_coordinator(opened: &OpenPool) -> Option<Stamp> {
     match look(opened) {
-        Ok(found) => found.coordinator.map(|(stamp, _)| Epoch(stamp.writer)),
+        Ok(found) => found.coordinator.map(|(stamp, _)| stamp),
         Err(error) => {
             tracing::warn!(%error, "the pool's last coordinator is not known");
             None
