@@ -142,7 +142,7 @@ impl Driver {
                         doorbell: Doorbell::Absent,
                         frame_units_max: UnitCount(FRAME_UNITS_MAX),
                         window_max: WINDOW_UNITS_MAX,
-                        slot_units_max: SLOT_UNITS_MAX,
+                        slot_units_max: slot_share(&geometry),
                     },
                 );
                 if let Role::Coordinator { slots } = parts.role {
@@ -569,8 +569,13 @@ impl Driver {
 
 /// Units of a direction's segment on each device at most: 256 MiB of frames, and the control unit.
 const WINDOW_UNITS_MAX: UnitCount = UnitCount(4096 + 1);
-/// Units of all of a slot's segments on each device at most: 4 GiB, twice what as many streams as it may have take as a rule.
-const SLOT_UNITS_MAX: UnitCount = UnitCount(1 << 16);
+/// Units of all of a slot's segments on each device at most: an eighth of the smallest one, so that a host with a few
+/// slots leaves something to others; 128 MiB at least; 4 GiB at most, twice what as many streams as it may have take as a
+/// rule.
+fn slot_share(geometry: &Geometry) -> UnitCount {
+    let units = geometry.data_end(geometry.all_devices()).0 - geometry.data_start().0;
+    UnitCount((units / 8).clamp(1 << 11, 1 << 16))
+}
 
 /// Tells everybody who still waits that it is over, whichever way the thread ends.
 impl Drop for Driver {

@@ -494,8 +494,9 @@ impl Coordinator {
         u64::from(self.config.slot_units_max.0).saturating_sub(has)
     }
 
-    /// Free segments of the size that is asked for, or of half, a quarter… down to one frame slot a device; no more
-    /// than `share` units in sum.
+    /// Free segments of the size that is asked for, or of half, a quarter… down to one frame slot a device; in sum no
+    /// more than half of what is left of the slot's share, so that its next stream finds something, unless they are of
+    /// the least size.
     fn find_segments(
         &mut self,
         devices: DeviceMask,
@@ -507,12 +508,14 @@ impl Coordinator {
         let mut windows = [request.window_to_coordinator.0, request.window_to_member.0];
         windows = windows.map(|units| units.min(most));
         loop {
-            let is_within = u64::from(windows[0]) + u64::from(windows[1]) <= share;
+            let is_least = windows == [least, least];
+            let most = if is_least { share } else { share / 2 };
+            let is_within = u64::from(windows[0]) + u64::from(windows[1]) <= most;
             if is_within && let Some(found) = self.allocator.grant(devices, windows.map(UnitCount))
             {
                 return Some(found);
             }
-            if windows == [least, least] {
+            if is_least {
                 return None;
             }
             windows = windows.map(|units| (units / 2).max(least));

@@ -394,6 +394,25 @@ fn one_slot_is_granted_no_more_than_its_share() {
 }
 
 #[test]
+fn a_stream_that_asks_for_all_of_its_slots_share_leaves_half_to_the_next() {
+    let mut bench = Bench::new(1);
+    bench.slot_units = UnitCount(80);
+    let (mut bench, mut coordinator, mut member) = start_on(bench);
+    for (number, most) in [(1, 40), (2, 20), (3, 10)] {
+        let asks = ConnectOptions {
+            window_to_coordinator: UnitCount(40),
+            window_to_member: UnitCount(40),
+            ..options(number)
+        };
+        let free = coordinator.free_units(DeviceMask(1));
+        member.connect(bench.now, asks).unwrap();
+        bench.run(SECOND, &mut [&mut coordinator, &mut member], &mut always);
+        coordinator.accepted(bench.now, asks.connection);
+        assert_eq!(free - coordinator.free_units(DeviceMask(1)), most);
+    }
+}
+
+#[test]
 fn a_fenced_member_is_free_again_only_by_the_coordinators_present_word() {
     let answers = Bench::new(1).geometry.answer_page(SLOT);
     // Answers that are illegible prove nothing, nor do answers alone.

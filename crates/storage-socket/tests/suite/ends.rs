@@ -138,6 +138,41 @@ fn connection_that_is_not_accepted_fails_at_its_member() {
     assert!(kinds.contains(&error.kind()), "{error}");
 }
 
+#[test]
+fn a_slot_takes_an_eighth_of_a_pool_and_no_more_and_others_find_something() {
+    let ground = Ground::new(1, None, 2 << 30, patient()).unwrap();
+    let server = ground.coordinator(EngineChoice::Auto);
+    let greedy = ground.member(EngineChoice::Auto);
+    let listener = Listener::bind(&server, Port(5), ListenProtection::Checksum).unwrap();
+    let options = StreamOptions {
+        window_bytes: 256 << 20,
+        ..checked()
+    };
+    let mut held = Vec::new();
+    let mut granted = 0;
+    let refused = loop {
+        match Stream::connect(&greedy, Port(5), options.clone(), PATIENCE) {
+            Ok(stream) => held.push((stream, listener.accept_timeout(PATIENCE).unwrap())),
+            Err(error) => break error,
+        }
+        granted += 1;
+    };
+    assert!(granted >= 4, "{granted}");
+    let refused = reason(&refused);
+    assert!(
+        matches!(
+            refused,
+            Error::Refused {
+                reason: RefusalReason::NoSegments,
+                ..
+            }
+        ),
+        "{refused}"
+    );
+    let other = ground.member(EngineChoice::Auto);
+    Stream::connect(&other, Port(5), options, PATIENCE).unwrap();
+}
+
 /// Begins to wait, and gives up at once.
 fn cancelled(waiting: impl Future) {
     let mut context = Context::from_waker(Waker::noop());
