@@ -12,7 +12,10 @@ use crate::{
 use backlane_repo::{
     Cancel, Entries, Entry, FileKind, Metadata, Repository, Time, Warning, name_is_plain,
 };
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    process::{Pid, Signal, kill_process_group},
+};
 use std::{
     ffi::{OsStr, OsString},
     io::{self, Read, Write},
@@ -20,11 +23,14 @@ use std::{
     path::Path,
     process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, PoisonError},
-    time::SystemTime,
+    thread,
+    time::{Duration, SystemTime},
 };
 
 /// Permissions of the file that a command's output becomes: as of what may hold a database.
 const MODE: u32 = 0o600;
+/// How often it is looked whether the backup of a command that says nothing was cancelled.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// A command, with its arguments.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,10 +140,23 @@ impl Run {
         ended
     }
 
+    fn check(&self) -> io::Result<()> {
+        match self.reporter.cancel.is_cancelled() {
+            true => Err(io::Error::other("cancelled")),
+            false => Ok(()),
+        }
+    }
+
     /// Waits for a command that writes no more.
     fn finish(&self) -> io::Result<usize> {
         let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
-        let status = child.wait()?;
+        let status = loop {
+            self.check()?;
+            match child.try_wait()? {
+                Some(status) => break status,
+                None => thread::sleep(LOOK_EVERY),
+            }
+        };
         *self.ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
         if status.success() {
             return Ok(0);
@@ -185,6 +204,18 @@ struct Reading {
 
 impl Read for Reading {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        // A command that says nothing for hours can be left all the same.
+        loop {
+            self.run.check()?;
+            let mut ready = [PollFd::new(&self.stdout, PollFlags::IN)];
+            if poll(
+                &mut ready,
+                Some(&LOOK_EVERY.try_into().map_err(io::Error::other)?),
+            )? > 0
+            {
+                break;
+            }
+        }
         match self.stdout.read(buffer)? {
             0 if !buffer.is_empty() => self.run.finish(),
             bytes => {

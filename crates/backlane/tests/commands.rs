@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::{
     fs,
@@ -317,13 +318,55 @@ fn keys_are_added_removed_and_put_in_escrow_by_the_servers_administrator() {
     done(&["prune"], Some(&third));
 }
 
-/// The files of a folder of the demo's repository, and what is below.
+/// Waits until a file is there, for a minute.
+fn wait_for(file: &Path) {
+    for _ in 0..600 {
+        if file.exists() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    panic!("{} never came", file.display());
+}
+
 /// The snapshots that there are.
 fn count(client: &Path) -> usize {
     document(client, &["snapshots"])["snapshots"]
         .as_array()
         .unwrap()
         .len()
+}
+
+/// A command that is silent, and one that has closed its output and goes on, are left at a signal to this program alone.
+fn leave_silent_commands(client: &Path, mark: &Path) {
+    for script in [
+        "touch \"$0\"; exec sleep 600",
+        "touch \"$0\"; exec sleep 600 >&-",
+    ] {
+        let mut words = vec!["--config", client.to_str().unwrap()];
+        words.extend([
+            "backup",
+            "--command",
+            "x",
+            "--",
+            "sh",
+            "-c",
+            script,
+            mark.to_str().unwrap(),
+        ]);
+        let mut backup = Command::new(env!("CARGO_BIN_EXE_backlane"));
+        backup
+            .args(words)
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped());
+        let backup = backup.spawn().unwrap();
+        wait_for(mark);
+        let pid = Pid::from_child(&backup);
+        kill_process(pid, Signal::INT).unwrap();
+        let output = backup.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        fs::remove_file(mark).unwrap();
+    }
 }
 
 #[test]
@@ -351,6 +394,8 @@ fn what_a_command_writes_is_backed_up_whole_or_not_at_all() {
         assert!(said.contains(word) && said.contains("sh failed"), "{said}");
         assert_eq!(count(&client), before, "{script} left a snapshot");
     }
+    leave_silent_commands(&client, &kept.join("mark"));
+    assert_eq!(count(&client), before, "a command that was left");
     let missing = ["backup", "--command", "x", "--", "/no/such/program"];
     let missing = refusal(&client, &missing);
     assert!(missing.contains("/no/such/program"), "{missing}");
