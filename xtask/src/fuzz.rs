@@ -24,6 +24,8 @@ pub(crate) struct FuzzArgs {
 
 /// The targets, as in `fuzz/Cargo.toml`.
 const TARGETS: &[&str] = &["fixed_blocks", "frames", "session", "connection"];
+/// The target that is built and run only when it is asked for: it takes minutes to build.
+const REPOSITORY: &str = "repository";
 /// The triple is named, so that build scripts and macros are not instrumented.
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 /// Counters at each edge, and comparisons, as `cargo-fuzz` switches them on.
@@ -36,10 +38,19 @@ const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer
 /// # Errors
 /// When they can't be built or started. What they find is told by the exit code.
 pub(crate) fn run(root: &Path, args: &FuzzArgs) -> Result<ExitCode> {
+    let targets = match &args.target {
+        Some(one) => vec![one.as_str()],
+        None => TARGETS.to_vec(),
+    };
     let fuzz = root.join("fuzz");
     let target_dir = fuzz.join("target");
     let status = Command::new(env!("CARGO"))
         .args(["build", "--release", "--locked", "--target", TRIPLE])
+        .args(
+            targets
+                .contains(&REPOSITORY)
+                .then_some("--features=repository"),
+        )
         .arg("--target-dir")
         .arg(&target_dir)
         .env("RUSTFLAGS", FLAGS)
@@ -49,10 +60,7 @@ pub(crate) fn run(root: &Path, args: &FuzzArgs) -> Result<ExitCode> {
     if !status.success() {
         bail!("the fuzz targets don't build");
     }
-    for target in TARGETS {
-        if args.target.as_deref().is_some_and(|only| only != *target) {
-            continue;
-        }
+    for target in targets {
         let corpus = fuzz.join("corpus").join(target);
         let artifacts = fuzz.join("artifacts").join(target);
         for directory in [&corpus, &artifacts] {

@@ -59,7 +59,10 @@ const ARROWS: &[(&str, &[&str])] = &[
         "backlane-e2e",
         &["fidelity", "backlane-net", "backlane-proto"],
     ),
-    ("backlane-fuzz", &["storage-socket-proto", "backlane-proto"]),
+    (
+        "backlane-fuzz",
+        &["storage-socket-proto", "backlane-proto", "backlane-repo"],
+    ),
     ("xtask", &[]),
 ];
 

@@ -37,6 +37,8 @@ mod seal;
 mod walk;
 mod window;
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -4,20 +4,15 @@
 use backlane_proto::{ObjectId, ObjectKind, ObjectName, PackContents};
 use bytes::Bytes;
 use proptest::{collection::vec, prelude::*};
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Component, Path};
 use std::sync::Arc;
 
 use super::support::PASSWORD;
-use crate::convert::tree_from_json;
-use crate::headers::parse_header;
-use crate::index::{HexId, NamedPacks};
-use crate::seal::{SEAL_BYTES, sha256};
-use crate::snapshot::Snapshot;
+use crate::fuzzing::{Sealed, parse};
+use crate::index::HexId;
+use crate::seal::sha256;
 use crate::testing::MemoryStore;
 use crate::{
-    BlobId, FileKind, Index, InitOptions, ObjectStore, RepoError, Repository, Tree, name_is_plain,
+    BlobId, FileKind, InitOptions, ObjectStore, RepoError, Repository, Tree, name_is_plain,
 };
 
 /// A repository, and what the attacker has.
@@ -235,30 +230,9 @@ proptest! {
         edits in vec(any::<(usize, usize, u8, u8)>(), 1..12),
         header in vec(any::<u8>(), 0..200),
     ) {
-        if let Ok(tree) = tree_from_json(&changed(TREE, &edits)) {
-            for node in &tree.nodes {
-                // A plain name is one component of a path, and no other than the one that it says.
-                if name_is_plain(&node.name) {
-                    let path = Path::new(OsStr::from_bytes(&node.name));
-                    let parts: Vec<_> = path.components().collect();
-                    let is_one = matches!(parts[..], [Component::Normal(it)] if it == path);
-                    prop_assert!(is_one && !node.name.contains(&0), "{:?}", node.name);
-                }
-            }
-        }
-        let index = changed(INDEX, &edits);
-        let mut whole = Index::default();
-        if whole.add_json(&index).is_ok() {
-            for blob in whole.blobs() {
-                prop_assert!(blob.length >= SEAL_BYTES && blob.offset.checked_add(blob.length).is_some());
-            }
-        }
-        let _ = NamedPacks::default().add_json(&index);
-        let _ = Snapshot::parse(ObjectId([7; 32]), &changed(SNAPSHOT, &edits));
-        if let Some(blobs) = parse_header(&header) {
-            let end = blobs.last().map_or(0, |last| u64::from(last.offset) + u64::from(last.length));
-            let sum: u64 = blobs.iter().map(|blob| u64::from(blob.length)).sum();
-            prop_assert_eq!(sum, end);
-        }
+        parse(Sealed::Tree, &changed(TREE, &edits));
+        parse(Sealed::Index, &changed(INDEX, &edits));
+        parse(Sealed::Snapshot, &changed(SNAPSHOT, &edits));
+        parse(Sealed::Header, &header);
     }
 }
