@@ -271,7 +271,15 @@ pub(crate) struct BackupArgs {
     /// Don't enter other file systems.
     #[arg(long)]
     pub(crate) one_file_system: bool,
-    /// Say what would be done and store nothing.
+    /// Run this by a shell before anything is read, in place of the configuration's `before`: it makes a snapshot of a
+    /// volume, say. If it fails, nothing is backed up.
+    #[arg(long, value_name = "COMMAND", value_hint = ValueHint::CommandString)]
+    pub(crate) before: Option<String>,
+    /// Run this by a shell afterwards, whatever came of it, in place of the configuration's `after`. It finds `done`,
+    /// `warnings` or `failed` in BACKLANE_RESULT and the snapshot's id in BACKLANE_SNAPSHOT; if it fails, that is a warning.
+    #[arg(long, value_name = "COMMAND", value_hint = ValueHint::CommandString)]
+    pub(crate) after: Option<String>,
+    /// Say what would be done and store nothing; runs neither of those.
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// Host name that the snapshot carries [default: the name this host is enrolled by].

@@ -100,6 +100,12 @@ pub(crate) struct BackupSection {
     pub(crate) access_times: AccessTimes,
     /// What is left out.
     pub(crate) excludes: Excludes,
+    /// A shell's command to run before anything is read; if it fails, nothing is backed up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) before: Option<String>,
+    /// One to run afterwards, whatever came of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) after: Option<String>,
 }
 
 /// Durations as people write them.

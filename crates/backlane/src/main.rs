@@ -9,6 +9,7 @@ mod commands;
 mod config;
 mod demo;
 mod failure;
+mod hooks;
 mod output;
 mod progress;
 mod signals;

@@ -612,3 +612,69 @@ fn forget_what_is_damaged(server: &Path, kept: &Path, rotten: &str) {
     let told = said.contains("is damaged where it is stored") && said.contains("backlane check");
     assert!(told, "{said}");
 }
+
+#[test]
+fn a_backup_runs_between_what_makes_its_ground_and_what_takes_it_away() {
+    let directory = tempfile::tempdir().unwrap();
+    let kept = kept_demo(directory.path());
+    let client = kept.join("client.toml");
+    let _running = Server::start(&kept.join("server.toml"));
+    let ground = kept.join("ground");
+    let log = kept.join("log");
+    let (path, log_path) = (ground.display(), log.display());
+    let make = format!("echo made; mkdir {path} && echo content > {path}/file");
+    let take_away = format!("rm -r {path}; echo $BACKLANE_RESULT $BACKLANE_SNAPSHOT >> {log_path}");
+    let backup = |before: &str, after: &str, path: &Path| {
+        let words = ["--json", "backup", "--before", before, "--after", after];
+        backlane(&client, &[&words[..], &[path.to_str().unwrap()]].concat())
+    };
+    let said = |output: &Output| String::from_utf8(output.stderr.clone()).unwrap();
+
+    // Standard output is the document's alone.
+    let done = backup(&make, &take_away, &ground);
+    assert_eq!(done.status.code(), Some(0), "{done:?}");
+    let document: Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert_eq!(document["files"], 1);
+    assert!(said(&done).contains("made"), "{done:?}");
+    let snapshot = document["snapshot"].as_str().unwrap();
+    assert_eq!(
+        fs::read_to_string(&log).unwrap(),
+        format!("done {snapshot}\n")
+    );
+    assert!(!ground.exists());
+
+    // What fails half-way is taken away as well; nothing is backed up.
+    let before = count(&client);
+    let half = backup(&format!("{make}; exit 5"), &take_away, &ground);
+    assert_eq!(half.status.code(), Some(1), "{half:?}");
+    assert!(said(&half).contains("exit status: 5"), "{half:?}");
+    let missing = backup("true", &take_away, Path::new("/no/such/path"));
+    assert_eq!(missing.status.code(), Some(1), "{missing:?}");
+    assert_eq!(count(&client), before);
+    let logged = fs::read_to_string(&log).unwrap();
+    assert_eq!(logged, format!("done {snapshot}\nfailed\nfailed\n"));
+    assert!(!ground.exists());
+
+    // One that can't take it away is a warning, for the snapshot is there.
+    let left = backup(&make, "exit 6", &ground);
+    assert_eq!(left.status.code(), Some(3), "{left:?}");
+    let document: Value = serde_json::from_slice(&left.stdout).unwrap();
+    assert_eq!(document["warnings"]["kinds"]["hook"], 1);
+    assert!(said(&left).contains("exit status: 6"), "{left:?}");
+    assert_eq!(count(&client), before + 1);
+
+    // A dry run runs nothing; the configuration's commands are taken where none are given.
+    fs::write(&log, "").unwrap();
+    let mut text = fs::read_to_string(&client).unwrap();
+    let section = format!(
+        "[backup]\nbefore = \"echo before >> {log_path}\"\nafter = \"echo after >> {log_path}\"\n"
+    );
+    assert!(text.contains("[backup]"), "{text}");
+    text = text.replace("[backup]\n", &section);
+    fs::write(&client, text).unwrap();
+    let path = ground.to_str().unwrap();
+    self::document(&client, &["backup", "--dry-run", path]);
+    assert_eq!(fs::read_to_string(&log).unwrap(), "");
+    self::document(&client, &["backup", path]);
+    assert_eq!(fs::read_to_string(&log).unwrap(), "before\nafter\n");
+}

@@ -7,11 +7,13 @@ use super::{
 use crate::{
     Context,
     cli::BackupArgs,
+    hooks::Hooks,
     output::{Outcome, bytes, rate},
     progress::Bar,
 };
 use anyhow::Result;
 use backlane_client::{BackupOptions, BackupSummary, CommandLine, FileSystems, SourceOptions};
+use std::ffi::OsString;
 
 /// Backs up files and directories.
 ///
@@ -21,22 +23,32 @@ pub(crate) fn run(args: &BackupArgs, context: &Context) -> Result<Outcome> {
     let output = args.output_name.clone();
     let output = output.zip(CommandLine::new(args.command.clone()));
     let document = session::job("backup", context, &args.route, |client| {
-        let options = options(args, client);
-        let repository = client.repository_or_new(args.dry_run)?;
-        let bar = Bar::new(context.output, client.carried());
-        let cancel = context.cancel.token();
-        let done = match &output {
-            Some((name, command)) => {
-                let output = (name.as_os_str(), command);
-                backlane_client::backup_output(&repository, output, &options, bar.clone(), &cancel)
-            }
-            None => backlane_client::backup(&repository, &options, bar.clone(), cancel),
-        };
-        bar.finish();
-        Ok(document(done?, client))
+        let hooks = Hooks::new(args, &client.config.backup);
+        hooks.around(|| back_up(args, output.as_ref(), context, client))
     })?;
     context.output.result(&document, text)?;
     Ok(Outcome::from_warnings(document.warnings.count))
+}
+
+fn back_up(
+    args: &BackupArgs,
+    output: Option<&(OsString, CommandLine)>,
+    context: &Context,
+    client: &Client,
+) -> Result<BackupDocument> {
+    let options = options(args, client);
+    let repository = client.repository_or_new(args.dry_run)?;
+    let bar = Bar::new(context.output, client.carried());
+    let cancel = context.cancel.token();
+    let done = match output {
+        Some((name, command)) => {
+            let output = (name.as_os_str(), command);
+            backlane_client::backup_output(&repository, output, &options, bar.clone(), &cancel)
+        }
+        None => backlane_client::backup(&repository, &options, bar.clone(), cancel),
+    };
+    bar.finish();
+    Ok(document(done?, client))
 }
 
 fn options(args: &BackupArgs, client: &Client) -> BackupOptions {

@@ -142,6 +142,13 @@ impl From<&Warnings> for WarningsDocument {
 }
 
 impl WarningsDocument {
+    /// Adds one.
+    pub(crate) fn add(&mut self, warning: WarningDocument) {
+        self.count += 1;
+        *self.kinds.entry(warning.kind.clone()).or_default() += 1;
+        self.first.push(warning);
+    }
+
     /// One line with the counts. The warnings themselves were printed as they happened.
     pub(crate) fn text(&self) -> String {
         if self.count == 0 {
