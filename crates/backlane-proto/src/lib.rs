@@ -15,6 +15,7 @@ pub mod report;
 pub mod route;
 pub mod router;
 pub mod version;
+pub mod wal;
 mod wire;
 
 pub use calls::{CallId, Calls, Fate, Violation};
@@ -28,3 +29,4 @@ pub use report::{ByRoute, RouteReport, Traffic};
 pub use route::{Route, RoutePolicy};
 pub use router::{Call, CallKind, Decision, Health, Reason, Refusal, decide, decide_probe};
 pub use version::{Features, NoCommonVersion, Version, VersionRange};
+pub use wal::{WalFile, WalHeader, WalName};

@@ -17,7 +17,7 @@ use crate::{
 use codes::{
     arrived_code, arrived_from, continues_code, continues_from, cut, fixed, health_from, kind_code,
     kind_from, name_code, name_from, policy_code, policy_from, pool_code, pool_from, port,
-    route_code, route_from,
+    purpose_code, purpose_from, route_code, route_from,
 };
 pub use failure::{ErrorCode, Failure};
 use prost::Message as _;
@@ -69,6 +69,8 @@ pub enum SessionFor {
     Jobs,
     /// Removing what isn't needed any more, with the repository to itself; it takes a permission.
     Maintenance,
+    /// Archived WAL and nothing else, for as long as a database lives: it holds up no maintenance.
+    Wal,
 }
 
 /// A session whose control connection was lost.
@@ -361,15 +363,19 @@ impl Opening {
     pub fn encode(&self) -> Vec<u8> {
         use wire::opening::Kind;
         let kind = match self {
-            Self::Hello(hello) => Kind::Hello(wire::Hello {
-                version_oldest: hello.versions.oldest.0,
-                version_newest: hello.versions.newest.0,
-                features: hello.features.0,
-                policy: policy_code(hello.policy),
-                software: cut(&hello.software),
-                continues: hello.continues.map(continues_code),
-                maintenance: hello.session_for == SessionFor::Maintenance,
-            }),
+            Self::Hello(hello) => {
+                let (maintenance, wal) = purpose_code(hello.session_for);
+                Kind::Hello(wire::Hello {
+                    version_oldest: hello.versions.oldest.0,
+                    version_newest: hello.versions.newest.0,
+                    features: hello.features.0,
+                    policy: policy_code(hello.policy),
+                    software: cut(&hello.software),
+                    continues: hello.continues.map(continues_code),
+                    maintenance,
+                    wal,
+                })
+            }
             Self::Attach(attach) => Kind::Attach(wire::Attach {
                 session: attach.session.0.to_vec(),
                 secret: attach.secret.0.to_vec(),
@@ -405,10 +411,7 @@ impl Opening {
                 policy: policy_from(hello.policy)?,
                 software: cut(&hello.software),
                 continues: hello.continues.map(continues_from).transpose()?,
-                session_for: match hello.maintenance {
-                    true => SessionFor::Maintenance,
-                    false => SessionFor::Jobs,
-                },
+                session_for: purpose_from((hello.maintenance, hello.wal))?,
             }),
             Kind::Attach(attach) => Self::Attach(Attach {
                 session: SessionId(fixed(attach.session, "session")?),

@@ -1,11 +1,12 @@
 //! Names of the objects of a repository.
 //!
-//! Every object but the config is named by the SHA-256 of its bytes, as the restic format has it; the config has no
-//! name and exists once.
+//! An object of the restic format is named by the SHA-256 of its bytes, but for the config, which has no name and exists
+//! once. Archived WAL is named by what it is ([`WalName`]).
 
+use crate::WalName;
 use std::fmt;
 
-/// The SHA-256 that names an object.
+/// What names an object of its kind: the SHA-256 of its bytes, or a packed [`WalName`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectId(pub [u8; 32]);
 
@@ -22,6 +23,8 @@ pub enum ObjectKind {
     Snapshot,
     /// A pack of sealed blobs.
     Pack,
+    /// A file of PostgreSQL's write-ahead log; not named by its hash, and no part of the restic format.
+    Wal,
 }
 
 /// What a pack was said to hold when it was put; anything that isn't said to be trees counts as data.
@@ -39,14 +42,14 @@ pub enum PackContents {
 pub struct ObjectName {
     /// The kind, which also says where the object is stored.
     pub kind: ObjectKind,
-    /// The hash; all zero for [`ObjectKind::Config`].
+    /// The hash; all zero for [`ObjectKind::Config`], a packed name for [`ObjectKind::Wal`].
     pub id: ObjectId,
 }
 
 /// One row of a listing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ObjectInfo {
-    /// The object's hash.
+    /// The object's identity; its kind is the listing's.
     pub id: ObjectId,
     /// Its size in bytes.
     pub bytes: u64,
@@ -108,12 +111,13 @@ impl fmt::Debug for ObjectId {
 
 impl ObjectKind {
     /// Every kind.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Config,
         Self::Key,
         Self::Index,
         Self::Snapshot,
         Self::Pack,
+        Self::Wal,
     ];
 }
 
@@ -125,6 +129,7 @@ impl fmt::Display for ObjectKind {
             Self::Index => "index",
             Self::Snapshot => "snapshot",
             Self::Pack => "pack",
+            Self::Wal => "wal",
         })
     }
 }
@@ -133,6 +138,7 @@ impl fmt::Display for ObjectName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.kind {
             ObjectKind::Config => f.write_str("config"),
+            ObjectKind::Wal if let Some(name) = WalName::from_id(self.id) => name.fmt(f),
             kind => write!(f, "{kind} {}", self.id),
         }
     }

@@ -39,6 +39,8 @@ pub(crate) struct Hello {
     pub(crate) continues: Option<Continues>,
     #[prost(bool, tag = "7")]
     pub(crate) maintenance: bool,
+    #[prost(bool, tag = "8")]
+    pub(crate) wal: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -240,6 +240,7 @@ impl LocalStore {
             ObjectKind::Index => "index",
             ObjectKind::Snapshot => "snapshots",
             ObjectKind::Pack => "data",
+            ObjectKind::Wal => "wal",
         })
     }
 

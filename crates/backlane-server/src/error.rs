@@ -1,7 +1,7 @@
 //! What can go wrong at the server, and what of it a client is told.
 
 use backlane_net::service::ServiceError;
-use backlane_proto::{ByteRange, ObjectId, ObjectName};
+use backlane_proto::{ByteRange, ObjectName};
 use std::{io, path::PathBuf, time::Duration};
 
 /// Why the server refused or failed.
@@ -52,6 +52,16 @@ pub enum ServerError {
         /// Who asked.
         host: String,
         /// The pack that holds them.
+        name: ObjectName,
+    },
+    /// A host may not read archived WAL now.
+    #[error(
+        "host {host} may not read archived WAL ({name}) now: the server's administrator permits it, by `backlane server allow-wal {host}`"
+    )]
+    WalDenied {
+        /// Who asked.
+        host: String,
+        /// What for.
         name: ObjectName,
     },
     /// A host may not remove anything now.
@@ -216,12 +226,22 @@ pub enum ServerError {
     )]
     ConfigExists,
     /// A stored object is not what its name says.
-    #[error("the stored {name} is damaged: its content has the SHA-256 {found}")]
+    #[error("the stored {name} is damaged: {found}")]
     Damaged {
         /// The object.
         name: ObjectName,
-        /// What its content hashes to.
-        found: ObjectId,
+        /// What is wrong with its content.
+        found: String,
+    },
+    /// Another file is archived under a name of WAL.
+    #[error(
+        "another segment is archived under this name, {name} of host {host}: two database servers archive into one place, or one goes on where another went on before; give one of them a host of its own, or a new timeline"
+    )]
+    WalConflict {
+        /// Whose repository.
+        host: String,
+        /// The name.
+        name: ObjectName,
     },
     /// Something in the repository is not the repository's.
     #[error("repository has a foreign entry: {}: {why}", path.display())]
@@ -372,6 +392,8 @@ impl From<ServerError> for ServiceError {
             | ServerError::CertificateExpired { .. }
             | ServerError::RestoreDenied { .. }
             | ServerError::MaintenanceDenied { .. }
+            | ServerError::WalDenied { .. }
+            | ServerError::WalConflict { .. }
             | ServerError::HostName { .. }
             | ServerError::Request { .. } => Self::Denied(error.to_string()),
             _ => Self::Failed(error.to_string()),
@@ -400,7 +422,7 @@ pub(crate) fn io_error(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use backlane_proto::ObjectKind;
+    use backlane_proto::{ObjectId, ObjectKind};
 
     const HOST: &str = "web1";
     const WHY: &str = "the reason why";
@@ -446,6 +468,10 @@ mod tests {
                 ("denied", [object(), own(&[HOST, "allow-restore"])].concat())
             }
             ServerError::MaintenanceDenied { .. } => ("denied", own(&[HOST, "allow-maintenance"])),
+            ServerError::WalDenied { .. } => {
+                ("denied", [object(), own(&[HOST, "allow-wal"])].concat())
+            }
+            ServerError::WalConflict { .. } => ("denied", [object(), own(&[HOST])].concat()),
             ServerError::Snapshot { .. } => ("failed", own(&[HOST, "abc", WHY])),
             ServerError::PermissionLifetime { .. } => ("failed", own(&["2 days", "90"])),
             ServerError::Request { .. } => ("denied", own(&[WHY])),
@@ -456,7 +482,7 @@ mod tests {
             ServerError::NotFound { .. } => ("not-found", object()),
             ServerError::BadBody { .. } => ("bad-body", [object(), own(&[WHY])].concat()),
             ServerError::OutOfRange { .. } => ("damaged", [object(), own(&["10 bytes"])].concat()),
-            ServerError::Damaged { .. } => ("damaged", object()),
+            ServerError::Damaged { .. } => ("damaged", [object(), own(&[WHY])].concat()),
             ServerError::Io { source, .. } => {
                 let bad_place = source.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error());
                 let code = if bad_place { "damaged" } else { "failed" };
@@ -498,6 +524,14 @@ mod tests {
                 name: name(),
             },
             ServerError::MaintenanceDenied { host: host() },
+            ServerError::WalDenied {
+                host: host(),
+                name: name(),
+            },
+            ServerError::WalConflict {
+                host: host(),
+                name: name(),
+            },
             ServerError::Snapshot {
                 host: host(),
                 snapshot: "abc".to_owned(),
@@ -594,7 +628,7 @@ mod tests {
             ServerError::ConfigExists,
             ServerError::Damaged {
                 name: name(),
-                found: ObjectId([8; 32]),
+                found: why(),
             },
             ServerError::Foreign {
                 path: path(),

@@ -6,10 +6,10 @@
 use crate::{
     HostName, ServerError,
     audit::AuditEvent,
+    content::Content,
     db::{Arrival, Database, Event, HostId, Timestamp},
     store::{ByteSink, ByteSource, ByteStore, Hold, LaidAside, LocalStore, Placed, Shelf},
 };
-use aws_lc_rs::digest::{Context, SHA256};
 use backlane_proto::{ByteRange, ObjectId, ObjectInfo, ObjectKind, ObjectName, PackContents};
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -29,6 +29,7 @@ pub(crate) const PIECE_BYTES_MAX: usize = 4 << 20;
 /// One host's repository, held by a session or by maintenance.
 pub(crate) struct Repository {
     host: HostId,
+    name: HostName,
     store: Arc<dyn ByteStore>,
     database: Database,
 }
@@ -43,10 +44,11 @@ impl Repository {
     ) -> Result<Arc<Self>, ServerError> {
         let host = database.host(name).await?;
         let root = repositories.join(name.as_str());
-        let name = name.clone();
-        let store = blocking(move || LocalStore::open(&root, &name, hold)).await?;
+        let (name, whose) = (name.clone(), name.clone());
+        let store = blocking(move || LocalStore::open(&root, &whose, hold)).await?;
         Ok(Arc::new(Self {
             host,
+            name,
             store: Arc::new(store),
             database: database.clone(),
         }))
@@ -81,20 +83,20 @@ impl Repository {
         })
     }
 
-    /// The SHA-256 of an object. Blocks.
-    fn hash(&self, name: ObjectName) -> Result<ObjectId, ServerError> {
+    /// What an object has in common with the same one ([`Content::finish`]). Blocks.
+    fn identity(&self, name: ObjectName) -> Result<ObjectId, ServerError> {
         let mut outlet = self.read(name, None)?;
-        let mut hash = Context::new(&SHA256);
+        let mut content = Content::new(name);
         while let Some(piece) = outlet.next(PIECE_BYTES_MAX)? {
-            hash.update(&piece);
+            content.take(&piece);
         }
-        Ok(finish(hash))
+        content.finish_stored()
     }
 
     /// Whether an object is there that is not what its name says. Blocks.
     fn is_damaged(&self, name: ObjectName) -> Result<bool, ServerError> {
-        match self.hash(name) {
-            Ok(found) => Ok(name.kind != ObjectKind::Config && found != name.id),
+        match self.identity(name) {
+            Ok(_) => Ok(false),
             Err(ServerError::NotFound { .. }) => Ok(false),
             Err(error) if error.is_damage() => Ok(true),
             Err(error) => Err(error),
@@ -116,7 +118,7 @@ impl Repository {
         Ok(Intake {
             repository: Arc::clone(self),
             sink: self.store.create(Arrival { name, ..put })?,
-            hash: Context::new(&SHA256),
+            content: Content::new(name),
             put: Arrival { name, ..put },
             received: 0,
         })
@@ -206,12 +208,14 @@ pub(crate) enum Held {
     Shared(Arc<Repository>),
     /// For maintenance.
     Alone(Arc<ExclusiveRepository>),
+    /// For archived WAL, whatever happens to the rest meanwhile (`wal.md` §3).
+    Wal(Arc<Repository>),
 }
 
 impl Held {
     pub(crate) fn repository(&self) -> &Arc<Repository> {
         match self {
-            Self::Shared(repository) => repository,
+            Self::Shared(repository) | Self::Wal(repository) => repository,
             Self::Alone(alone) => &alone.repository,
         }
     }
@@ -405,6 +409,7 @@ impl ExclusiveRepository {
             host,
             database,
             store,
+            ..
         } = &*self.repository;
         let mut removed = store.shelf(Shelf::Removed)?;
         removed.retain(|aside| aside.at.system_time() >= since);
@@ -467,6 +472,7 @@ impl ExclusiveRepository {
             host,
             database,
             store,
+            ..
         } = &*self.repository;
         let now = SystemTime::now();
         let keep = match self.removal {
@@ -560,7 +566,7 @@ impl Outlet {
 pub(crate) struct Intake {
     repository: Arc<Repository>,
     sink: Box<dyn ByteSink>,
-    hash: Context,
+    content: Content,
     put: Arrival,
     received: u64,
 }
@@ -575,7 +581,7 @@ impl Intake {
                 found: format!("more than the {} bytes announced", self.put.bytes),
             });
         }
-        self.hash.update(piece);
+        self.content.take(piece);
         self.sink.write(piece)
     }
 
@@ -601,16 +607,16 @@ impl Intake {
                 self.received, self.put.bytes
             ));
         }
-        let hash = finish(self.hash);
-        if name.kind != ObjectKind::Config && hash != name.id {
-            return refused(format!("its content has the SHA-256 {hash}"));
-        }
+        let identity = match self.content.finish() {
+            Ok(identity) => identity,
+            Err(found) => return refused(found),
+        };
         self.sink.sync()?;
         Ok(Verified {
             repository: self.repository,
             sink: self.sink,
             name,
-            hash,
+            identity,
         })
     }
 }
@@ -620,7 +626,7 @@ struct Verified {
     repository: Arc<Repository>,
     sink: Box<dyn ByteSink>,
     name: ObjectName,
-    hash: ObjectId,
+    identity: ObjectId,
 }
 
 impl Verified {
@@ -629,13 +635,13 @@ impl Verified {
             Placed::Created => Ok(()),
             // To say yes without looking would acknowledge an object that rotted on the disk.
             Placed::Existed => {
-                let found = self.repository.hash(self.name)?;
+                let found = self.repository.identity(self.name)?;
                 match self.name.kind {
-                    _ if found == self.hash => Ok(()),
+                    _ if found == self.identity => Ok(()),
                     ObjectKind::Config => Err(ServerError::ConfigExists),
-                    _ => Err(ServerError::Damaged {
+                    _ => Err(ServerError::WalConflict {
+                        host: self.repository.name.to_string(),
                         name: self.name,
-                        found,
                     }),
                 }
             }
@@ -654,13 +660,6 @@ pub(crate) async fn blocking<T: Send + 'static>(
             Err(_) => Err(ServerError::Stopping),
         },
     }
-}
-
-/// The SHA-256 as the name that it makes.
-pub(crate) fn finish(hash: Context) -> ObjectId {
-    let mut id = [0; 32];
-    id.copy_from_slice(hash.finish().as_ref());
-    ObjectId(id)
 }
 
 /// The config has no id, whatever the caller wrote there.

@@ -6,12 +6,12 @@
 use crate::{
     HostName, ServerError, ServerState,
     audit::AuditEvent,
+    content::Content,
     db::{Event, Timestamp},
-    repository::{PIECE_BYTES_MAX, Repository, finish},
+    repository::{PIECE_BYTES_MAX, Repository},
     store::{Hold, Shelf},
 };
-use aws_lc_rs::digest::{Context, SHA256};
-use backlane_proto::{ObjectId, ObjectKind, ObjectName};
+use backlane_proto::{ObjectKind, ObjectName};
 use serde_json::json;
 use std::{
     ops::ControlFlow,
@@ -76,7 +76,13 @@ impl Scrub {
         mut go_on: impl FnMut(&Scrubbed) -> ControlFlow<()>,
     ) -> Result<Scrubbed, ServerError> {
         // The config has no hash, and a key that is damaged is of more use where it is than elsewhere.
-        for kind in [ObjectKind::Snapshot, ObjectKind::Index, ObjectKind::Pack] {
+        let kinds = [
+            ObjectKind::Snapshot,
+            ObjectKind::Index,
+            ObjectKind::Pack,
+            ObjectKind::Wal,
+        ];
+        for kind in kinds {
             for object in self.repository.list(kind)? {
                 let name = ObjectName {
                     kind,
@@ -98,8 +104,7 @@ impl Scrub {
     /// apart.
     fn damage(&mut self, name: ObjectName) -> Result<Option<ServerError>, ServerError> {
         let mut look = || match self.read(name) {
-            Ok(id) if id == name.id => Ok(None),
-            Ok(found) => Ok(Some(ServerError::Damaged { name, found })),
+            Ok(()) => Ok(None),
             // Removed since it was listed.
             Err(ServerError::NotFound { .. }) => Ok(None),
             Err(error) if error.is_damage() => Ok(Some(error)),
@@ -120,19 +125,19 @@ impl Scrub {
         }
     }
 
-    /// The SHA-256 of an object.
-    fn read(&mut self, name: ObjectName) -> Result<ObjectId, ServerError> {
+    /// Reads an object; fails if it isn't what its name says.
+    fn read(&mut self, name: ObjectName) -> Result<(), ServerError> {
         let mut outlet = self.repository.read(name, None)?;
-        let mut hash = Context::new(&SHA256);
+        let mut content = Content::new(name);
         while let Some(piece) = outlet.next(PIECE_BYTES_MAX)? {
-            hash.update(&piece);
+            content.take(&piece);
             self.scrubbed.bytes += piece.len() as u64;
             if let Some(rate) = self.rate.filter(|rate| *rate > 0) {
                 let due = Duration::from_secs_f64(self.scrubbed.bytes as f64 / rate as f64);
                 std::thread::sleep(due.saturating_sub(self.began.elapsed()));
             }
         }
-        Ok(finish(hash))
+        content.finish_stored().map(drop)
     }
 
     fn lay_aside(&mut self, why: &ServerError, name: ObjectName) -> Result<(), ServerError> {

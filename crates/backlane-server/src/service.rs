@@ -3,7 +3,7 @@
 use crate::{
     HostName, ServerError, ServerState,
     audit::AuditEvent,
-    db::{Arrival, Database, Event, Timestamp},
+    db::{Arrival, Database, Event, Leave, Timestamp},
     repository::{Held, Intake, Outlet, PIECE_BYTES_MAX, blocking},
     state::REVOCATION_LOOK,
     under_way::{Announced, UnderWay},
@@ -14,6 +14,7 @@ use backlane_net::service::{
 };
 use backlane_proto::{
     Arrived, ByteRange, ObjectId, ObjectInfo, ObjectKind, ObjectName, PackContents, SessionFor,
+    WalFile, WalName, wal::HEADER_BYTES,
 };
 use bytes::Bytes;
 use serde_json::json;
@@ -100,8 +101,19 @@ impl Session {
         let certificate = self.database.check_certificate(&self.host, &self.serial);
         certificate.await?;
         match self.held {
-            Held::Shared(_) => Ok(()),
+            Held::Shared(_) | Held::Wal(_) => Ok(()),
             Held::Alone(_) => self.database.check_maintenance(&self.host).await,
+        }
+    }
+
+    /// Refuses what isn't a session's for WAL, where this is one.
+    async fn check_kind(&self, kind: ObjectKind) -> Result<(), ServerError> {
+        match self.held {
+            Held::Wal(_) if !is_foundation(kind) && kind != ObjectKind::Wal => {
+                let denied = "a session for WAL has nothing to do with backups";
+                self.refused(ServerError::Denied(denied)).await
+            }
+            _ => Ok(()),
         }
     }
 
@@ -111,6 +123,10 @@ impl Session {
         name: ObjectName,
         range: Option<ByteRange>,
     ) -> Result<(), ServerError> {
+        if name.kind == ObjectKind::Wal {
+            return self.check_read_wal(name, range).await;
+        }
+        self.check_kind(name.kind).await?;
         if name.kind != ObjectKind::Pack
             || self.held.repository().pack_contents(name).await? == PackContents::Trees
         {
@@ -121,16 +137,7 @@ impl Session {
             .database
             .restore_permission(self.held.repository().host(), name, now);
         if let Some(permission) = permission.await? {
-            let told = self.told.permissions.lock();
-            let is_news = told
-                .unwrap_or_else(PoisonError::into_inner)
-                .insert(permission.number);
-            if is_news {
-                let detail = json!({"number": permission.number});
-                let event = Event::new(AuditEvent::RestoreUsed, Some(&self.host), detail);
-                self.database.audit(event).await?;
-            }
-            return Ok(());
+            return self.used(AuditEvent::RestoreUsed, permission.number).await;
         }
         let repository = Arc::clone(self.held.repository());
         if let Some(range) = range
@@ -141,6 +148,44 @@ impl Session {
         let host = self.host.to_string();
         self.refused(ServerError::RestoreDenied { host, name })
             .await
+    }
+
+    /// What says where WAL is and holds none is any session's to read; the rest takes a permission.
+    async fn check_read_wal(
+        &self,
+        name: ObjectName,
+        range: Option<ByteRange>,
+    ) -> Result<(), ServerError> {
+        let of_header = |range: ByteRange| {
+            let end = range.offset.checked_add(range.length);
+            end.is_some_and(|end| end <= HEADER_BYTES as u64)
+        };
+        let is_history =
+            WalName::from_id(name.id).is_some_and(|name| name.file == WalFile::History);
+        if is_history || range.is_some_and(of_header) {
+            return Ok(());
+        }
+        let permission = self.database.permission(&self.host, Leave::Wal);
+        match permission.await? {
+            Some(number) => self.used(AuditEvent::WalUsed, number).await,
+            None => {
+                let host = self.host.to_string();
+                self.refused(ServerError::WalDenied { host, name }).await
+            }
+        }
+    }
+
+    /// Records that a permission is used, once a session.
+    async fn used(&self, event: AuditEvent, permission: i64) -> Result<(), ServerError> {
+        let told = self.told.permissions.lock();
+        let is_news = told
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(permission);
+        if is_news {
+            let event = Event::new(event, Some(&self.host), json!({"number": permission}));
+            self.database.audit(event).await?;
+        }
+        Ok(())
     }
 
     /// Takes in account that so many bytes more are to come, if they are within the host's limits.
@@ -173,7 +218,10 @@ impl Session {
 impl ObjectService for Session {
     fn list(&self, kind: ObjectKind) -> BoxFuture<'_, Result<Vec<ObjectInfo>, ServiceError>> {
         let repository = Arc::clone(self.held.repository());
-        Box::pin(async move { Ok(blocking(move || repository.list(kind)).await?) })
+        Box::pin(async move {
+            self.check_kind(kind).await?;
+            Ok(blocking(move || repository.list(kind)).await?)
+        })
     }
 
     fn get(
@@ -206,8 +254,9 @@ impl ObjectService for Session {
             bytes,
         };
         Box::pin(async move {
-            if matches!(self.held, Held::Alone(_)) && is_foundation(name.kind) {
-                let denied = "maintenance adds no keys and no config";
+            self.check_kind(name.kind).await?;
+            if !matches!(self.held, Held::Shared(_)) && is_foundation(name.kind) {
+                let denied = "a session for backups alone adds keys and the config";
                 self.refused(ServerError::Denied(denied)).await?;
             }
             let announced = self.announce(put.bytes).await?;
@@ -222,7 +271,13 @@ impl ObjectService for Session {
 
     fn removals(&self) -> BoxFuture<'_, Result<u64, ServiceError>> {
         let repository = Arc::clone(self.held.repository());
-        Box::pin(async move { Ok(repository.removals().await?) })
+        Box::pin(async move {
+            match self.held {
+                // What else is removed is nothing to it.
+                Held::Wal(_) => Ok(0),
+                _ => Ok(repository.removals().await?),
+            }
+        })
     }
 
     fn distrusted(&self) -> BoxFuture<'_, String> {
@@ -267,11 +322,14 @@ impl ObjectService for Session {
     fn remove(&self, name: ObjectName) -> BoxFuture<'_, Result<(), ServiceError>> {
         Box::pin(async move {
             let denied = match &self.held {
+                _ if name.kind == ObjectKind::Wal => "only an administrator removes archived WAL",
                 Held::Alone(alone) if !is_foundation(name.kind) => {
                     return Ok(alone.remove_counted(name).await?);
                 }
                 Held::Alone(_) => "only an administrator removes keys",
-                Held::Shared(_) => "a client removes objects in a session for maintenance alone",
+                Held::Shared(_) | Held::Wal(_) => {
+                    "a client removes objects in a session for maintenance alone"
+                }
             };
             Ok(self.refused(ServerError::Denied(denied)).await?)
         })

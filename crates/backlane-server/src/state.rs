@@ -250,36 +250,33 @@ impl ServerState {
         Ok(permission.expires_at.system_time())
     }
 
-    /// Ends every permission of a host to read file contents, in running sessions too. Returns how many there were.
-    ///
-    /// # Errors
-    /// When there is no such host.
-    pub async fn revoke_restore(&self, host: &HostName) -> Result<u64, ServerError> {
-        let now = Timestamp::now();
-        self.database.revoke_leave(host, Leave::Restore, now).await
-    }
-
-    /// Lets a host remove what isn't needed any more for a time, as forget and prune do. Returns until when.
+    /// Gives a host a permission that has no bound but time: for a while, or until it is revoked. Returns until when.
     ///
     /// # Errors
     /// When there is no such host, or the time is zero or over [`PERMISSION_TTL_MAX`].
-    pub async fn allow_maintenance(
+    pub async fn allow(
         &self,
         host: &HostName,
-        ttl: Duration,
-    ) -> Result<SystemTime, ServerError> {
-        let times = permission_times(ttl)?;
-        self.database.allow_maintenance(host, times).await?;
-        Ok(times.1.system_time())
+        leave: Leave,
+        ttl: Option<Duration>,
+    ) -> Result<Option<SystemTime>, ServerError> {
+        let times = ttl.map(permission_times).transpose()?;
+        let (now, until) = match times {
+            Some((now, until)) => (now, Some(until)),
+            None => (Timestamp::now(), None),
+        };
+        self.database.allow(host, leave, (now, until)).await?;
+        Ok(until.map(Timestamp::system_time))
     }
 
-    /// Ends every permission of a host to remove anything, in running sessions too. Returns how many there were.
+    /// Ends every permission of a host of one kind, in running sessions too. Returns how many there were.
     ///
     /// # Errors
     /// When there is no such host.
-    pub async fn revoke_maintenance(&self, host: &HostName) -> Result<u64, ServerError> {
-        let (leave, now) = (Leave::Maintenance, Timestamp::now());
-        self.database.revoke_leave(host, leave, now).await
+    pub async fn revoke_leave(&self, host: &HostName, leave: Leave) -> Result<u64, ServerError> {
+        self.database
+            .revoke_leave(host, leave, Timestamp::now())
+            .await
     }
 
     /// Ends all trust in a host: its certificates, permissions and unused join tokens. Its sessions end within
@@ -341,6 +338,7 @@ impl ServerState {
         }
         match session_for {
             SessionFor::Jobs => Ok(Held::Shared(self.repository(host, Hold::Shared).await?)),
+            SessionFor::Wal => Ok(Held::Wal(self.repository(host, Hold::Beside).await?)),
             SessionFor::Maintenance => {
                 let alone = self.maintain(host, Removal::Recoverable, "host").await?;
                 let alone = Arc::new(alone);
@@ -364,7 +362,7 @@ impl ServerState {
     ) -> Result<(), ServerError> {
         self.database.check_certificate(host, serial).await?;
         match session_for {
-            SessionFor::Jobs => Ok(()),
+            SessionFor::Jobs | SessionFor::Wal => Ok(()),
             SessionFor::Maintenance => self.database.check_maintenance(host).await,
         }
     }

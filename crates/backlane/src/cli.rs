@@ -5,8 +5,8 @@
 mod server;
 
 pub(crate) use server::{
-    AdoptArgs, AllowMaintenanceArgs, AllowRestoreArgs, AuditCommand, EnrollArgs, HostArgs,
-    QuotaArgs, ScrubArgs, ServerCommand, ServerInitArgs, ServerRunArgs, UndeleteArgs,
+    AdoptArgs, AllowRestoreArgs, AuditCommand, EnrollArgs, HostArgs, QuotaArgs, ScrubArgs,
+    ServerCommand, ServerInitArgs, ServerRunArgs, UndeleteArgs,
 };
 
 use backlane_net::EngineChoice;

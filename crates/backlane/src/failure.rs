@@ -228,6 +228,10 @@ fn about_damage(kind: ObjectKind) -> &'static str {
              nothing opens without the config and one key"
         }
         ObjectKind::Index | ObjectKind::Pack => LOOK_FOR_DAMAGE,
+        ObjectKind::Wal => {
+            "recovery goes as far as the segment before it: `backlane server scrub` lays it aside, \
+             and a base backup that begins after it needs it no more"
+        }
     }
 }
 
@@ -340,6 +344,7 @@ mod tests {
             (ObjectKind::Pack, "backlane check"),
             (ObjectKind::Key, "put that file back"),
             (ObjectKind::Config, "put that file back"),
+            (ObjectKind::Wal, "backlane server scrub"),
         ] {
             let name = ObjectName {
                 kind,

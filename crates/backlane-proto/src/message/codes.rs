@@ -2,7 +2,8 @@
 
 use super::{Continues, SessionId, SessionSecret, TEXT_BYTES_MAX};
 use crate::{
-    Arrived, CodecError, ObjectId, ObjectKind, ObjectName, Reason, Route, RoutePolicy, wire,
+    Arrived, CodecError, ObjectId, ObjectKind, ObjectName, Reason, Route, RoutePolicy, SessionFor,
+    WalName, wire,
 };
 use uuid::Uuid;
 
@@ -70,6 +71,24 @@ pub(super) fn policy_from(code: u32) -> Result<RoutePolicy, CodecError> {
     }
 }
 
+/// What a session is for, as the two flags that stand for it.
+pub(super) fn purpose_code(session_for: SessionFor) -> (bool, bool) {
+    match session_for {
+        SessionFor::Jobs => (false, false),
+        SessionFor::Maintenance => (true, false),
+        SessionFor::Wal => (false, true),
+    }
+}
+
+pub(super) fn purpose_from(flags: (bool, bool)) -> Result<SessionFor, CodecError> {
+    match flags {
+        (false, false) => Ok(SessionFor::Jobs),
+        (true, false) => Ok(SessionFor::Maintenance),
+        (false, true) => Ok(SessionFor::Wal),
+        (true, true) => Err(CodecError::BadField { field: "wal" }),
+    }
+}
+
 pub(super) fn route_code(route: Route) -> u32 {
     match route {
         Route::Network => 1,
@@ -97,6 +116,7 @@ pub(super) fn kind_code(kind: ObjectKind) -> u32 {
         ObjectKind::Index => 3,
         ObjectKind::Snapshot => 4,
         ObjectKind::Pack => 5,
+        ObjectKind::Wal => 6,
     }
 }
 
@@ -117,10 +137,15 @@ pub(super) fn name_from(name: Option<wire::Name>) -> Result<ObjectName, CodecErr
     let name = name.ok_or(CodecError::BadField { field: "name" })?;
     let kind = kind_from(name.kind).ok_or(CodecError::BadField { field: "kind" })?;
     let id = ObjectId(fixed(name.id, "id")?);
-    if kind == ObjectKind::Config && id != ObjectId::NONE {
-        return Err(CodecError::BadField { field: "id" });
+    let is_name = match kind {
+        ObjectKind::Config => id == ObjectId::NONE,
+        ObjectKind::Wal => WalName::from_id(id).is_some(),
+        _ => true,
+    };
+    match is_name {
+        true => Ok(ObjectName { kind, id }),
+        false => Err(CodecError::BadField { field: "id" }),
     }
-    Ok(ObjectName { kind, id })
 }
 
 pub(super) fn arrived_code(entries: &[Arrived], more: bool) -> wire::Arrived {

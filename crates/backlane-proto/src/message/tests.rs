@@ -1,16 +1,20 @@
 //! Every message survives its bytes; what is no message is told from what is a later one.
 
 use super::*;
+use crate::WalName;
 use proptest::prelude::*;
 
 fn any_name() -> impl Strategy<Value = ObjectName> {
     let kind = proptest::sample::select(ObjectKind::ALL.to_vec());
     (kind, any::<[u8; 32]>()).prop_map(|(kind, id)| ObjectName {
         kind,
-        id: if kind == ObjectKind::Config {
-            ObjectId::NONE
-        } else {
-            ObjectId(id)
+        id: match kind {
+            ObjectKind::Config => ObjectId::NONE,
+            ObjectKind::Wal => {
+                let name = format!("{:02X}000001.history", id[0]);
+                WalName::from_file_name(1, &name).unwrap().id()
+            }
+            _ => ObjectId(id),
         },
     })
 }
@@ -148,7 +152,7 @@ fn any_server_routes() -> impl Strategy<Value = ServerRoutes> {
         .prop_map(|(health, pool)| ServerRoutes { health, pool })
 }
 
-fn hello() -> Opening {
+fn hello(session_for: SessionFor) -> Opening {
     Opening::Hello(Hello {
         versions: VersionRange::SPOKEN,
         features: Features(5),
@@ -158,7 +162,7 @@ fn hello() -> Opening {
             session: SessionId([7; SESSION_ID_BYTES]),
             secret: SessionSecret([8; SESSION_SECRET_BYTES]),
         }),
-        session_for: SessionFor::Maintenance,
+        session_for,
     })
 }
 
@@ -191,7 +195,7 @@ proptest! {
         let raws = [
             FromClient { call: CallId(9), request }.encode(),
             FromServer { call: CallId(9), answer }.encode(),
-            hello().encode(),
+            hello(SessionFor::Maintenance).encode(),
         ];
         for mut raw in raws {
             let _ = FromClient::decode(&raw[..cut.index(raw.len())]);
@@ -213,7 +217,9 @@ proptest! {
 #[test]
 fn openings_survive_the_wire() {
     let openings = [
-        hello(),
+        hello(SessionFor::Jobs),
+        hello(SessionFor::Maintenance),
+        hello(SessionFor::Wal),
         Opening::Attach(Attach {
             session: SessionId([1; 16]),
             secret: SessionSecret([2; 32]),
@@ -228,6 +234,21 @@ fn openings_survive_the_wire() {
         assert_eq!(Opening::decode(&opening.encode()), Ok(Some(opening)));
     }
     assert_eq!(Opening::decode(&with_unknown_field(Vec::new())), Ok(None));
+}
+
+#[test]
+fn wal_under_no_name_of_wal_is_no_message() {
+    let get = |id| FromClient {
+        call: CallId(1),
+        request: Request::Remove(ObjectName {
+            kind: ObjectKind::Wal,
+            id,
+        }),
+    };
+    let name = WalName::from_file_name(7, "00000002.history").unwrap();
+    assert!(FromClient::decode(&get(name.id()).encode()).is_ok());
+    let bad = Err(CodecError::BadField { field: "id" });
+    assert_eq!(FromClient::decode(&get(ObjectId([1; 32])).encode()), bad);
 }
 
 #[test]

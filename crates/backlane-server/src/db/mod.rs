@@ -13,7 +13,7 @@ mod trust;
 pub(crate) use hosts::{HostId, SlotRequest};
 pub(crate) use objects::{Arrival, Found};
 pub(crate) use tokens::{Enrolment, Issued, PoolSlots, Redemption};
-pub(crate) use trust::Leave;
+pub use trust::Leave;
 
 use crate::{
     HostName, ServerError,

@@ -70,6 +70,6 @@ pub(super) const STEPS: &[&str] = &[
 ",
     "ALTER TABLE arrivals ADD COLUMN removed_at INTEGER;
     ALTER TABLE hosts ADD COLUMN quota INTEGER;",
-    // 0: to read file contents; 1: to remove what isn't needed.
+    // 0: to read file contents; 1: to remove what isn't needed; 2: to read archived WAL.
     "ALTER TABLE permissions ADD COLUMN leave INTEGER NOT NULL DEFAULT 0;",
 ];

@@ -1,4 +1,4 @@
-//! Whom the server trusts with what: certificates that are good, and permissions to restore.
+//! Whom the server trusts with what: certificates that are good, and permissions.
 
 use super::{Database, Event, HostId, Issued, Timestamp};
 use crate::{HostName, ServerError, audit::AuditEvent};
@@ -12,11 +12,33 @@ const HOUR_MS: i64 = 60 * 60 * 1000;
 
 /// What a permission is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Leave {
+pub enum Leave {
     /// To read file contents.
     Restore = 0,
     /// To remove what isn't needed any more.
     Maintenance = 1,
+    /// To read archived WAL.
+    Wal = 2,
+}
+
+impl Leave {
+    const ALL: [Self; 3] = [Self::Restore, Self::Maintenance, Self::Wal];
+
+    fn allowed(self) -> AuditEvent {
+        match self {
+            Self::Restore => AuditEvent::RestoreAllowed,
+            Self::Maintenance => AuditEvent::MaintenanceAllowed,
+            Self::Wal => AuditEvent::WalAllowed,
+        }
+    }
+
+    fn revoked(self) -> AuditEvent {
+        match self {
+            Self::Restore => AuditEvent::RestoreRevoked,
+            Self::Maintenance => AuditEvent::MaintenanceRevoked,
+            Self::Wal => AuditEvent::WalRevoked,
+        }
+    }
 }
 
 /// A permission to read file contents, as it stands.
@@ -160,7 +182,7 @@ impl Database {
         .await
         .map_err(|error| self.error(error))?
         .rows_affected();
-        for leave in [Leave::Restore, Leave::Maintenance] {
+        for leave in Leave::ALL {
             self.end_permissions(&mut change, id, leave, now).await?;
         }
         let detail = json!({"certificates": certificates, "tokens": tokens});
@@ -200,18 +222,20 @@ impl Database {
         })
     }
 
-    /// Lets a host remove what isn't needed any more until `expires_at`.
-    pub(crate) async fn allow_maintenance(
+    /// Gives a host a permission until `expires_at`, or until it is revoked.
+    pub(crate) async fn allow(
         &self,
         host: &HostName,
-        (now, expires_at): (Timestamp, Timestamp),
+        leave: Leave,
+        (now, expires_at): (Timestamp, Option<Timestamp>),
     ) -> Result<(), ServerError> {
         let id = self.host(host).await?;
         let mut change = self.begin().await?;
-        let permission = (Leave::Maintenance, None);
-        let number = self.permit(&mut change, id, permission, (now, expires_at));
-        let detail = json!({"number": number.await?, "until": expires_at.text()});
-        let event = Event::new(AuditEvent::MaintenanceAllowed, Some(host), detail);
+        let until = expires_at.unwrap_or(Timestamp(i64::MAX));
+        let number = self.permit(&mut change, id, (leave, None), (now, until));
+        let until = expires_at.map(Timestamp::text);
+        let detail = json!({"number": number.await?, "until": until});
+        let event = Event::new(leave.allowed(), Some(host), detail);
         self.commit_audited(change, event).await
     }
 
@@ -236,24 +260,33 @@ impl Database {
         .map_err(|error| self.error(error))
     }
 
-    /// Whether a host may remove what isn't needed any more.
+    /// Fails unless a host may remove what isn't needed any more.
     pub(crate) async fn check_maintenance(&self, host: &HostName) -> Result<(), ServerError> {
-        let id = self.host(host).await?;
-        let may: bool = sqlx::query_scalar(
-            "SELECT EXISTS (SELECT 1 FROM permissions WHERE host_id = $1 AND leave = $2 AND expires_at > $3)",
-        )
-        .bind(id.0)
-        .bind(Leave::Maintenance as i64)
-        .bind(Timestamp::now().0)
-        .fetch_one(&self.pool)
-        .await
-        .map_err(|error| self.error(error))?;
-        match may {
-            true => Ok(()),
-            false => Err(ServerError::MaintenanceDenied {
+        match self.permission(host, Leave::Maintenance).await? {
+            Some(_) => Ok(()),
+            None => Err(ServerError::MaintenanceDenied {
                 host: host.to_string(),
             }),
         }
+    }
+
+    /// The number of the permission of one kind that a host has now.
+    pub(crate) async fn permission(
+        &self,
+        host: &HostName,
+        leave: Leave,
+    ) -> Result<Option<i64>, ServerError> {
+        let id = self.host(host).await?;
+        sqlx::query_scalar(
+            "SELECT number FROM permissions WHERE host_id = $1 AND leave = $2 AND expires_at > $3
+             ORDER BY expires_at DESC LIMIT 1",
+        )
+        .bind(id.0)
+        .bind(leave as i64)
+        .bind(Timestamp::now().0)
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(|error| self.error(error))
     }
 
     /// When a snapshot arrived.
@@ -301,11 +334,7 @@ impl Database {
         let id = self.host(host).await?;
         let mut change = self.begin().await?;
         let ended = self.end_permissions(&mut change, id, leave, now).await?;
-        let event = match leave {
-            Leave::Restore => AuditEvent::RestoreRevoked,
-            Leave::Maintenance => AuditEvent::MaintenanceRevoked,
-        };
-        let event = Event::new(event, Some(host), json!({"permissions": ended}));
+        let event = Event::new(leave.revoked(), Some(host), json!({"permissions": ended}));
         self.commit_audited(change, event).await?;
         Ok(ended)
     }

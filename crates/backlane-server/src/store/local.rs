@@ -13,7 +13,7 @@ use crate::{
     db::{Arrival, Timestamp},
     error::io_error,
 };
-use backlane_proto::{ObjectId, ObjectInfo, ObjectKind, ObjectName, PackContents};
+use backlane_proto::{ObjectId, ObjectInfo, ObjectKind, ObjectName, PackContents, WalName};
 use bytes::Bytes;
 use rustix::{
     fs::{
@@ -47,6 +47,8 @@ const DIRECTORY_MODE: u32 = 0o700;
 pub(crate) enum Hold {
     /// Together with other sessions; nothing is removed.
     Shared,
+    /// Not at all, beside whoever holds it: for archived WAL alone (`wal.md` §3).
+    Beside,
     /// Alone; objects may be removed.
     Exclusive,
 }
@@ -81,17 +83,20 @@ impl LocalStore {
             .mode(0o600)
             .open(&lock_path)
             .map_err(io_error("open", &lock_path))?;
-        let (operation, why) = match hold {
-            Hold::Shared => (
+        let lock_as = match hold {
+            Hold::Shared => Some((
                 FlockOperation::NonBlockingLockShared,
                 "maintenance is running",
-            ),
-            Hold::Exclusive => (
+            )),
+            Hold::Exclusive => Some((
                 FlockOperation::NonBlockingLockExclusive,
                 "sessions are open, or other maintenance is running",
-            ),
+            )),
+            Hold::Beside => None,
         };
-        if !try_lock(&lock, &lock_path, operation)? {
+        if let Some((operation, why)) = lock_as
+            && !try_lock(&lock, &lock_path, operation)?
+        {
             let host = host.to_string();
             return Err(ServerError::Busy { host, why });
         }
@@ -129,7 +134,13 @@ impl LocalStore {
                 "the repository is made, only an administrator may add keys to it",
             ));
         }
-        for kind in [ObjectKind::Snapshot, ObjectKind::Index, ObjectKind::Pack] {
+        let kinds = [
+            ObjectKind::Snapshot,
+            ObjectKind::Index,
+            ObjectKind::Pack,
+            ObjectKind::Wal,
+        ];
+        for kind in kinds {
             if !self.list(kind)?.is_empty() {
                 // To begin anew would take the keys away that open what is there.
                 return Err(foreign(
@@ -161,14 +172,30 @@ impl LocalStore {
             ObjectKind::Index => "index".into(),
             ObjectKind::Snapshot => "snapshots".into(),
             ObjectKind::Pack => format!("data/{:02x}", name.id.0[0]),
+            ObjectKind::Wal => match WalName::from_id(name.id) {
+                Some(name) => return self.root.join(name.to_string()),
+                // Where nothing ever is: names are checked where they enter.
+                None => "wal".into(),
+            },
         };
         self.root.join(directory).join(name.id.to_string())
+    }
+
+    /// Makes the directories of a WAL file that are missing, durably.
+    fn make_wal_directory(&self, file: &Path) -> Result<(), ServerError> {
+        let below = file.ancestors().skip(1);
+        let mut missing: Vec<_> = below.take_while(|it| !it.exists()).collect();
+        while let Some(directory) = missing.pop() {
+            make_directory(directory)?;
+            sync_parent(directory)?;
+        }
+        Ok(())
     }
 
     fn check_alone(&self) -> Result<(), ServerError> {
         match self.hold {
             Hold::Exclusive => Ok(()),
-            Hold::Shared => Err(ServerError::Denied(
+            Hold::Shared | Hold::Beside => Err(ServerError::Denied(
                 "objects are removed by maintenance alone",
             )),
         }
@@ -220,6 +247,7 @@ impl ByteStore for LocalStore {
                 list_directory(&self.root.join("snapshots"), None, &mut objects)?;
             }
             ObjectKind::Pack => list_packs(&self.root.join("data"), &mut objects)?,
+            ObjectKind::Wal => list_wal(&self.root, Path::new("wal"), 0, &mut objects)?,
         }
         objects.sort_unstable_by_key(|object| object.id);
         Ok(objects)
@@ -250,6 +278,9 @@ impl ByteStore for LocalStore {
         } = arrival;
         if name.kind == ObjectKind::Key && self.hold == Hold::Shared {
             self.found(&self.path(name))?;
+        }
+        if name.kind == ObjectKind::Wal {
+            self.make_wal_directory(&self.path(name))?;
         }
         let (temporary, file) = self.temporary()?;
         let sink = LocalSink {
@@ -459,6 +490,41 @@ fn list_packs(data: &Path, objects: &mut Vec<ObjectInfo>) -> Result<(), ServerEr
     // A directory that is missing fails here: its packs may have been lost with it.
     for first in 0..=u8::MAX {
         list_directory(&data.join(format!("{first:02x}")), Some(first), objects)?;
+    }
+    Ok(())
+}
+
+/// Lists the WAL files below a directory, which is `depth` below `wal`; nothing else may be there.
+fn list_wal(
+    root: &Path,
+    directory: &Path,
+    depth: u32,
+    objects: &mut Vec<ObjectInfo>,
+) -> Result<(), ServerError> {
+    let path = root.join(directory);
+    let entries = match fs::read_dir(&path) {
+        Err(error) if depth == 0 && error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(io_error("list", &path))?,
+    };
+    for entry in entries {
+        let entry = entry.map_err(io_error("list", &path))?;
+        let below = directory.join(entry.file_name());
+        // Does not follow symbolic links.
+        let metadata = entry
+            .metadata()
+            .map_err(io_error("look at", entry.path()))?;
+        if metadata.is_dir() && depth < 2 {
+            list_wal(root, &below, depth + 1, objects)?;
+            continue;
+        }
+        let name = below.to_str().and_then(|name| name.parse::<WalName>().ok());
+        let name = name.filter(|_| metadata.is_file());
+        let why = "it is not archived WAL under its own name";
+        let name = name.ok_or_else(|| foreign(entry.path(), why))?;
+        objects.push(ObjectInfo {
+            id: name.id(),
+            bytes: metadata.len(),
+        });
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use super::{
     },
 };
 use crate::{ServerError, db::Timestamp, error::io_error};
-use backlane_proto::{ObjectId, ObjectKind, ObjectName};
+use backlane_proto::{ObjectId, ObjectKind, ObjectName, WalName};
 use rustix::io::Errno;
 use std::{
     fs::{self, DirBuilder},
@@ -61,6 +61,9 @@ impl LaidAside {
             .into_iter()
             .find(|it| it.to_string() == kind)?;
         let id = ObjectId::from_hex(parts.next()?)?;
+        if kind == ObjectKind::Wal {
+            WalName::from_id(id)?;
+        }
         let name = ObjectName { kind, id };
         Some(Self { name, at, bytes })
     }

@@ -4,8 +4,8 @@ use crate::common::{HOST, config, get, name_of, put, put_pack, repository, serve
 use backlane_net::service::ServiceError;
 use backlane_proto::{ObjectInfo, ObjectKind, PackContents};
 use backlane_server::{
-    ExclusiveRepository, HostInfo, HostName, Removal, Repositories, ServerConfig, ServerError,
-    ServerState,
+    ExclusiveRepository, HostInfo, HostName, Leave, Removal, Repositories, ServerConfig,
+    ServerError, ServerState,
 };
 use std::{
     fs,
@@ -102,7 +102,7 @@ async fn a_pack_of_which_nothing_says_what_it_holds_counts_as_data_until_it_is_s
     let open = session(&state).await;
     put(&*open, ObjectKind::Config, b"config").await.unwrap();
     drop(open);
-    state.revoke_restore(&host()).await.unwrap();
+    state.revoke_leave(&host(), Leave::Restore).await.unwrap();
     // As a stock tool brings one.
     let body = b"from elsewhere";
     let name = name_of(ObjectKind::Pack, body);

@@ -164,3 +164,21 @@ pub(crate) async fn get(
     assert_eq!(body.len() as u64, source.length());
     Ok(body)
 }
+
+/// What a call was refused with.
+pub(crate) fn denied<T: std::fmt::Debug>(result: Result<T, ServiceError>) -> String {
+    match result {
+        Err(ServiceError::Denied(what)) => what,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The lines of the audit log about one kind of event.
+pub(crate) fn audit(state: &ServerState, event: &str) -> Vec<String> {
+    let mut lines = Vec::new();
+    let wanted = format!("\"event\":\"{event}\"");
+    state
+        .verify_audit(|line| lines.extend(line.contains(&wanted).then(|| line.to_owned())))
+        .unwrap();
+    lines
+}

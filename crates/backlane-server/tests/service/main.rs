@@ -11,3 +11,4 @@ mod crash;
 mod enrolment;
 mod objects;
 mod trust;
+mod wal;

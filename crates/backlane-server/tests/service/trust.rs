@@ -1,10 +1,12 @@
 //! What the server trusts a host with: its own repository, in the role of a backup; more by permission, for a time.
 
-use crate::common::{HOST, config, get, join, name_of, open, put, put_pack, server, session};
+use crate::common::{
+    HOST, audit, config, denied, get, join, name_of, open, put, put_pack, server, session,
+};
 use backlane_net::service::{Service, ServiceError, VerifiedHost};
 use backlane_proto::{ByteRange, ObjectKind, PackContents, SessionFor};
 use backlane_server::{
-    ExclusiveRepository, HostName, Removal, Scrubbed, ServerConfig, ServerState,
+    ExclusiveRepository, HostName, Leave, Removal, Scrubbed, ServerConfig, ServerState,
 };
 use std::{
     ops::ControlFlow,
@@ -21,24 +23,11 @@ fn host() -> HostName {
 /// A server whose host may not restore.
 async fn strict(directory: &Path) -> ServerState {
     let state = server(directory).await;
-    assert_eq!(state.revoke_restore(&host()).await.unwrap(), 1);
+    assert_eq!(
+        state.revoke_leave(&host(), Leave::Restore).await.unwrap(),
+        1
+    );
     state
-}
-
-fn denied<T: std::fmt::Debug>(result: Result<T, ServiceError>) -> String {
-    match result {
-        Err(ServiceError::Denied(what)) => what,
-        other => panic!("{other:?}"),
-    }
-}
-
-fn audit(state: &ServerState, event: &str) -> Vec<String> {
-    let mut lines = Vec::new();
-    let wanted = format!("\"event\":\"{event}\"");
-    state
-        .verify_audit(|line| lines.extend(line.contains(&wanted).then(|| line.to_owned())))
-        .unwrap();
-    lines
 }
 
 #[tokio::test]
@@ -111,7 +100,10 @@ async fn a_permission_opens_file_contents_until_it_ends_and_its_use_is_recorded(
     }
     assert_eq!(audit(&state, "restore-used").len(), 1);
     // It ends in running sessions too, by word or by time.
-    assert_eq!(state.revoke_restore(&host()).await.unwrap(), 1);
+    assert_eq!(
+        state.revoke_leave(&host(), Leave::Restore).await.unwrap(),
+        1
+    );
     denied(get(&*session, data, None).await);
     state
         .allow_restore(&host(), &[], Duration::from_millis(300))
@@ -517,9 +509,21 @@ async fn a_host_removes_by_a_permission_alone_and_what_it_removes_stays_recovera
     state.allow_restore(&host(), &[], HOUR).await.unwrap();
     let refused = denied(maintain().await.map(drop));
     assert!(refused.contains("allow-maintenance web1"), "{refused}");
-    assert_eq!(state.revoke_maintenance(&host()).await.unwrap(), 0);
-    assert_eq!(state.revoke_restore(&host()).await.unwrap(), 1);
-    state.allow_maintenance(&host(), HOUR).await.unwrap();
+    assert_eq!(
+        state
+            .revoke_leave(&host(), Leave::Maintenance)
+            .await
+            .unwrap(),
+        0
+    );
+    assert_eq!(
+        state.revoke_leave(&host(), Leave::Restore).await.unwrap(),
+        1
+    );
+    state
+        .allow(&host(), Leave::Maintenance, Some(HOUR))
+        .await
+        .unwrap();
     let until = state.hosts().await.unwrap().remove(0);
     assert!(until.maintain_until.is_some() && until.restore_until.is_none());
 
@@ -539,7 +543,13 @@ async fn a_host_removes_by_a_permission_alone_and_what_it_removes_stays_recovera
         get(&*open, name, None).await.unwrap_err();
     }
     // The permission ends, and the session with it.
-    assert_eq!(state.revoke_maintenance(&host()).await.unwrap(), 1);
+    assert_eq!(
+        state
+            .revoke_leave(&host(), Leave::Maintenance)
+            .await
+            .unwrap(),
+        1
+    );
     let ended = tokio::time::timeout(Duration::from_secs(20), open.distrusted());
     assert!(ended.await.unwrap().contains("allow-maintenance"));
     drop(open);

@@ -22,6 +22,10 @@ pub(crate) enum ServerCommand {
     AllowMaintenance(AllowMaintenanceArgs),
     /// End every permission of a host to remove anything, in running sessions too.
     RevokeMaintenance(HostArgs),
+    /// Let a host read archived WAL, as `wal fetch` on it does: until that is revoked, or for a time.
+    AllowWal(AllowWalArgs),
+    /// End every permission of a host to read archived WAL, in running sessions too. It may archive still.
+    RevokeWal(HostArgs),
     /// End all trust in a host: certificates, permissions, join tokens, running sessions. Its repository stays.
     Revoke(HostArgs),
     /// Limit how many bytes a host may store.
@@ -117,6 +121,15 @@ pub(crate) struct AllowMaintenanceArgs {
     /// For how long.
     #[arg(long = "for", value_name = "DURATION", default_value = "1h", value_parser = humantime::parse_duration)]
     pub(crate) length: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AllowWalArgs {
+    #[command(flatten)]
+    pub(crate) host: HostArgs,
+    /// For how long [default: until it is revoked].
+    #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub(crate) length: Option<Duration>,
 }
 
 #[derive(Debug, Args)]

@@ -15,7 +15,7 @@ use crate::{
 };
 use anyhow::{Context as _, Result};
 use backlane_net::{Authority, Identity, Server, ServerOptions, ServerPool, identity::SERVER_NAME};
-use backlane_server::{HostInfo, HostName, PoolConfig, ServerConfig, ServerState};
+use backlane_server::{HostInfo, HostName, Leave, PoolConfig, ServerConfig, ServerState};
 use sd_notify::NotifyState;
 use serde::Serialize;
 use std::{
@@ -38,9 +38,15 @@ pub(crate) fn run(command: &ServerCommand, context: &Context) -> Result<Outcome>
         ServerCommand::Enroll(args) => enroll(args, context),
         ServerCommand::Hosts => hosts(context),
         ServerCommand::AllowRestore(args) => trust::allow_restore(args, context),
-        ServerCommand::RevokeRestore(args) => trust::revoke_restore(args, context),
-        ServerCommand::AllowMaintenance(args) => trust::allow_maintenance(args, context),
-        ServerCommand::RevokeMaintenance(args) => trust::revoke_maintenance(args, context),
+        ServerCommand::RevokeRestore(host) => trust::revoke_leave(host, Leave::Restore, context),
+        ServerCommand::AllowMaintenance(args) => {
+            trust::allow(&args.host, Leave::Maintenance, Some(args.length), context)
+        }
+        ServerCommand::RevokeMaintenance(host) => {
+            trust::revoke_leave(host, Leave::Maintenance, context)
+        }
+        ServerCommand::AllowWal(args) => trust::allow(&args.host, Leave::Wal, args.length, context),
+        ServerCommand::RevokeWal(host) => trust::revoke_leave(host, Leave::Wal, context),
         ServerCommand::Revoke(args) => trust::revoke(args, context),
         ServerCommand::Quota(args) => trust::quota(args, context),
         ServerCommand::Scrub(args) => trust::scrub(args, context),

@@ -1,18 +1,18 @@
-//! `backlane server allow-restore`, `revoke-restore`, `allow-maintenance`, `revoke-maintenance`, `revoke`, `audit verify`, `scrub`: whom the server trusts with what, and
-//! whether what it keeps is what it was given.
+//! `backlane server allow-restore`, `revoke-restore`, the like for maintenance and WAL, `revoke`, `quota`,
+//! `audit verify`, `scrub`: whom the server trusts with what, and whether what it keeps is what it was given.
 //!
 //! All act on the server's state alone; a server that runs goes by what they did within a second.
 
 use super::server::{host_name, open_state, time};
 use crate::{
     Context,
-    cli::{AllowMaintenanceArgs, AllowRestoreArgs, HostArgs, QuotaArgs, ScrubArgs},
+    cli::{AllowRestoreArgs, HostArgs, QuotaArgs, ScrubArgs},
     output::{Outcome, bytes, table},
 };
 use anyhow::Result;
-use backlane_server::{HostName, Scrubbed};
+use backlane_server::{HostName, Leave, Scrubbed};
 use serde::Serialize;
-use std::ops::ControlFlow;
+use std::{ops::ControlFlow, time::Duration};
 
 #[derive(Serialize)]
 struct AllowedDocument {
@@ -49,61 +49,64 @@ struct PermissionsRevokedDocument {
     permissions: u64,
 }
 
-pub(super) fn revoke_restore(args: &HostArgs, context: &Context) -> Result<Outcome> {
-    let host = host_name(&args.host)?;
-    let permissions = context.runtime.block_on(async {
-        let state = open_state(context).await?;
-        Ok::<_, anyhow::Error>(state.revoke_restore(&host).await?)
-    })?;
-    let document = PermissionsRevokedDocument {
-        host: host.to_string(),
-        permissions,
-    };
-    context.output.result(&document, |d| match d.permissions {
-        0 => format!("{} had no permission to restore\n", d.host),
-        _ => format!("{} may read no file contents any more\n", d.host),
-    })?;
-    Ok(Outcome::Done)
-}
-
 #[derive(Serialize)]
-struct MaintenanceDocument {
+struct LeaveDocument {
     host: String,
-    until: String,
+    /// Absent where it stands until it is revoked.
+    until: Option<String>,
 }
 
-pub(super) fn allow_maintenance(args: &AllowMaintenanceArgs, context: &Context) -> Result<Outcome> {
-    let host = host_name(&args.host.host)?;
+/// Gives a host a permission that has no bound but time.
+pub(super) fn allow(
+    host: &HostArgs,
+    leave: Leave,
+    length: Option<Duration>,
+    context: &Context,
+) -> Result<Outcome> {
+    let host = host_name(&host.host)?;
     let until = context.runtime.block_on(async {
         let state = open_state(context).await?;
-        Ok::<_, anyhow::Error>(state.allow_maintenance(&host, args.length).await?)
+        Ok::<_, anyhow::Error>(state.allow(&host, leave, length).await?)
     })?;
-    let document = MaintenanceDocument {
+    let document = LeaveDocument {
         host: host.to_string(),
-        until: time(until),
+        until: until.map(time),
     };
     context.output.result(&document, |d| {
-        format!(
-            "{} may forget and prune until {}; what it removes stays recoverable\n",
-            d.host, d.until
-        )
+        let what = match leave {
+            Leave::Restore => "read file contents",
+            Leave::Maintenance => "forget and prune (what it removes stays recoverable)",
+            Leave::Wal => "read archived WAL",
+        };
+        match &d.until {
+            Some(until) => format!("{} may {what} until {until}\n", d.host),
+            None => format!("{} may {what} until that is revoked\n", d.host),
+        }
     })?;
     Ok(Outcome::Done)
 }
 
-pub(super) fn revoke_maintenance(args: &HostArgs, context: &Context) -> Result<Outcome> {
+/// Ends every permission of a host of one kind.
+pub(super) fn revoke_leave(args: &HostArgs, leave: Leave, context: &Context) -> Result<Outcome> {
     let host = host_name(&args.host)?;
     let permissions = context.runtime.block_on(async {
         let state = open_state(context).await?;
-        Ok::<_, anyhow::Error>(state.revoke_maintenance(&host).await?)
+        Ok::<_, anyhow::Error>(state.revoke_leave(&host, leave).await?)
     })?;
     let document = PermissionsRevokedDocument {
         host: host.to_string(),
         permissions,
     };
-    context.output.result(&document, |d| match d.permissions {
-        0 => format!("{} had no permission to remove anything\n", d.host),
-        _ => format!("{} may remove nothing any more\n", d.host),
+    context.output.result(&document, |d| {
+        let (had, may) = match leave {
+            Leave::Restore => ("to restore", "read no file contents"),
+            Leave::Maintenance => ("to remove anything", "remove nothing"),
+            Leave::Wal => ("to read archived WAL", "read no archived WAL"),
+        };
+        match d.permissions {
+            0 => format!("{} had no permission {had}\n", d.host),
+            _ => format!("{} may {may} any more\n", d.host),
+        }
     })?;
     Ok(Outcome::Done)
 }
