@@ -23,6 +23,7 @@ pub mod repository;
 pub mod snapshot;
 pub mod source;
 pub mod store;
+pub mod wal;
 
 mod adapter;
 mod backend;
@@ -60,4 +61,5 @@ pub use repository::{InitOptions, Repository};
 pub use snapshot::{SnapshotInfo, SnapshotSummary};
 pub use source::{Entries, Entry, OpenFile, Source, Warning, WarningKind};
 pub use store::{ObjectStore, StoreError};
+pub use wal::WalKey;
 pub use walk::{Change, ChangeKind, Unread, Visit};
