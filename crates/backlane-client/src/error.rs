@@ -115,4 +115,20 @@ pub enum Error {
         /// What the system said: full, or over quota.
         source: io::Error,
     },
+    /// A file of the write-ahead log can't be archived or fetched.
+    #[error("{}: {why}", path.display())]
+    WalFile {
+        /// The file, or its name.
+        path: PathBuf,
+        /// What is wrong with it, or the spooler's or the server's words.
+        why: String,
+    },
+    /// The spooler can't be reached, or went away.
+    #[error("the spooler of `backlane wal run` at {}: {source}", socket.display())]
+    Spooler {
+        /// Its socket.
+        socket: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
 }

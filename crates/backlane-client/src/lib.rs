@@ -10,6 +10,7 @@ pub mod output;
 pub mod progress;
 pub mod restore;
 pub mod source;
+pub mod wal;
 
 mod carry;
 mod fs;

@@ -36,6 +36,7 @@ impl DirStore {
             ObjectKind::Index => "index",
             ObjectKind::Snapshot => "snapshots",
             ObjectKind::Pack => "data",
+            ObjectKind::Wal => "wal",
         })
     }
 }
