@@ -3,11 +3,14 @@
 //! It says what may be typed and nothing of what is done about it.
 
 mod server;
+mod wal;
 
 pub(crate) use server::{
     AdoptArgs, AllowRestoreArgs, AuditCommand, EnrollArgs, HostArgs, QuotaArgs, ScrubArgs,
     ServerCommand, ServerInitArgs, ServerRunArgs, UndeleteArgs,
 };
+
+pub(crate) use wal::{WalCommand, WalFetchArgs, WalPushArgs, WalReadArgs, WalRunArgs};
 
 use backlane_net::EngineChoice;
 use backlane_proto::RoutePolicy;
@@ -91,6 +94,9 @@ pub(crate) enum Command {
     /// Look after the keys that open a repository, and the sheet of paper that brings one back.
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Archive the write-ahead log of PostgreSQL, and fetch it for recovery.
+    #[command(subcommand)]
+    Wal(WalCommand),
     /// Show which route each kind of call would take now, and why, and how fast both routes are. Runs on a client.
     Path(PathArgs),
     /// Watch the server and the jobs of this machine: sessions, routes, rates, queues, resends, and what moved and why.

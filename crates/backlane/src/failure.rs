@@ -160,6 +160,10 @@ fn advice_about(cause: &(dyn std::error::Error + 'static)) -> Option<Cow<'static
         return about_session(error);
     }
     let hint = match cause.downcast_ref() {
+        Some(backlane_client::Error::Spooler { .. }) => {
+            "it is started by `systemctl start backlane-wal`, or `backlane wal run`; --socket or BACKLANE_WAL_SOCKET \
+             names its socket, which the group of `wal run --group` may use"
+        }
         Some(backlane_client::Error::NotInSnapshot { .. }) => LOOK_INSIDE,
         Some(backlane_client::Error::DeleteIncomplete { .. }) => {
             "restore without --delete, or from another snapshot; --delete-despite-warnings deletes all the same"

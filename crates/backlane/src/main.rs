@@ -17,7 +17,7 @@ mod signals;
 use anyhow::{Context as _, Result};
 use backlane_net::EngineChoice;
 use clap::Parser;
-use cli::{Cli, Common};
+use cli::{Cli, Command, Common, WalCommand};
 use failure::{FailureDocument, Usage};
 use output::{NO_ROUTE_CODE, Outcome, Output, StdoutClosed};
 use rustix::process::{self, DumpableBehavior, Resource, Rlimit};
@@ -56,21 +56,47 @@ impl Context {
 
 const USAGE_CODE: u8 = 2;
 
+/// Exit code of a fetch of WAL that failed, in whatever way. PostgreSQL takes lower ones for the end of the archive, and
+/// ends recovery there; above 125 it stops (`docs/design/wal.md` §4).
+const FETCH_FAILED_CODE: u8 = 126;
+
 fn main() -> ExitCode {
-    if let Err(error) = keep_memory_private() {
-        eprintln!("error: the system won't keep this process's memory to itself: {error}");
-        return ExitCode::FAILURE;
-    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => refuse(&error),
     };
+    let is_fetch = matches!(&cli.command, Command::Wal(WalCommand::Fetch(_)));
+    if is_fetch {
+        exit_on_panic();
+    }
+    let code = match checked(cli) {
+        Ok(outcome) => return outcome.into(),
+        Err(code) => code,
+    };
+    match is_fetch {
+        true => ExitCode::from(FETCH_FAILED_CODE),
+        false => code,
+    }
+}
+
+/// Runs the command; a failure has been told when this returns.
+fn checked(cli: Cli) -> Result<Outcome, ExitCode> {
+    if let Err(error) = keep_memory_private() {
+        eprintln!("error: the system won't keep this process's memory to itself: {error}");
+        return Err(ExitCode::FAILURE);
+    }
     let output = Output::new(&cli.common);
     start_log(&cli.common);
-    match run(cli, output) {
-        Ok(outcome) => outcome.into(),
-        Err(error) => report(&error, output),
-    }
+    run(cli, output).map_err(|error| report(&error, output))
+}
+
+/// A panic must not pass for the end of an archive either.
+fn exit_on_panic() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        std::process::exit(FETCH_FAILED_CODE.into());
+    }));
 }
 
 /// Keeps the secrets that will be in memory out of core dumps, and from other processes of the same user. The programs
@@ -93,6 +119,12 @@ fn refuse(error: &clap::Error) -> ! {
         let what = text.lines().next().unwrap_or_default();
         let what = what.strip_prefix("error: ").unwrap_or(what).to_owned();
         print_document(&Usage(what).into());
+    }
+    let mut words = std::env::args_os().skip_while(|word| word != "wal");
+    if error.use_stderr() && words.any(|word| word == "fetch") {
+        // Standard error may be closed; there is nowhere left to say so.
+        let _ = error.print();
+        std::process::exit(FETCH_FAILED_CODE.into());
     }
     error.exit()
 }

@@ -20,6 +20,7 @@ mod store;
 pub(crate) mod summary;
 mod top;
 mod trust;
+mod wal;
 
 use crate::{Context, cli::Command, demo, output::Outcome};
 use anyhow::Result;
@@ -45,6 +46,7 @@ pub(crate) fn run(command: &Command, context: &Context) -> Result<Outcome> {
         Command::Forget(args) => maintain::forget(args, context),
         Command::Prune(args) => maintain::prune(args, context),
         Command::Key(command) => key::run(command, context),
+        Command::Wal(command) => wal::run(command, context),
         Command::Path(args) => path::run(args, context),
         Command::Top(args) => top::run(args, context),
         Command::Bench(command) => bench::run(command, context),

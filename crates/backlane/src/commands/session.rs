@@ -33,6 +33,9 @@ use zeroize::Zeroizing;
 /// under it.
 const JOB_GRACE: Duration = Duration::from_secs(15);
 
+/// How long calls of a session for WAL wait for a route or a connection. Whoever archives tries again, and is to be told.
+const WAL_ROUTE_WAIT: Duration = Duration::from_secs(30);
+
 /// How often, and with what pause, a job looks whether the repository is there that another job is making.
 const FOUNDING_LOOKS: u32 = 40;
 const FOUNDING_PAUSE: Duration = Duration::from_millis(250);
@@ -50,6 +53,16 @@ impl Client {
     /// This host's name as the server knows it.
     pub(crate) fn host(&self) -> &str {
         self.session.session().host()
+    }
+
+    /// The session.
+    pub(crate) fn session(&self) -> &Session {
+        self.session.session()
+    }
+
+    /// The objects behind it.
+    pub(crate) fn store(&self) -> Arc<dyn ObjectStore> {
+        Arc::clone(&self.store)
     }
 
     /// When the objects of a kind arrived at the server.
@@ -213,6 +226,20 @@ pub(crate) fn maintenance<T>(
     run(command, context, route, how, work)
 }
 
+/// Runs what has to do with archived WAL, beside maintenance of the repository; an interruption ends its session at once.
+///
+/// # Errors
+/// When the server can't be reached, or `work` fails.
+pub(crate) fn wal<T>(
+    command: &str,
+    context: &Context,
+    route: &RouteArgs,
+    work: impl FnOnce(&Client) -> Result<T>,
+) -> Result<T> {
+    let how = (SessionFor::Wal, Duration::ZERO);
+    run(command, context, route, how, work)
+}
+
 fn run<T>(
     command: &str,
     context: &Context,
@@ -280,6 +307,9 @@ fn open(context: &Context, route: &RouteArgs, session_for: SessionFor) -> Result
     let password = config::read_key(&config.repository_key())?;
     let mut how = config.session(context.pool_engine)?;
     how.session_for = session_for;
+    if session_for == SessionFor::Wal {
+        how.route_wait = WAL_ROUTE_WAIT;
+    }
     if let Some(route) = route.route {
         how.policy = route.into();
     }

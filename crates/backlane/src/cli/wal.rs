@@ -1,0 +1,78 @@
+//! What may be typed after `backlane wal`.
+
+use super::RouteArgs;
+use clap::{Args, Subcommand, ValueHint};
+use std::path::PathBuf;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum WalCommand {
+    /// Hold a session with the server, and serve `wal push` and `wal fetch` on a socket.
+    Run(WalRunArgs),
+    /// Archive a file, for archive_command = 'backlane wal push %p'; ends when it is durable at the server.
+    #[command(
+        after_help = "Exit codes: 0 archived, 1 not archived: PostgreSQL keeps the file and tries again."
+    )]
+    Push(WalPushArgs),
+    /// Fetch a file, for restore_command = 'backlane wal fetch %f %p'. It takes a permission of the server (`backlane server
+    /// allow-wal`).
+    #[command(
+        after_help = "Exit codes: 0 fetched, 1 the archive has no such file, 126 anything else: recovery stops."
+    )]
+    Fetch(WalFetchArgs),
+    /// List what is archived: clusters, timelines, and ranges of segments without a gap.
+    List(WalReadArgs),
+    /// Look for segments that are missing between others, across timelines.
+    #[command(
+        after_help = "Exit codes: 0 nothing is missing, 1 something is, and was named, or it can't be told."
+    )]
+    Check(WalReadArgs),
+}
+
+/// Where the spooler listens.
+#[derive(Debug, Args)]
+pub(crate) struct SocketArgs {
+    /// Socket of `backlane wal run`.
+    #[arg(long, env = "BACKLANE_WAL_SOCKET", default_value = "/run/backlane-wal/wal.sock", value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub(crate) socket: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WalRunArgs {
+    #[command(flatten)]
+    pub(crate) socket: SocketArgs,
+    /// Group whose members may use the socket, by name or number: PostgreSQL's [default: this process's].
+    #[arg(long)]
+    pub(crate) group: Option<String>,
+    #[command(flatten)]
+    pub(crate) route: RouteArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WalPushArgs {
+    /// The file, as PostgreSQL gives it for %p.
+    #[arg(value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub(crate) path: PathBuf,
+    #[command(flatten)]
+    pub(crate) socket: SocketArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WalFetchArgs {
+    /// The file's name, as PostgreSQL gives it for %f.
+    pub(crate) name: String,
+    /// Where to write it, as PostgreSQL gives it for %p.
+    #[arg(value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub(crate) target: PathBuf,
+    /// The cluster's system identifier, as pg_controldata shows it [default: what global/pg_control says in the working
+    /// directory, which is the data directory where PostgreSQL runs a restore_command].
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) system: Option<u64>,
+    #[command(flatten)]
+    pub(crate) socket: SocketArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WalReadArgs {
+    #[command(flatten)]
+    pub(crate) route: RouteArgs,
+}
