@@ -20,7 +20,7 @@ use crate::archive::Cancel;
 use crate::convert::node_to_engine;
 use crate::error::RepoError;
 use crate::node::{FileKind, name_is_plain};
-use crate::source::{Entries, Entry, OpenFile, Source, Warning, WarningKind};
+use crate::source::{Closing, Entries, Entry, OpenFile, Source, Warning, WarningKind};
 use crate::window::Window;
 
 /// The source as the engine wants it.
@@ -69,6 +69,11 @@ impl Shared {
     pub(crate) fn warnings(&self) -> u64 {
         let told = self.counts.warnings.load(Ordering::Acquire);
         self.source.warnings(told)
+    }
+
+    /// What the source says of the snapshot at the end.
+    pub(crate) fn closing(&self) -> Closing {
+        self.source.closing()
     }
 
     /// How many entries other than directories must be in the snapshot.

@@ -219,6 +219,11 @@ impl Repository {
         if given != archived {
             return Err(RepoError::EntriesLost { given, archived });
         }
+        let closing = adapter.shared().closing();
+        for tag in closing.tags {
+            file.tags.add(tag);
+        }
+        file.description = closing.description.or(file.description);
         let warnings = adapter.shared().warnings();
         let snapshot = match options.dry_run {
             DryRun::Yes => None,

@@ -59,7 +59,7 @@ pub use progress::{Progress, Unit};
 pub use reader::Reader;
 pub use repository::{InitOptions, Repository};
 pub use snapshot::{SnapshotInfo, SnapshotSummary};
-pub use source::{Entries, Entry, OpenFile, Source, Warning, WarningKind};
+pub use source::{Closing, Entries, Entry, OpenFile, Source, Warning, WarningKind};
 pub use store::{ObjectStore, StoreError};
 pub use wal::WalKey;
 pub use walk::{Change, ChangeKind, Unread, Visit};

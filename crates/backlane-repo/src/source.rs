@@ -36,12 +36,26 @@ pub trait Source: Send + Sync + 'static {
     /// metadata that the format can't carry, and what of the repository is damaged.
     fn warn(&self, warning: &Warning);
 
+    /// What is known of the snapshot only now, after everything was read.
+    fn closing(&self) -> Closing {
+        Closing::default()
+    }
+
     /// How many warnings about the source there were in all, which the snapshot will say. Called when everything was
     /// read; `told` is how often [`Source::warn`] was called, but for [`WarningKind::Repository`], and a source that
     /// found more by itself adds them.
     fn warnings(&self, told: u64) -> u64 {
         told
     }
+}
+
+/// What a source says of the snapshot at the end.
+#[derive(Clone, Debug, Default)]
+pub struct Closing {
+    /// More tags.
+    pub tags: Vec<String>,
+    /// Another description than the one that was given at the beginning.
+    pub description: Option<String>,
 }
 
 /// One file, directory or other thing to be backed up.
