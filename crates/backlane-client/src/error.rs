@@ -71,6 +71,70 @@ pub enum Error {
         /// The program.
         program: OsString,
     },
+    /// A PostgreSQL cluster can't be backed up.
+    #[error(transparent)]
+    Postgres(#[from] backlane_source::postgres::Error),
+    /// The snapshot is no base backup of PostgreSQL.
+    #[error("snapshot {snapshot} is no base backup of PostgreSQL")]
+    NoBaseBackup {
+        /// The snapshot.
+        snapshot: String,
+    },
+    /// There is something in the directory that a cluster is to be restored into.
+    #[error("{} is not empty", path.display())]
+    TargetNotEmpty {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A server runs on the directory that a cluster is to be restored into.
+    #[error("a PostgreSQL server runs on {} (process {process})", path.display())]
+    PostgresRuns {
+        /// The directory.
+        path: PathBuf,
+        /// The server's process.
+        process: u32,
+    },
+    /// The directory to restore into is another cluster's, or none.
+    #[error("{} is not the cluster of the backup: {what}", path.display())]
+    TargetOfAnother {
+        /// The directory.
+        path: PathBuf,
+        /// What it is.
+        what: String,
+    },
+    /// The directory of a tablespace may be in use by another cluster.
+    #[error("tablespace {name} belongs into {}, which is not empty", path.display())]
+    TablespaceNotEmpty {
+        /// The tablespace.
+        name: String,
+        /// Its directory.
+        path: PathBuf,
+    },
+    /// A tablespace that is to go elsewhere is none of the backup's, or its directory is no absolute path.
+    #[error("tablespace {what}")]
+    Tablespace {
+        /// What is wrong.
+        what: String,
+    },
+    /// Recovery would have to end before the backup does.
+    #[error("the recovery target {target} lies before {stop}, where the backup ends")]
+    TargetTooEarly {
+        /// The position that was asked for.
+        target: backlane_source::postgres::Lsn,
+        /// The earliest one that can be had.
+        stop: backlane_source::postgres::Lsn,
+    },
+    /// Some of a cluster was not restored.
+    #[error(
+        "{failed} files of the cluster could not be restored into {}: it has no pg_control, so that no server starts on it",
+        path.display()
+    )]
+    ClusterIncomplete {
+        /// The directory.
+        path: PathBuf,
+        /// How many.
+        failed: u64,
+    },
     /// The job was asked to stop.
     #[error("cancelled")]
     Cancelled,

@@ -7,6 +7,7 @@
 pub mod backup;
 pub mod error;
 pub mod output;
+pub mod postgres;
 pub mod progress;
 pub mod restore;
 pub mod source;
@@ -19,6 +20,7 @@ pub use backlane_repo::Cancel;
 pub use backup::{BackupOptions, BackupSummary, backup};
 pub use error::Error;
 pub use output::{CommandLine, backup_output, feed};
+pub use postgres::{PostgresBackup, PostgresRestore, backup_postgres, restore_postgres};
 pub use progress::{Progress, Warning, WarningKind, Warnings};
 pub use restore::{Holes, RestoreOptions, RestoreSummary, restore};
 pub use source::{AccessTimes, FileSystems, SourceOptions, exclude::Excludes};

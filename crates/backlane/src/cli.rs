@@ -2,9 +2,11 @@
 //!
 //! It says what may be typed and nothing of what is done about it.
 
+mod postgres;
 mod server;
 mod wal;
 
+pub(crate) use postgres::{PostgresBackupArgs, PostgresRestoreArgs};
 pub(crate) use server::{
     AdoptArgs, AllowRestoreArgs, AuditCommand, EnrollArgs, HostArgs, QuotaArgs, ScrubArgs,
     ServerCommand, ServerInitArgs, ServerRunArgs, UndeleteArgs,
@@ -247,11 +249,13 @@ impl From<RouteChoice> for RoutePolicy {
 #[derive(Debug, Args)]
 pub(crate) struct BackupArgs {
     /// Files and directories to back up.
-    #[arg(required_unless_present_any = ["output_name", "sqlite"], value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    #[arg(required_unless_present_any = ["output_name", "sqlite", "postgres"], value_name = "PATH", value_hint = ValueHint::AnyPath)]
     pub(crate) paths: Vec<PathBuf>,
     /// A SQLite database that may be in use: backed up as it stands at one moment; may be repeated.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) sqlite: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) cluster: PostgresBackupArgs,
     /// Back up what a command writes to its standard output, as a file of this name: `--command app.sql -- pg_dump app`.
     /// There is a snapshot only if the command succeeds.
     #[arg(
@@ -318,6 +322,8 @@ pub(crate) struct RestoreArgs {
     /// Read the restored files again and compare them with the snapshot.
     #[arg(long)]
     pub(crate) verify: bool,
+    #[command(flatten)]
+    pub(crate) cluster: PostgresRestoreArgs,
     #[command(flatten)]
     pub(crate) route: RouteArgs,
 }

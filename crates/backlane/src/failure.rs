@@ -168,9 +168,57 @@ fn advice_about(cause: &(dyn std::error::Error + 'static)) -> Option<Cow<'static
         Some(backlane_client::Error::DeleteIncomplete { .. }) => {
             "restore without --delete, or from another snapshot; --delete-despite-warnings deletes all the same"
         }
-        _ => about_repository(of_repository(cause)?)?,
+        Some(error) if about_cluster(error).is_some() => about_cluster(error)?,
+        _ => match cause.downcast_ref() {
+            Some(error) => about_postgres(error)?,
+            None => about_repository(of_repository(cause)?)?,
+        },
     };
     Some(hint.into())
+}
+
+/// What to do where a cluster can't be backed up or restored.
+fn about_cluster(error: &backlane_client::Error) -> Option<&'static str> {
+    use backlane_client::Error as Job;
+    Some(match error {
+        Job::Postgres(error) => return about_postgres(error),
+        Job::NoBaseBackup { .. } => {
+            "`backlane snapshots --tag postgresql` lists those; without --postgres it is restored as files"
+        }
+        Job::TargetNotEmpty { .. } => {
+            "name an empty directory, or go over what is left of this very cluster with --delta"
+        }
+        Job::PostgresRuns { .. } => "stop the server first",
+        Job::TargetOfAnother { .. } => "name another directory, or empty this one",
+        Job::TablespaceNotEmpty { .. } => {
+            "a cluster may be using it: put the tablespace elsewhere with --tablespace NAME=DIR, or empty the directory"
+        }
+        Job::ClusterIncomplete { .. } => {
+            "`backlane check` says what is damaged; restore another snapshot, or this one once more with --delta"
+        }
+        _ => return None,
+    })
+}
+
+fn about_postgres(error: &backlane_source::postgres::Error) -> Option<&'static str> {
+    use backlane_source::postgres::Error as Postgres;
+    Some(match error {
+        Postgres::Password => {
+            "put it into ~/.pgpass (mode 600) or a service file: every user of this machine can read a command line"
+        }
+        Postgres::NoClient { .. } => "install PostgreSQL's client (Debian: postgresql-client)",
+        Postgres::Refused { .. } => {
+            "docs/guide.md says under \"PostgreSQL\" what the role needs; try the connection with psql"
+        }
+        Postgres::NoArchive { .. } => {
+            "set up archiving, or put the WAL into the snapshot with --wal include"
+        }
+        Postgres::OtherCluster { .. } => {
+            "back up on the machine that the server runs on; --pgdata says where its directory is here"
+        }
+        Postgres::Timeline { .. } => "run the backup again",
+        _ => return None,
+    })
 }
 
 fn of_repository<'a>(cause: &'a (dyn std::error::Error + 'static)) -> Option<&'a RepoError> {

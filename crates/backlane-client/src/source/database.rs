@@ -18,7 +18,7 @@ impl Database<'_> {
     pub(crate) fn advice(self) -> &'static str {
         match self {
             Self::Postgres => {
-                "a PostgreSQL server runs on it: its files are no backup of it; `backlane backup --command` takes what pg_dump writes"
+                "a PostgreSQL server runs on it: its files are no backup of it; `backlane backup --postgres` takes the cluster, and `--command` what pg_dump writes"
             }
             Self::InnoDb => {
                 "a MariaDB or MySQL server runs on it: its files are no backup of it; `backlane backup --command` takes what mariadb-dump writes"

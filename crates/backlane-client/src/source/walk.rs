@@ -207,7 +207,7 @@ impl Walk {
             FileType::Unknown => return Err(io::Error::other("it is of no known type")),
         };
         let is_file = kind == FileKind::File;
-        let mut meta = self.metadata(facts);
+        let mut meta = metadata(facts, self.shared.access_times);
         let copies = Arc::clone(&self.shared.copies);
         let copy = copies.of(path).filter(|_| is_file);
         if let Some(copy) = copy {
@@ -254,30 +254,6 @@ impl Walk {
         })
     }
 
-    fn metadata(&self, facts: &Facts) -> Metadata {
-        let is_file = facts.file_type == FileType::RegularFile;
-        let is_dir = facts.file_type == FileType::Directory;
-        let linked = !is_dir && facts.links > 1;
-        Metadata {
-            mode: Some(facts.mode),
-            uid: Some(facts.uid),
-            gid: Some(facts.gid),
-            modified: Some(facts.mtime),
-            accessed: Some(match self.shared.access_times {
-                AccessTimes::AsModified => facts.mtime,
-                AccessTimes::Kept => facts.atime,
-            }),
-            changed: Some(facts.ctime),
-            inode: facts.identity.inode,
-            // Device numbers change from boot to boot. They are needed for hard links alone, and elsewhere would make
-            // every tree new.
-            device: if linked { facts.identity.device } else { 0 },
-            links: if is_dir { 0 } else { facts.links },
-            size: if is_file { facts.size } else { 0 },
-            ..Metadata::default()
-        }
-    }
-
     fn holes(
         &mut self,
         dir: &OwnedFd,
@@ -314,6 +290,31 @@ impl Walk {
                 self.warn(WarningKind::Incomplete, path, reason);
             }
         }
+    }
+}
+
+/// What is kept of an entry, its attributes apart.
+pub(crate) fn metadata(facts: &Facts, access_times: AccessTimes) -> Metadata {
+    let is_file = facts.file_type == FileType::RegularFile;
+    let is_dir = facts.file_type == FileType::Directory;
+    let linked = !is_dir && facts.links > 1;
+    Metadata {
+        mode: Some(facts.mode),
+        uid: Some(facts.uid),
+        gid: Some(facts.gid),
+        modified: Some(facts.mtime),
+        accessed: Some(match access_times {
+            AccessTimes::AsModified => facts.mtime,
+            AccessTimes::Kept => facts.atime,
+        }),
+        changed: Some(facts.ctime),
+        inode: facts.identity.inode,
+        // Device numbers change from boot to boot. They are needed for hard links alone, and elsewhere would make
+        // every tree new.
+        device: if linked { facts.identity.device } else { 0 },
+        links: if is_dir { 0 } else { facts.links },
+        size: if is_file { facts.size } else { 0 },
+        ..Metadata::default()
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::{
     documents::{BackupDocument, WarningsDocument},
+    postgres::{self, PostgresDocument},
     session::{self, Client},
 };
 use crate::{
@@ -13,42 +14,48 @@ use crate::{
 };
 use anyhow::Result;
 use backlane_client::{BackupOptions, BackupSummary, CommandLine, FileSystems, SourceOptions};
-use std::ffi::OsString;
 
 /// Backs up files and directories.
 ///
 /// # Errors
 /// When there is no snapshot. What could not be read is a warning.
 pub(crate) fn run(args: &BackupArgs, context: &Context) -> Result<Outcome> {
-    let output = args.output_name.clone();
-    let output = output.zip(CommandLine::new(args.command.clone()));
+    if let Some(cluster) = postgres::cluster(&args.cluster) {
+        backlane_source::postgres::refuse_password(&cluster.connection)?;
+    }
     let document = session::job("backup", context, &args.route, |client| {
         let hooks = Hooks::new(args, &client.config.backup);
-        hooks.around(|| back_up(args, output.as_ref(), context, client))
+        hooks.around(|| back_up(args, context, client))
     })?;
     context.output.result(&document, text)?;
     Ok(Outcome::from_warnings(document.warnings.count))
 }
 
-fn back_up(
-    args: &BackupArgs,
-    output: Option<&(OsString, CommandLine)>,
-    context: &Context,
-    client: &Client,
-) -> Result<BackupDocument> {
+fn back_up(args: &BackupArgs, context: &Context, client: &Client) -> Result<BackupDocument> {
+    let output = args.output_name.as_deref();
+    let output = output.zip(CommandLine::new(args.command.clone()));
+    let cluster = postgres::cluster(&args.cluster);
     let options = options(args, client);
     let repository = client.repository_or_new(args.dry_run)?;
     let bar = Bar::new(context.output, client.carried());
     let cancel = context.cancel.token();
-    let done = match output {
-        Some((name, command)) => {
-            let output = (name.as_os_str(), command);
-            backlane_client::backup_output(&repository, output, &options, bar.clone(), &cancel)
-        }
-        None => backlane_client::backup(&repository, &options, bar.clone(), cancel),
+    let done = if let Some((name, command)) = &output {
+        let output = (*name, command);
+        backlane_client::backup_output(&repository, output, &options, bar.clone(), &cancel)
+            .map(|summary| (summary, None))
+    } else if let Some(cluster) = &cluster {
+        let bar = bar.clone();
+        backlane_client::backup_postgres(&repository, cluster, &options, bar, &cancel)
+            .map(|(summary, backup)| (summary, Some(backup)))
+    } else {
+        backlane_client::backup(&repository, &options, bar.clone(), cancel)
+            .map(|summary| (summary, None))
     };
     bar.finish();
-    Ok(document(done?, client))
+    let (summary, backup) = done?;
+    let mut document = document(summary, client);
+    document.postgres = backup.map(PostgresDocument::new);
+    Ok(document)
 }
 
 fn options(args: &BackupArgs, client: &Client) -> BackupOptions {
@@ -87,6 +94,9 @@ fn command(args: &BackupArgs) -> String {
     for database in &args.sqlite {
         words.extend(["--sqlite".to_owned(), database.display().to_string()]);
     }
+    if let Some(connection) = &args.cluster.postgres {
+        words.extend(["--postgres".to_owned(), connection.clone()]);
+    }
     if let Some(name) = &args.output_name {
         words.extend([
             "--command".to_owned(),
@@ -121,6 +131,7 @@ fn document(summary: BackupSummary, client: &Client) -> BackupDocument {
         packs_missing: archive.packs_missing,
         blobs_missing: archive.blobs_missing,
         blobs_stored_again: archive.blobs_stored_again,
+        postgres: None,
         seconds: archive.seconds,
         routes: client.routes(),
         warnings: WarningsDocument::from(&summary.warnings),
@@ -145,6 +156,9 @@ fn text(document: &BackupDocument) -> String {
         document.seconds,
         rate(document.bytes, document.seconds),
     ));
+    if let Some(postgres) = &document.postgres {
+        text.push_str(&postgres.text());
+    }
     if document.packs_continued > 0 {
         text.push_str(&format!(
             "continued: {} packs, {} of an interrupted backup are used\n",

@@ -1,6 +1,6 @@
 //! The documents of jobs and of enrolment. The demo reads them from the processes that it started.
 
-use super::summary::Routes;
+use super::{postgres::PostgresDocument, summary::Routes};
 use backlane_client::{WarningKind, Warnings};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -51,6 +51,8 @@ pub(crate) struct BackupDocument {
     pub(crate) blobs_missing: u64,
     /// How many of them are stored again.
     pub(crate) blobs_stored_again: u64,
+    /// What it is, where it is of a PostgreSQL cluster.
+    pub(crate) postgres: Option<PostgresDocument>,
     /// How long the job took.
     pub(crate) seconds: f64,
     /// What each route carried.

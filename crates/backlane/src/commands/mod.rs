@@ -10,6 +10,7 @@ mod key;
 mod maintain;
 mod path;
 mod pool;
+mod postgres;
 mod query;
 mod reasons;
 mod restore;

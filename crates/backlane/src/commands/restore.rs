@@ -3,29 +3,37 @@
 use super::{
     damage::Damage,
     documents::{RestoreDocument, WarningsDocument},
-    session,
+    postgres, session,
 };
 use crate::{
     Context,
     cli::RestoreArgs,
-    failure::Advise,
+    failure::{Advise, Usage},
     output::{Outcome, bytes, rate},
     progress::Bar,
 };
 use anyhow::Result;
-use backlane_client::{RestoreOptions, RestoreSummary};
-use std::{ffi::OsStr, os::unix::ffi::OsStrExt, path::Path};
+use backlane_client::{Progress, RestoreOptions, RestoreSummary};
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt, path::Path, sync::Arc};
 
 /// Restores a snapshot, or a part of one.
 ///
 /// # Errors
 /// When the job ended early. What could not be restored or set is a warning.
 pub(crate) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome> {
+    if args.cluster.postgres && !args.snapshot.path.is_empty() {
+        let what = "--postgres restores a whole cluster: name the snapshot alone";
+        return Err(Usage(what.to_owned()).into());
+    }
     let document = session::job("restore", context, &args.route, |client| {
         let mut damaged = Damage::none(context);
         let repository = client.repository()?;
-        let snapshot = damaged.resolve(&repository, &args.snapshot.snapshot)?;
-        if args.delete && !damaged.is_empty() {
+        let wanted = &args.snapshot.snapshot;
+        let snapshot = match args.cluster.postgres {
+            true => postgres::resolve(&repository, wanted, &mut damaged)?,
+            false => damaged.resolve(&repository, wanted)?,
+        };
+        if (args.delete || args.cluster.delta) && !damaged.is_empty() {
             return Err(anyhow::anyhow!(
                 "--delete would remove what is newer than snapshot {}, which may not be the latest",
                 &snapshot.id.to_string()[..8]
@@ -43,15 +51,23 @@ pub(crate) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome> {
             ..RestoreOptions::default()
         };
         let bar = Bar::new(context.output, client.carried());
-        let done = backlane_client::restore(
-            &reader,
-            &snapshot,
-            path.filter(|path| !path.as_os_str().is_empty()),
-            &args.target,
-            &options,
-            bar.clone(),
-            context.cancel.token(),
-        );
+        let cancel = context.cancel.token();
+        let done = if args.cluster.postgres {
+            let how = postgres::how(&args.cluster, args.verify, context);
+            let progress: Arc<dyn Progress> = bar.clone();
+            let target = &args.target;
+            backlane_client::restore_postgres(&reader, &snapshot, target, &how, &progress, &cancel)
+        } else {
+            backlane_client::restore(
+                &reader,
+                &snapshot,
+                path.filter(|path| !path.as_os_str().is_empty()),
+                &args.target,
+                &options,
+                bar.clone(),
+                cancel,
+            )
+        };
         bar.finish();
         let mut document = document(&done?, client.routes());
         damaged.add_to(&mut document.warnings);

@@ -1,0 +1,115 @@
+//! Backups of PostgreSQL clusters and their restore, as parts of `backlane backup` and `backlane restore`.
+
+use super::damage::Damage;
+use crate::{
+    Context,
+    cli::{PostgresBackupArgs, PostgresRestoreArgs},
+    failure::Advise,
+};
+use anyhow::{Result, bail};
+use backlane_client::{PostgresBackup, PostgresRestore};
+use backlane_repo::{Repository, SnapshotInfo};
+use backlane_source::postgres::{BaseBackup, TAG};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// What `backup` prints of a cluster.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct PostgresDocument {
+    #[serde(flatten)]
+    backup: BaseBackup,
+}
+
+impl PostgresDocument {
+    pub(crate) fn new(backup: BaseBackup) -> Self {
+        Self { backup }
+    }
+
+    /// A line for people.
+    pub(crate) fn text(&self) -> String {
+        let backup = &self.backup;
+        format!(
+            "PostgreSQL {}, system {}: needs the WAL from {} to {} on timeline {} ({} to {})\n",
+            backup.version,
+            backup.system,
+            backup.start_lsn,
+            backup.stop_lsn,
+            backup.timeline,
+            backup.start_wal,
+            backup.stop_wal,
+        )
+    }
+}
+
+/// Which cluster to back up, if any.
+pub(crate) fn cluster(args: &PostgresBackupArgs) -> Option<PostgresBackup> {
+    Some(PostgresBackup {
+        connection: args.postgres.clone()?,
+        data_directory: args.pgdata.clone(),
+        checkpoint: args.checkpoint.into(),
+        wal: args.wal.into(),
+    })
+}
+
+/// How to restore a cluster.
+pub(crate) fn how(args: &PostgresRestoreArgs, verify: bool, context: &Context) -> PostgresRestore {
+    PostgresRestore {
+        is_delta: args.delta,
+        tablespaces: args.tablespaces.clone(),
+        recovery: args.recovery(restore_command(context.config.as_deref())),
+        verify,
+    }
+}
+
+/// The command by which the restored server gets its WAL.
+fn restore_command(config: Option<&Path>) -> String {
+    // In a shell; a per cent sign begins what the server puts in.
+    let quoted = |path: &Path| {
+        path.display()
+            .to_string()
+            .replace('\'', r"'\''")
+            .replace('%', "%%")
+    };
+    let config = config.map_or(String::new(), |path| {
+        format!("--config '{}' ", quoted(path))
+    });
+    format!("backlane {config}wal fetch %f \"%p\"")
+}
+
+/// The snapshot that the user names; `latest` is the latest of a cluster.
+///
+/// # Errors
+/// When there is none, or of several clusters.
+pub(crate) fn resolve(
+    repository: &Repository,
+    wanted: &str,
+    damaged: &mut Damage,
+) -> Result<SnapshotInfo> {
+    if wanted != "latest" {
+        return Ok(damaged.resolve(repository, wanted)?);
+    }
+    let mut snapshots = damaged.snapshots(repository)?;
+    snapshots.retain(|snapshot| snapshot.tags.iter().any(|tag| tag == TAG));
+    if snapshots.windows(2).any(|two| two[0].paths != two[1].paths) {
+        return Err(anyhow::anyhow!("there are backups of several clusters")).advise(
+            "name the snapshot by its id; `backlane snapshots --tag postgresql` lists them",
+        );
+    }
+    match snapshots.pop() {
+        Some(latest) => Ok(latest),
+        None => bail!("there is no backup of a PostgreSQL cluster"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn restored_servers_fetch_wal_by_the_configuration_that_restored_them() {
+        assert_eq!(restore_command(None), r#"backlane wal fetch %f "%p""#);
+        let config = Path::new("/etc/it's 5%.toml");
+        let expected = r#"backlane --config '/etc/it'\''s 5%%.toml' wal fetch %f "%p""#;
+        assert_eq!(restore_command(Some(config)), expected);
+    }
+}

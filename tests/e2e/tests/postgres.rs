@@ -1,0 +1,488 @@
+//! Base backups of PostgreSQL clusters whose servers run, and what comes back of them.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use backlane_e2e::{
+    Checksums, Client, Cluster, Clusters, Ended, Process, Setup, System, output, ready,
+};
+use rustix::process::Signal;
+use serde_json::Value;
+
+/// A system with a client, and room for clusters.
+struct World {
+    system: System,
+    client: Client,
+    clusters: Clusters,
+}
+
+impl World {
+    fn new() -> Result<Option<Self>> {
+        if !ready() {
+            return Ok(None);
+        }
+        let Some(clusters) = Clusters::new()? else {
+            return Ok(None);
+        };
+        let system = System::new(&Setup::default())?;
+        let client = system.client("alpha")?;
+        Ok(Some(Self {
+            system,
+            client,
+            clusters,
+        }))
+    }
+
+    fn run(&self, arguments: &[&str]) -> Result<Ended> {
+        Ok(self.system.run(&self.client, arguments)?.ended)
+    }
+
+    fn backup(&self, cluster: &Cluster<'_>, more: &[&str]) -> Result<Ended> {
+        let connection = cluster.connection();
+        let arguments = ["backup", "--postgres", &connection, "--checkpoint", "fast"];
+        self.run(&[&arguments[..], more].concat())
+    }
+
+    fn restore(&self, name: &str, more: &[&str]) -> Result<Ended> {
+        let target = self.clusters.path(name);
+        let target = target.to_str().context("a path that is no text")?;
+        let arguments = ["restore", "latest", "--postgres", "--target", target];
+        self.run(&[&arguments[..], more].concat())
+    }
+
+    /// Restores into a new cluster's directory, and has PostgreSQL's own tool compare it with the manifest.
+    fn restored(&self, name: &str, more: &[&str], wal: &[&str]) -> Result<Cluster<'_>> {
+        self.restore(name, more)?.success()?;
+        let restored = self.clusters.restored(name);
+        let mut verify = self.clusters.program("pg_verifybackup");
+        output(verify.args(wal).arg(&restored.data))?;
+        Ok(restored)
+    }
+
+    /// The newest snapshot.
+    fn snapshot(&self) -> Result<Value> {
+        let mut document = self.run(&["snapshots"])?.success()?.json()?;
+        let snapshots = document["snapshots"].as_array_mut().and_then(Vec::pop);
+        snapshots.context("no snapshot")
+    }
+}
+
+/// Where the WAL of these tests comes from, which is not from this system's archive.
+const NO_ARCHIVE: &str = "restore_command=false";
+
+const SUMS: &str = "\
+SELECT (SELECT sum(abalance) FROM pgbench_accounts) = (SELECT sum(tbalance) FROM pgbench_tellers)
+ AND (SELECT sum(bbalance) FROM pgbench_branches) = (SELECT sum(delta) FROM pgbench_history)
+ AND (SELECT sum(abalance) FROM pgbench_accounts) = (SELECT sum(delta) FROM pgbench_history)";
+
+#[test]
+fn a_cluster_that_is_written_to_comes_back_whole() -> Result<()> {
+    let Some(world) = World::new()? else {
+        return Ok(());
+    };
+    let mut cluster = world.clusters.cluster("main", Checksums::On)?;
+    cluster.start(&[])?;
+    output(cluster.program("pgbench").args(["-i", "-q", "-s", "2"]))?;
+    let fast = world.clusters.directory("fast")?;
+    cluster.sql(&format!(
+        "CREATE TABLESPACE fast LOCATION '{}'",
+        fast.display()
+    ))?;
+    cluster.sql(
+        "CREATE UNLOGGED TABLE gone AS SELECT generate_series(1, 1000) AS number;
+         CREATE TABLE there TABLESPACE fast AS SELECT generate_series(1, 1000) AS number",
+    )?;
+    let busy = cluster.start_program("pgbench", &["-n", "-c", "4", "-T", "600"])?;
+    cluster.says("SELECT count(*) > 100 FROM pgbench_history", "t")?;
+    let backup = world.backup(&cluster, &["--wal", "include"])?.success()?;
+    drop(busy);
+    cluster.stop()?;
+
+    let document = backup.json()?;
+    let snapshot = world.snapshot()?;
+    ensure!(
+        snapshot["tags"] == serde_json::json!(["postgresql"]),
+        "{snapshot}"
+    );
+    let said = snapshot["description"].as_str().context("no description")?;
+    for field in [
+        "system",
+        "version",
+        "start_lsn",
+        "stop_lsn",
+        "timeline",
+        "start_wal",
+        "began",
+        "ended",
+    ] {
+        let value = &document["postgres"][field];
+        ensure!(
+            !value.is_null() && said.contains(&format!("\"{field}\":{value}")),
+            "{field}: {said}"
+        );
+    }
+
+    let elsewhere = world.clusters.path("slow");
+    let tablespace = format!("fast={}", elsewhere.display());
+    let mut restored = world.restored("restored", &["--tablespace", &tablespace], &[])?;
+    let links = fs::read_dir(restored.data.join("pg_tblspc"))?;
+    let links = links.map(|link| Ok(fs::read_link(link?.path())?));
+    ensure!(links.collect::<Result<Vec<_>>>()? == [elsewhere]);
+    for left_out in ["postmaster.pid", "tablespace_map", "recovery.signal"] {
+        ensure!(
+            !restored.data.join(left_out).exists(),
+            "{left_out} is there"
+        );
+    }
+    restored.start(&[])?;
+    ensure!(restored.sql(SUMS)? == "t", "the sums differ");
+    ensure!(restored.sql("SELECT count(*) FROM gone")? == "0");
+    ensure!(restored.sql("SELECT count(*) FROM there")? == "1000");
+    let mut check = restored.program("pg_amcheck");
+    output(check.args(["--install-missing", "--all", "--heapallindexed"]))?;
+    restored.stop()?;
+    output(
+        world
+            .clusters
+            .program("pg_checksums")
+            .arg("--check")
+            .arg(&restored.data),
+    )?;
+    Ok(())
+}
+
+#[test]
+fn recovery_ends_where_it_is_told_to() -> Result<()> {
+    let Some(world) = World::new()? else {
+        return Ok(());
+    };
+    let archive = world.clusters.directory("archive")?;
+    let archive = archive.display();
+    let mut cluster = world.clusters.cluster("main", Checksums::Off)?;
+    let archived = format!("archive_command=cp %p {archive}/%f");
+    cluster.start(&["archive_mode=on", &archived])?;
+    cluster.sql("CREATE TABLE steps (step int)")?;
+    world.backup(&cluster, &[])?.success()?;
+    let step = |more: &str| cluster.sql(&format!("INSERT INTO steps VALUES (1) {more}"));
+    step("")?;
+    let lsn = format!("lsn={}", cluster.sql("SELECT pg_current_wal_lsn()")?);
+    let xid = format!("xid={}", step("RETURNING pg_current_xact_id()")?);
+    step("")?;
+    cluster.sql("SELECT pg_create_restore_point('it''s three')")?;
+    step("")?;
+    let time = format!("time={}", cluster.sql("SELECT clock_timestamp()")?);
+    step("")?;
+    cluster.stop()?;
+
+    let fetched = format!("restore_command=cp {archive}/%f %p");
+    for (target, more, steps) in [
+        ("latest", &[][..], "5"),
+        ("immediate", &[], "0"),
+        (&lsn, &["--recovery-timeline", "current"], "1"),
+        (&xid, &[], "2"),
+        (&xid, &["--recovery-exclusive"], "1"),
+        ("name=it's three", &[], "3"),
+        (&time, &[], "4"),
+    ] {
+        let how = [
+            "--recovery-target",
+            target,
+            "--recovery-action",
+            "promote",
+            "--delta",
+        ];
+        let mut restored = world.restored("restored", &[&how[..], more].concat(), &["-n"])?;
+        let settings = fs::read_to_string(restored.data.join("postgresql.auto.conf"))?;
+        ensure!(settings.matches("wal fetch %f").count() == 1, "{settings}");
+        restored.start(&[&fetched])?;
+        restored.says("SELECT pg_is_in_recovery()", "f")?;
+        let found = restored.sql("SELECT count(*) FROM steps")?;
+        ensure!(
+            found == steps,
+            "{target} {more:?}: {found} instead of {steps}"
+        );
+        restored.stop()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_second_backup_and_a_restore_over_what_is_left_move_little() -> Result<()> {
+    let Some(world) = World::new()? else {
+        return Ok(());
+    };
+    let mut cluster = world.clusters.cluster("main", Checksums::On)?;
+    cluster.start(&[])?;
+    output(cluster.program("pgbench").args(["-i", "-q", "-s", "3"]))?;
+    let wal = ["--wal", "include"];
+    let moved = |backup: Ended| -> Result<u64> {
+        let document = backup.success()?.json()?;
+        document["bytes_packed"].as_u64().context("no bytes_packed")
+    };
+    let first = moved(world.backup(&cluster, &wal)?)?;
+    cluster.sql("UPDATE pgbench_accounts SET abalance = 1 WHERE aid = 5")?;
+    let second = moved(world.backup(&cluster, &wal)?)?;
+    ensure!(second * 4 < first, "{second} bytes after {first}");
+    let table = cluster.sql("SELECT pg_relation_filepath('pgbench_accounts')")?;
+    let index = cluster.sql("SELECT pg_relation_filepath('pgbench_accounts_pkey')")?;
+
+    let restored = world.restored("restored", &[], &[])?;
+    let [table, index] = [table, index].map(|path| restored.data.join(path));
+    let mut content = fs::read(&table)?;
+    content[100_000..200_000].fill(7);
+    fs::write(&table, content)?;
+    fs::remove_file(&index)?;
+    fs::write(restored.data.join("base/77"), "no file of the backup")?;
+    // As an interrupted restore leaves it.
+    fs::remove_file(restored.data.join("global/pg_control"))?;
+    let document = world.restore("restored", &["--delta"])?.success()?.json()?;
+    let [written, kept] = ["bytes_restored", "bytes_kept"].map(|field| document[field].as_u64());
+    // The table, its index, and the WAL.
+    ensure!(
+        kept > written.map(|bytes| bytes / 4) && document["deleted"].as_u64() >= Some(1),
+        "{document}"
+    );
+    let mut restored = world.restored("restored", &["--delta"], &[])?;
+    restored.start(&[])?;
+    ensure!(restored.sql("SELECT abalance FROM pgbench_accounts WHERE aid = 5")? == "1");
+
+    // What must not be restored into.
+    let running = world.restore("restored", &["--delta"])?;
+    running.refused(&["a postgresql server runs on", "stop the server"])?;
+    restored.stop()?;
+    world
+        .restore("restored", &[])?
+        .refused(&["is not empty", "--delta"])?;
+    world.clusters.cluster("other", Checksums::Off)?;
+    let other = world.restore("other", &["--delta"])?;
+    other.refused(&["not the cluster of the backup", "its system identifier is"])?;
+    let files = world.clusters.directory("files")?;
+    fs::write(files.join("precious"), "x")?;
+    world
+        .restore("files", &["--delta"])?
+        .refused(&["no cluster is there"])?;
+    ensure!(fs::read_dir(files)?.count() == 1);
+    let early = world.restore("new", &["--recovery-target", "lsn=0/100"])?;
+    early.refused(&["0/100", "where the backup ends"])
+}
+
+#[test]
+fn tablespaces_of_others_are_left_alone() -> Result<()> {
+    let Some(world) = World::new()? else {
+        return Ok(());
+    };
+    let mut cluster = world.clusters.cluster("main", Checksums::Off)?;
+    cluster.start(&[])?;
+    let fast = world.clusters.directory("fast")?;
+    cluster.sql(&format!(
+        "CREATE TABLESPACE fast LOCATION '{}'",
+        fast.display()
+    ))?;
+    cluster.sql("CREATE TABLE there TABLESPACE fast AS SELECT 1")?;
+    world.backup(&cluster, &["--wal", "include"])?.success()?;
+    // The cluster itself has it still.
+    for more in [&[][..], &["--delta"]] {
+        let refused = world.restore("restored", more)?;
+        refused.refused(&["tablespace fast belongs into", "--tablespace"])?;
+    }
+    let unknown = world.restore("restored", &["--tablespace", "slow=/srv/slow"])?;
+    unknown.refused(&["`slow` is not in the backup", "fast"])?;
+    ensure!(!world.clusters.path("restored").exists());
+    ensure!(cluster.sql("SELECT count(*) FROM there")? == "1");
+    cluster.stop()?;
+    // In place, once nobody uses it.
+    world.restore("main", &["--delta"])?.success()?;
+    cluster.start(&[])?;
+    ensure!(cluster.sql("SELECT count(*) FROM there")? == "1");
+    cluster.stop()
+}
+
+#[test]
+fn a_damaged_page_is_named_and_marks_the_snapshot() -> Result<()> {
+    let Some(world) = World::new()? else {
+        return Ok(());
+    };
+    let mut cluster = world.clusters.cluster("main", Checksums::On)?;
+    cluster.start(&[])?;
+    cluster.sql("CREATE TABLE t AS SELECT generate_series(1, 10000) AS n")?;
+    let table = cluster.sql("SELECT pg_relation_filepath('t')")?;
+    cluster.stop()?;
+    let path = cluster.data.join(&table);
+    let mut content = fs::read(&path)?;
+    content[3 * 8192 + 5000] ^= 1;
+    fs::write(&path, content)?;
+    cluster.start(&[])?;
+    let backup = world.backup(&cluster, &["--wal", "include"])?;
+    ensure!(backup.code() == 3, "{backup}");
+    let warnings = backup.json()?["warnings"].to_string();
+    ensure!(
+        warnings.contains(&table) && warnings.contains("block 3 is damaged"),
+        "{warnings}"
+    );
+    ensure!(warnings.matches("is damaged").count() == 1, "{warnings}");
+    let tags = world.snapshot()?["tags"].to_string();
+    ensure!(tags.contains("postgresql-damaged-pages"), "{tags}");
+    cluster.stop()
+}
+
+#[test]
+fn a_backup_that_does_not_end_well_leaves_the_cluster_out_of_backup_mode() -> Result<()> {
+    let Some(world) = World::new()? else {
+        return Ok(());
+    };
+    let mut cluster = world.clusters.cluster("main", Checksums::Off)?;
+    cluster.start(&[])?;
+    // The slot goes with the session, as the backup does.
+    let sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'backlane'";
+    let slots = "SELECT count(*) FROM pg_replication_slots";
+    let connection = cluster.connection();
+    for end in ["kill", "interrupt", "terminate"] {
+        let arguments = [
+            "backup",
+            "--postgres",
+            &connection,
+            "--wal",
+            "include",
+            "--checkpoint",
+            "fast",
+        ];
+        let job = world.system.start(&world.client, arguments)?;
+        cluster.says(slots, "1")?;
+        match end {
+            "kill" => job.signal(Signal::KILL)?,
+            "interrupt" => job.signal(Signal::INT)?,
+            _ => {
+                let all = sessions.replace("count(*)", "count(pg_terminate_backend(pid))");
+                cluster.sql(&all)?;
+            }
+        }
+        let ended = job.wait()?;
+        ensure!(ended.code() != 0, "{end}: {ended}");
+        if end == "terminate" {
+            ended.refused(&["terminating connection"])?;
+        }
+        cluster.says(sessions, "0")?;
+        cluster.says(slots, "0")?;
+    }
+    let snapshots = world.run(&["snapshots"])?.success()?.json()?;
+    ensure!(
+        snapshots["snapshots"] == serde_json::json!([]),
+        "{snapshots}"
+    );
+    cluster.stop()
+}
+
+#[test]
+fn a_standby_is_made_of_a_backup_and_backed_up_itself() -> Result<()> {
+    let Some(world) = World::new()? else {
+        return Ok(());
+    };
+    let mut cluster = world.clusters.cluster("main", Checksums::On)?;
+    cluster.start(&[])?;
+    output(cluster.program("pgbench").args(["-i", "-q", "-s", "1"]))?;
+    world.backup(&cluster, &["--wal", "include"])?.success()?;
+    let mut standby = world.restored("standby", &["--standby"], &[])?;
+    let follow = format!("primary_conninfo={}", cluster.connection());
+    standby.start(&[&follow, NO_ARCHIVE])?;
+    let busy = cluster.start_program("pgbench", &["-n", "-c", "2", "-T", "600"])?;
+    standby.says("SELECT count(*) > 100 FROM pgbench_history", "t")?;
+    let refused = world.backup(&standby, &[])?;
+    refused.refused(&["archive_mode", "--wal include"])?;
+    let backup = world.backup(&standby, &["--wal", "include"])?.success()?;
+    ensure!(
+        backup.json()?["postgres"]["origin"] == "standby",
+        "{backup}"
+    );
+    drop(busy);
+    let mut restored = world.restored("restored", &[], &[])?;
+    restored.start(&[])?;
+    ensure!(restored.sql("SELECT pg_is_in_recovery()")? == "f");
+    ensure!(restored.sql(SUMS)? == "t", "the sums differ");
+    restored.stop()?;
+    standby.stop()?;
+    cluster.stop()
+}
+
+#[test]
+fn what_would_be_no_backup_is_refused() -> Result<()> {
+    let Some(world) = World::new()? else {
+        return Ok(());
+    };
+    let mut cluster = world.clusters.cluster("main", Checksums::Off)?;
+    // Nobody listens yet.
+    world
+        .backup(&cluster, &[])?
+        .refused(&["connecting", "guide.md"])?;
+    cluster.start(&[])?;
+    world
+        .backup(&cluster, &[])?
+        .refused(&["archive_mode is off", "--wal include"])?;
+    let connection = cluster
+        .connection()
+        .replace("user=postgres", "user=postgres&password=secret");
+    let refused = world.run(&["backup", "--postgres", &connection])?;
+    refused.refused(&["password in it", ".pgpass"])?;
+    ensure!(!refused.text().contains("secret"), "{refused}");
+    let other = world.clusters.cluster("other", Checksums::Off)?;
+    let directory = other.data.display().to_string();
+    let elsewhere = world.backup(&cluster, &["--wal", "include", "--pgdata", &directory])?;
+    elsewhere.refused(&["directory of another cluster", "--pgdata"])?;
+    let file = world.system.path("file");
+    fs::write(&file, "x")?;
+    world.system.backup(&world.client, &file, &[])?.success()?;
+    world
+        .restore("restored", &[])?
+        .refused(&["no backup of a postgresql cluster"])?;
+    cluster.stop()
+}
+
+#[test]
+fn credentials_come_from_where_psql_finds_them_and_few_rights_are_enough() -> Result<()> {
+    let Some(world) = World::new()? else {
+        return Ok(());
+    };
+    let mut cluster = world.clusters.cluster("main", Checksums::Off)?;
+    let [access, map] = ["pg_hba.conf", "pg_ident.conf"].map(|name| cluster.data.join(name));
+    let rules = "local postgres backup peer map=backup\nlocal all locked scram-sha-256\n";
+    fs::write(&access, rules.to_owned() + &fs::read_to_string(&access)?)?;
+    fs::write(&map, "backup root backup\n")?;
+    cluster.start(&[])?;
+    cluster.sql(
+        "CREATE ROLE backup LOGIN REPLICATION;
+         GRANT pg_read_all_settings TO backup;
+         GRANT EXECUTE ON FUNCTION pg_backup_start(text, boolean), pg_backup_stop(boolean) TO backup;
+         CREATE ROLE locked LOGIN REPLICATION PASSWORD 'secret';
+         GRANT backup TO locked",
+    )?;
+    let more = ["--wal", "include", "--checkpoint", "fast"];
+    // By peer authentication.
+    let connection = cluster.connection().replace("user=postgres", "user=backup");
+    let arguments = ["backup", "--postgres", &connection];
+    world.run(&[&arguments[..], &more].concat())?.success()?;
+    // By a service file, and a password that stands elsewhere.
+    let [service, password] = ["service", "password"].map(|name| world.system.path(name));
+    let known = cluster
+        .connection()
+        .replace("postgresql:///postgres?", "[main]\ndbname=postgres&");
+    let known = known
+        .replace("user=postgres", "user=locked")
+        .replace('&', "\n");
+    fs::write(&service, known)?;
+    fs::write(&password, "*:*:*:locked:secret\n")?;
+    fs::set_permissions(&password, fs::Permissions::from_mode(0o600))?;
+    let backup = |password: &Path| -> Result<Ended> {
+        let mut command = world.system.client_command(&world.client);
+        command
+            .args(["backup", "--postgres", "service=main"])
+            .args(more);
+        command
+            .env("PGSERVICEFILE", &service)
+            .env("PGPASSFILE", password);
+        Process::start(&mut command, &world.system.path(""), Some(""))?.wait()
+    };
+    backup(Path::new("/nowhere"))?.refused(&["connecting", "no password supplied"])?;
+    backup(&password)?.success()?;
+    cluster.stop()
+}
