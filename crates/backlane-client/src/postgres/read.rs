@@ -4,8 +4,9 @@
 //! manifest's sum is of. That a file grows, shrinks or changes meanwhile is no matter: the WAL repairs it.
 
 use super::{Held, Run};
-use backlane_source::postgres::{Content, Pages, RelationFile};
+use backlane_source::postgres::{Content, Pages, relation};
 use std::{
+    ffi::OsStr,
     fs::File,
     io::{self, ErrorKind, Read},
     os::unix::fs::FileExt,
@@ -57,8 +58,11 @@ impl Reader {
         size: u64,
         listing: Listing,
     ) -> Self {
-        let name = path.file_name().and_then(|name| name.to_str());
-        let relation = name.and_then(RelationFile::parse);
+        let directory = path.parent().and_then(Path::to_str);
+        let name = path.file_name().and_then(OsStr::to_str);
+        let relation = directory
+            .zip(name)
+            .and_then(|(directory, name)| relation(directory, name));
         let is_listed = matches!(listing, Listing::Listed { .. });
         let pages = run.pages.zip(relation).filter(|_| is_listed);
         Self {

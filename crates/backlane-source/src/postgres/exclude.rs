@@ -84,6 +84,14 @@ pub fn kept(directory: &str, name: &str, has: impl Fn(&str) -> bool) -> Kept {
     }
 }
 
+/// The relation's file that `name` in `directory` is, a path relative to the cluster's. Numbers are the names of other
+/// files elsewhere.
+#[must_use]
+pub fn relation<'a>(directory: &str, name: &'a str) -> Option<RelationFile<'a>> {
+    let has_relations = directory == "global" || is_of_database(directory);
+    RelationFile::parse(name).filter(|_| has_relations)
+}
+
 /// Whether a directory has the relations of a database.
 fn is_of_database(directory: &str) -> bool {
     let parts: Vec<_> = directory.split('/').collect();
@@ -97,6 +105,17 @@ fn is_of_database(directory: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn relations_are_where_databases_are() {
+        for directory in ["global", "base/5", "pg_tblspc/16385/PG_15_202209061/5"] {
+            assert!(relation(directory, "1260").is_some(), "{directory}");
+            assert_eq!(relation(directory, "PG_VERSION"), None);
+        }
+        for directory in ["", "base", "pg_xact", "pg_multixact/offsets", "log"] {
+            assert_eq!(relation(directory, "0000"), None, "{directory}");
+        }
+    }
 
     #[test]
     fn what_pg_basebackup_takes_is_kept() {

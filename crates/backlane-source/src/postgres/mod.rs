@@ -17,7 +17,7 @@ mod session;
 pub use checksum::{Pages, RelationFile};
 pub use cluster::{Begun, Checkpoint, Cluster, Stopped, Tablespace, WalMode};
 pub use control::{Control, running_postmaster};
-pub use exclude::{Kept, kept, version_directory};
+pub use exclude::{Kept, kept, relation, version_directory};
 pub use facts::{BaseBackup, Lsn, Origin, TAG, TAG_DAMAGED, wal_segments};
 pub use manifest::{Content, Manifest};
 pub use recovery::{Recovery, SettingError, Target, TargetAction, settings};
