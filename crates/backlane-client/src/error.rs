@@ -110,7 +110,7 @@ pub enum Error {
         /// Its directory.
         path: PathBuf,
     },
-    /// A tablespace that is to go elsewhere is none of the backup's, or its directory is no absolute path.
+    /// A tablespace has no place to go to, is none of the backup's, or its place is no absolute path.
     #[error("tablespace {what}")]
     Tablespace {
         /// What is wrong.

@@ -193,6 +193,9 @@ fn about_cluster(error: &backlane_client::Error) -> Option<&'static str> {
         Job::TablespaceNotEmpty { .. } => {
             "a cluster may be using it: put the tablespace elsewhere with --tablespace NAME=DIR, or empty the directory"
         }
+        Job::Tablespace { .. } => {
+            "say where each tablespace goes, also if to where it was: --tablespace NAME=DIR"
+        }
         Job::ClusterIncomplete { .. } => {
             "`backlane check` says what is damaged; restore another snapshot, or this one once more with --delta"
         }

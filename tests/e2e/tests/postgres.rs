@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use backlane_e2e::{
@@ -95,9 +96,19 @@ fn a_cluster_that_is_written_to_comes_back_whole() -> Result<()> {
          CREATE TABLE there TABLESPACE fast AS SELECT generate_series(1, 1000) AS number",
     )?;
     let busy = cluster.start_program("pgbench", &["-n", "-c", "4", "-T", "600"])?;
+    // Files come and go all the time.
+    let churn = world.clusters.path("churn.sql");
+    fs::write(
+        &churn,
+        "CREATE TABLE brief AS SELECT generate_series(1, 1000);
+         CREATE TEMP TABLE own AS SELECT generate_series(1, 1000);
+         DROP TABLE own; TRUNCATE gone; DROP TABLE brief;",
+    )?;
+    let churn = churn.to_str().context("a path that is no text")?;
+    let churning = cluster.start_program("pgbench", &["-n", "-T", "600", "-f", churn])?;
     cluster.says("SELECT count(*) > 100 FROM pgbench_history", "t")?;
     let backup = world.backup(&cluster, &["--wal", "include"])?.success()?;
-    drop(busy);
+    drop((busy, churning));
     cluster.stop()?;
 
     let document = backup.json()?;
@@ -248,6 +259,32 @@ fn a_second_backup_and_a_restore_over_what_is_left_move_little() -> Result<()> {
     restored.start(&[])?;
     ensure!(restored.sql("SELECT abalance FROM pgbench_accounts WHERE aid = 5")? == "1");
 
+    // Stock tools do it as well.
+    let stock = world.clusters.path("stock").display().to_string();
+    let restic = ["restore", "latest", "--target", &stock];
+    world.system.restic(&world.client, &restic)?.success()?;
+    let system = world.snapshot()?["paths"][0].as_str().map(str::to_owned);
+    let name = format!("stock{}/data", system.context("no path")?);
+    let top = world.clusters.path(&name).with_file_name("top/.");
+    output(
+        Command::new("cp")
+            .arg("-a")
+            .arg(top)
+            .arg(world.clusters.path(&name)),
+    )?;
+    for directory in ["stock", "stock/postgresql"] {
+        world.clusters.directory(directory)?;
+    }
+    let mut stock = world.clusters.restored(&name);
+    output(
+        Command::new("chmod")
+            .arg("755")
+            .arg(stock.data.with_file_name("")),
+    )?;
+    stock.start(&[])?;
+    ensure!(stock.sql("SELECT abalance FROM pgbench_accounts WHERE aid = 5")? == "1");
+    stock.stop()?;
+
     // What must not be restored into.
     let running = world.restore("restored", &["--delta"])?;
     running.refused(&["a postgresql server runs on", "stop the server"])?;
@@ -282,18 +319,26 @@ fn tablespaces_of_others_are_left_alone() -> Result<()> {
     ))?;
     cluster.sql("CREATE TABLE there TABLESPACE fast AS SELECT 1")?;
     world.backup(&cluster, &["--wal", "include"])?.success()?;
+    let place = format!("fast={}", fast.display());
+    let place = ["--tablespace", &place];
     // The cluster itself has it still.
     for more in [&[][..], &["--delta"]] {
-        let refused = world.restore("restored", more)?;
+        let refused = world.restore("restored", &[&place[..], more].concat())?;
         refused.refused(&["tablespace fast belongs into", "--tablespace"])?;
+        let refused = world.restore("restored", more)?;
+        refused.refused(&["`fast`, which was in", "--tablespace"])?;
     }
-    let unknown = world.restore("restored", &["--tablespace", "slow=/srv/slow"])?;
+    let unknown = ["--tablespace", "slow=/srv/slow"];
+    let unknown = world.restore("restored", &[place, unknown].concat())?;
     unknown.refused(&["`slow` is not in the backup", "fast"])?;
     ensure!(!world.clusters.path("restored").exists());
     ensure!(cluster.sql("SELECT count(*) FROM there")? == "1");
     cluster.stop()?;
     // In place, once nobody uses it.
-    world.restore("main", &["--delta"])?.success()?;
+    let delta = ["--delta"];
+    world
+        .restore("main", &[&place[..], &delta].concat())?
+        .success()?;
     cluster.start(&[])?;
     ensure!(cluster.sql("SELECT count(*) FROM there")? == "1");
     cluster.stop()

@@ -1,11 +1,12 @@
 //! Brings a cluster back.
 //!
-//! Invariants: nothing is written below a directory on which a server runs, that is another cluster's, or that another
-//! cluster may use as a tablespace; until everything else is in place there is no `pg_control`, without which no server
-//! starts.
+//! Invariants: nothing is written but below the target and the directories that the user names for tablespaces, whatever
+//! the snapshot says; and nothing below one on which a server runs, that is another cluster's, or that another cluster
+//! may use as a tablespace. Until everything else is in place there is no `pg_control`, without which no server starts.
 
 use crate::{
     error::Error,
+    fs::{self, Facts},
     progress::Progress,
     restore::{RestoreOptions, RestoreSummary, restore},
 };
@@ -13,13 +14,26 @@ use backlane_repo::{Cancel, Reader, SnapshotInfo};
 use backlane_source::postgres::{
     BaseBackup, Control, Recovery, Tablespace, Target, WalMode, running_postmaster, settings,
 };
+use rustix::{
+    fs::{
+        AtFlags, Gid, Mode, OFlags, Uid, chown, chownat, fchown, fsync, openat, symlinkat, unlinkat,
+    },
+    io::Errno,
+};
 use std::{
-    fs::{self, File, OpenOptions, Permissions},
-    io::{self, ErrorKind, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown, fchown, lchown, symlink},
+    ffi::OsStr,
+    fs::{File, Permissions},
+    io::{self, ErrorKind, Read, Write},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::PermissionsExt,
+    },
     path::{Path, PathBuf},
     sync::Arc,
 };
+
+/// The file of settings that the server keeps itself.
+const SETTINGS: &str = "postgresql.auto.conf";
 
 /// How to restore a cluster.
 #[derive(Clone, Debug, Default)]
@@ -27,7 +41,7 @@ pub struct PostgresRestore {
     /// Whether it goes over what is left of the same cluster: only what differs is fetched, and what the backup doesn't
     /// have is removed.
     pub is_delta: bool,
-    /// Where tablespaces go that don't go where they were: by name, number or directory.
+    /// Where each tablespace goes, known by its name, number or old directory.
     pub tablespaces: Vec<(String, PathBuf)>,
     /// How the cluster recovers. A backup that has its WAL recovers with that alone where nothing is said.
     pub recovery: Recovery,
@@ -81,9 +95,9 @@ pub fn restore_postgres(
         &mut done,
         parts.restore("data", target, Removal::OfTheRest)?,
     );
-    let owner = fs::metadata(target).map_err(|source| at(target, source))?;
-    let owner = (owner.uid(), owner.gid());
-    link(target, &places, &tablespaces, owner)?;
+    let directory = OwnedFd::from(File::open(target).map_err(|source| at(target, source))?);
+    let owner = owner(&directory).map_err(|source| at(target, source))?;
+    link(&directory, &places, &tablespaces, owner).map_err(|source| at(target, source))?;
     for file in ["top/backup_label", "top/backup_manifest"] {
         add(&mut done, parts.restore(file, target, Removal::No)?);
     }
@@ -91,19 +105,19 @@ pub fn restore_postgres(
     if has_wal {
         add(
             &mut done,
-            parts.restore("top/pg_wal", &target.join("pg_wal"), Removal::No)?,
+            parts.restore_below("top/pg_wal", (&directory, "pg_wal"))?,
         );
     }
     let is_alone = has_wal && postgres.recovery.is_default();
     let recovery = Some(&postgres.recovery).filter(|_| !is_alone);
-    configure(target, recovery, owner)?;
+    configure(&directory, recovery, owner).map_err(|source| at(target, source))?;
     if done.failed > 0 {
         return Err(Error::ClusterIncomplete {
             path: target.to_owned(),
             failed: done.failed,
         });
     }
-    let control = parts.restore("top/global/pg_control", &target.join("global"), Removal::No)?;
+    let control = parts.restore_below("top/global/pg_control", (&directory, "global"))?;
     add(&mut done, control);
     Ok(done)
 }
@@ -151,6 +165,19 @@ impl Parts<'_> {
         )
     }
 
+    /// Restores into the directory `name` in `directory`, which the snapshot may have put there: no link is followed.
+    fn restore_below(
+        &self,
+        part: &str,
+        (directory, name): (&OwnedFd, &str),
+    ) -> Result<RestoreSummary, Error> {
+        let opened = fs::open_dir(directory, OsStr::new(name));
+        let opened = opened.map_err(|source| at(Path::new(name), source))?;
+        // The very directory, whatever its name leads to by now.
+        let path = PathBuf::from(format!("/proc/self/fd/{}", opened.as_raw_fd()));
+        self.restore(part, &path, Removal::No)
+    }
+
     /// What of each tablespace goes where, after a look whether it may.
     fn tablespaces(
         &self,
@@ -165,7 +192,7 @@ impl Parts<'_> {
             for version in self.names(&from)? {
                 let to = place.join(&version);
                 let is_own = || {
-                    let link = fs::read_link(target.join("pg_tblspc").join(&oid));
+                    let link = std::fs::read_link(target.join("pg_tblspc").join(&oid));
                     self.postgres.is_delta && link.is_ok_and(|link| link == *place)
                 };
                 if !is_empty(&to)? && !is_own() {
@@ -227,11 +254,15 @@ fn places(
         }
     }
     let place = |tablespace: &Tablespace| {
+        let (name, location) = (&tablespace.name, tablespace.location.display());
         let named = wanted.iter().find(|(key, _)| is_named(tablespace, key));
-        let place = named.map_or(&tablespace.location, |(_, place)| place);
-        (tablespace.clone(), place.clone())
+        // Where it was is the snapshot's word.
+        let (_, place) = named.ok_or_else(|| Error::Tablespace {
+            what: format!("`{name}`, which was in {location}, has no place to go to"),
+        })?;
+        Ok((tablespace.clone(), place.clone()))
     };
-    Ok(tablespaces.iter().map(place).collect())
+    tablespaces.iter().map(place).collect()
 }
 
 /// Looks whether the backup may go into the target.
@@ -265,75 +296,80 @@ fn check_target(
 }
 
 fn is_empty(directory: &Path) -> Result<bool, Error> {
-    match fs::read_dir(directory) {
+    match std::fs::read_dir(directory) {
         Ok(mut entries) => Ok(entries.next().is_none()),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
         Err(source) => Err(at(directory, source)),
     }
 }
 
+/// Whose the cluster is.
+#[derive(Clone, Copy)]
+struct Owner(Option<Uid>, Option<Gid>);
+
+fn owner(directory: &OwnedFd) -> io::Result<Owner> {
+    let facts = Facts::of_open(directory)?;
+    let (uid, gid) = (Uid::from_raw(facts.uid), Gid::from_raw(facts.gid));
+    Ok(Owner(Some(uid), Some(gid)))
+}
+
 /// Links the tablespaces, and gives their directories to the cluster's owner.
 fn link(
-    target: &Path,
+    directory: &OwnedFd,
     places: &[(Tablespace, PathBuf)],
     restored: &[(u32, PathBuf, PathBuf)],
-    (uid, gid): (u32, u32),
-) -> Result<(), Error> {
-    for (tablespace, place) in places {
-        let link = target.join("pg_tblspc").join(tablespace.oid.to_string());
-        let linked = || -> io::Result<()> {
-            fs::create_dir_all(place)?;
-            let is_ours = restored.iter().any(|(oid, ..)| *oid == tablespace.oid);
-            let others = fs::read_dir(place)?.count() > usize::from(is_ours);
-            if !others {
-                fs::set_permissions(place, Permissions::from_mode(0o700))?;
-                chown(place, Some(uid), Some(gid))?;
-            }
-            match fs::remove_file(&link) {
-                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-                _ => symlink(place, &link)?,
-            }
-            lchown(&link, Some(uid), Some(gid))
-        };
-        linked().map_err(|source| at(&link, source))?;
+    Owner(uid, gid): Owner,
+) -> io::Result<()> {
+    if places.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    let links = fs::open_dir(directory, OsStr::new("pg_tblspc"))?;
+    for (tablespace, place) in places {
+        std::fs::create_dir_all(place)?;
+        let of_ours = restored.iter().filter(|(oid, ..)| *oid == tablespace.oid);
+        if std::fs::read_dir(place)?.count() <= of_ours.count() {
+            std::fs::set_permissions(place, Permissions::from_mode(0o700))?;
+            chown(place, uid, gid)?;
+        }
+        let name = tablespace.oid.to_string();
+        remove(&links, &name)?;
+        symlinkat(place, &links, &name)?;
+        chownat(&links, &name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
+    }
+    Ok(fsync(&links)?)
 }
 
 /// Says how the cluster is to recover.
-fn configure(target: &Path, recovery: Option<&Recovery>, owner: (u32, u32)) -> Result<(), Error> {
-    let name = "postgresql.auto.conf";
-    let before = match fs::read_to_string(target.join(name)) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(String::new()),
-        read => read,
-    };
-    let before = before.map_err(|source| at(&target.join(name), source))?;
-    let after = settings(&before, recovery);
-    let mut files = vec![(name, after.as_str())];
-    files.extend(recovery.map(|recovery| (recovery.signal_file(), "")));
-    for (name, content) in files {
-        let path = target.join(name);
-        write(&path, content, owner).map_err(|source| at(&path, source))?;
+fn configure(directory: &OwnedFd, recovery: Option<&Recovery>, owner: Owner) -> io::Result<()> {
+    let mut before = String::new();
+    match fs::open_file(directory, OsStr::new(SETTINGS)) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        opened => {
+            File::from(opened?).read_to_string(&mut before)?;
+        }
     }
-    File::open(target)
-        .and_then(|directory| directory.sync_all())
-        .map_err(|source| at(target, source))
+    write(directory, SETTINGS, &settings(&before, recovery), owner)?;
+    if let Some(recovery) = recovery {
+        write(directory, recovery.signal_file(), "", owner)?;
+    }
+    Ok(fsync(directory)?)
 }
 
-/// Writes a file anew: the directory may be somebody else's, and what stands there a link.
-fn write(path: &Path, content: &str, (uid, gid): (u32, u32)) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)?;
+/// Writes a file anew.
+fn write(directory: &OwnedFd, name: &str, content: &str, Owner(uid, gid): Owner) -> io::Result<()> {
+    remove(directory, name)?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut file = File::from(openat(directory, name, flags, Mode::RUSR | Mode::WUSR)?);
     file.write_all(content.as_bytes())?;
-    fchown(&file, Some(uid), Some(gid))?;
+    fchown(&file, uid, gid)?;
     file.sync_all()
+}
+
+fn remove(directory: &OwnedFd, name: &str) -> io::Result<()> {
+    match unlinkat(directory, name, AtFlags::empty()) {
+        Err(Errno::NOENT) => Ok(()),
+        removed => Ok(removed?),
+    }
 }
 
 fn at(path: &Path, source: io::Error) -> Error {

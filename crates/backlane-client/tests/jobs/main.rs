@@ -9,6 +9,8 @@ mod hostile;
 #[cfg(test)]
 mod mounts;
 #[cfg(test)]
+mod postgres;
+#[cfg(test)]
 mod resume;
 #[cfg(test)]
 mod sqlite;

@@ -68,7 +68,7 @@ pub(crate) struct PostgresRestoreArgs {
     /// Go over what is left of the same cluster: fetch what differs, remove what the backup doesn't have.
     #[arg(long, requires = "postgres")]
     pub(crate) delta: bool,
-    /// Put a tablespace, known by its name, number or directory, into another directory; may be repeated.
+    /// Where a tablespace goes, which is known by its name, number or old directory; once for each.
     #[arg(long = "tablespace", value_name = "WHICH=DIR", requires = "postgres", value_parser = parse_tablespace)]
     pub(crate) tablespaces: Vec<(String, PathBuf)>,
     /// Recover to `latest`, `immediate` (the end of the backup), `time=…`, `lsn=…`, `xid=…` or `name=…` [default:

@@ -88,7 +88,10 @@ pub(crate) fn resolve(
     if wanted != "latest" {
         return Ok(damaged.resolve(repository, wanted)?);
     }
-    let mut snapshots = damaged.snapshots(repository)?;
+    latest(damaged.snapshots(repository)?)
+}
+
+fn latest(mut snapshots: Vec<SnapshotInfo>) -> Result<SnapshotInfo> {
     snapshots.retain(|snapshot| snapshot.tags.iter().any(|tag| tag == TAG));
     if snapshots.windows(2).any(|two| two[0].paths != two[1].paths) {
         return Err(anyhow::anyhow!("there are backups of several clusters")).advise(
@@ -104,6 +107,42 @@ pub(crate) fn resolve(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use backlane_proto::ObjectId;
+    use backlane_repo::BlobId;
+
+    fn snapshot(id: u8, path: &str, tag: &str) -> SnapshotInfo {
+        SnapshotInfo {
+            id: ObjectId([id; 32]),
+            time: String::new(),
+            unix_seconds: i64::from(id),
+            host: "a".to_owned(),
+            paths: vec![path.to_owned()],
+            tags: vec![tag.to_owned()],
+            tree: BlobId([0; 32]),
+            parent: None,
+            description: None,
+            program: String::new(),
+            warnings: None,
+            summary: None,
+        }
+    }
+
+    #[test]
+    fn latest_is_the_latest_of_one_cluster() {
+        let mut all = vec![
+            snapshot(1, "/postgresql/7", TAG),
+            snapshot(2, "/postgresql/7", TAG),
+            snapshot(3, "/etc", "nightly"),
+        ];
+        assert_eq!(latest(all.clone()).unwrap().id, ObjectId([2; 32]));
+        assert!(latest(all.split_off(2)).is_err());
+        all.push(snapshot(4, "/postgresql/8", TAG));
+        let error = latest(all).unwrap_err();
+        assert!(
+            format!("{error:#}").contains("several clusters"),
+            "{error:#}"
+        );
+    }
 
     #[test]
     fn restored_servers_fetch_wal_by_the_configuration_that_restored_them() {
