@@ -6,7 +6,9 @@ mod postgres;
 mod server;
 mod wal;
 
-pub(crate) use postgres::{PostgresBackupArgs, PostgresRestoreArgs};
+pub(crate) use postgres::{
+    PostgresBackupArgs, PostgresCommand, PostgresRestoreArgs, PostgresStatusArgs,
+};
 pub(crate) use server::{
     AdoptArgs, AllowRestoreArgs, AuditCommand, EnrollArgs, HostArgs, QuotaArgs, ScrubArgs,
     ServerCommand, ServerInitArgs, ServerRunArgs, UndeleteArgs,
@@ -96,6 +98,9 @@ pub(crate) enum Command {
     /// Look after the keys that open a repository, and the sheet of paper that brings one back.
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Look after backups of PostgreSQL.
+    #[command(subcommand)]
+    Postgres(PostgresCommand),
     /// Archive the write-ahead log of PostgreSQL, and fetch it for recovery.
     #[command(subcommand)]
     Wal(WalCommand),

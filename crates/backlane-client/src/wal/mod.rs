@@ -11,11 +11,13 @@ mod protocol;
 mod push;
 mod read_ahead;
 mod spooler;
+mod window;
 
 pub use fetch::{Fetched, fetch};
 pub use file::system_of;
 pub use push::push;
 pub use spooler::{Archive, Spooler};
+pub use window::Span;
 
 /// Files that are sent beside the one that was asked for, and segments that are read ahead.
 const AHEAD_MAX: usize = 8;

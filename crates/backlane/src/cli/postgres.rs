@@ -1,8 +1,21 @@
 //! What is typed for backups of PostgreSQL clusters and their restore.
 
+use super::RouteArgs;
 use backlane_source::postgres::{Checkpoint, Recovery, Target, TargetAction, WalMode};
-use clap::{Args, ValueEnum, ValueHint};
+use clap::{Args, Subcommand, ValueEnum, ValueHint};
 use std::path::PathBuf;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PostgresCommand {
+    /// Show to when each cluster can be brought back, by its base backups and the WAL that is archived, and what is missing.
+    Status(PostgresStatusArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PostgresStatusArgs {
+    #[command(flatten)]
+    pub(crate) route: RouteArgs,
+}
 
 #[derive(Debug, Args)]
 pub(crate) struct PostgresBackupArgs {

@@ -47,6 +47,7 @@ pub(crate) fn run(command: &Command, context: &Context) -> Result<Outcome> {
         Command::Forget(args) => maintain::forget(args, context),
         Command::Prune(args) => maintain::prune(args, context),
         Command::Key(command) => key::run(command, context),
+        Command::Postgres(command) => postgres::run(command, context),
         Command::Wal(command) => wal::run(command, context),
         Command::Path(args) => path::run(args, context),
         Command::Top(args) => top::run(args, context),

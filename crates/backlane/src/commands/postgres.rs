@@ -1,10 +1,14 @@
-//! Backups of PostgreSQL clusters and their restore, as parts of `backlane backup` and `backlane restore`.
+//! Backups of PostgreSQL clusters and their restore, as parts of `backlane backup` and `backlane restore`; and what can be
+//! brought back.
+
+mod status;
 
 use super::damage::Damage;
 use crate::{
     Context,
-    cli::{PostgresBackupArgs, PostgresRestoreArgs},
+    cli::{PostgresBackupArgs, PostgresCommand, PostgresRestoreArgs},
     failure::Advise,
+    output::Outcome,
 };
 use anyhow::{Result, bail};
 use backlane_client::{PostgresBackup, PostgresRestore};
@@ -38,6 +42,16 @@ impl PostgresDocument {
             backup.start_wal,
             backup.stop_wal,
         )
+    }
+}
+
+/// Does what was typed after `backlane postgres`.
+///
+/// # Errors
+/// When it can't be done.
+pub(super) fn run(command: &PostgresCommand, context: &Context) -> Result<Outcome> {
+    match command {
+        PostgresCommand::Status(args) => status::status(args, context),
     }
 }
 
