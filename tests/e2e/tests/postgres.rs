@@ -1,7 +1,7 @@
 //! Base backups of PostgreSQL clusters whose servers run, and what comes back of them.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
@@ -489,11 +489,13 @@ fn credentials_come_from_where_psql_finds_them_and_few_rights_are_enough() -> Re
         return Ok(());
     };
     let mut cluster = world.clusters.cluster("main", Checksums::Off)?;
-    let [access, map] = ["pg_hba.conf", "pg_ident.conf"].map(|name| cluster.data.join(name));
     let rules = "local postgres backup peer map=backup\nlocal all locked scram-sha-256\n";
-    fs::write(&access, rules.to_owned() + &fs::read_to_string(&access)?)?;
-    fs::write(&map, "backup root backup\n")?;
-    cluster.start(&[])?;
+    let rules = rules.to_owned() + &fs::read_to_string(cluster.data.join("pg_hba.conf"))?;
+    fs::write(cluster.data.join("pg_ident.conf"), "backup root backup\n")?;
+    // Outside of the cluster's directory, as on Debian.
+    let access = world.clusters.directory("etc")?.join("pg_hba.conf");
+    fs::write(&access, rules)?;
+    cluster.start(&[&format!("hba_file={}", access.display())])?;
     cluster.sql(
         "CREATE ROLE backup LOGIN REPLICATION;
          GRANT pg_read_all_settings TO backup;
@@ -504,8 +506,20 @@ fn credentials_come_from_where_psql_finds_them_and_few_rights_are_enough() -> Re
     let more = ["--wal", "include", "--checkpoint", "fast"];
     // By peer authentication.
     let connection = cluster.connection().replace("user=postgres", "user=backup");
-    let arguments = ["backup", "--postgres", &connection];
+    // The directory is known by another name here.
+    let directory = world.clusters.path("link");
+    symlink(&cluster.data, &directory)?;
+    let directory = directory.display().to_string();
+    let arguments = ["backup", "--postgres", &connection, "--pgdata", &directory];
     world.run(&[&arguments[..], &more].concat())?.success()?;
+    let listed = world.run(&["ls", "latest"])?.success()?;
+    for file in [
+        "config/pg_hba.conf",
+        "data/pg_ident.conf",
+        "top/global/pg_control",
+    ] {
+        ensure!(listed.stdout.contains(file), "{file} is not in {listed}");
+    }
     // By a service file, and a password that stands elsewhere.
     let [service, password] = ["service", "password"].map(|name| world.system.path(name));
     let known = cluster
