@@ -312,7 +312,7 @@ pub(crate) struct RestoreArgs {
     /// Snapshot (its id, the beginning of it, or `latest`), and a path in it.
     #[arg(value_name = "SNAPSHOT[:PATH]", value_parser = snapshot_path())]
     pub(crate) snapshot: SnapshotPath,
-    /// Directory to restore into; nothing outside it is touched.
+    /// Directory to restore into; nothing outside it is touched, but the places that --tablespace names.
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) target: PathBuf,
     /// Remove what is in the target and not in the snapshot.

@@ -95,7 +95,7 @@ pub(crate) struct PostgresRestoreArgs {
     #[arg(long, value_name = "TIMELINE", requires = "postgres")]
     pub(crate) recovery_timeline: Option<String>,
     /// What the server does at the target [default: what its configuration says, or else pause].
-    #[arg(long, value_enum, requires = "recovery_target")]
+    #[arg(long, value_enum, value_name = "ACTION", requires = "recovery_target")]
     pub(crate) recovery_action: Option<ActionArg>,
     /// Go on as a standby.
     #[arg(long, requires = "postgres")]
