@@ -56,9 +56,9 @@ impl Context {
 
 const USAGE_CODE: u8 = 2;
 
-/// Exit code of a fetch of WAL that failed, in whatever way. PostgreSQL takes lower ones for the end of the archive, and
-/// ends recovery there; above 125 it stops (`docs/design/wal.md` §4).
-const FETCH_FAILED_CODE: u8 = 126;
+/// Exit code of a fetch of WAL that failed, in whatever way. PostgreSQL takes low ones for the end of the archive, and ends
+/// recovery there; above 125 it stops. Up to 192 shells have meanings for them (`docs/design/wal.md` §4).
+const FETCH_FAILED_CODE: u8 = 200;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {

@@ -16,7 +16,7 @@ pub(crate) enum WalCommand {
     /// Fetch a file, for restore_command = 'backlane wal fetch %f %p'. It takes a permission of the server (`backlane server
     /// allow-wal`).
     #[command(
-        after_help = "Exit codes: 0 fetched, 1 the archive has no such file, 126 anything else: recovery stops."
+        after_help = "Exit codes: 0 fetched, 1 the archive has no such file, 200 anything else: recovery stops."
     )]
     Fetch(WalFetchArgs),
     /// List what is archived: clusters, timelines, and ranges of segments without a gap.

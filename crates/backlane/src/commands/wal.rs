@@ -1,7 +1,10 @@
 //! `backlane wal run`, `push`, `fetch`, `list`, `check`: the write-ahead log of PostgreSQL, archived at the server
 //! (`docs/design/wal.md`).
 
-use super::{server::time, session, session::Client};
+use super::{
+    server::time,
+    session::{self, Client},
+};
 use crate::{
     Context,
     cli::{WalCommand, WalFetchArgs, WalPushArgs, WalReadArgs, WalRunArgs},
