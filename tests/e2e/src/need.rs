@@ -13,7 +13,17 @@ pub fn ready() -> bool {
 /// As [`ready`], and the programs `tools` can be started.
 #[must_use]
 pub fn ready_with(tools: &[&str]) -> bool {
-    match missing(tools) {
+    is_there(missing(tools))
+}
+
+/// As [`ready`], and a PostgreSQL can be run.
+#[must_use]
+pub fn ready_for_postgresql() -> bool {
+    is_there(missing(&["setpriv"]).or_else(crate::cluster::missing))
+}
+
+fn is_there(missing: Option<String>) -> bool {
+    match missing {
         None => true,
         Some(why) => {
             eprintln!("******** SKIPPED: {why} ********");

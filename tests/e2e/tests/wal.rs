@@ -1,0 +1,417 @@
+//! WAL of a real PostgreSQL: archived while everything that takes part is killed, recovered to the last committed row, and
+//! never mistaken for the end of the archive where it merely can't be had.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use backlane_e2e::{
+    Client, Ended, Process, Setup, System, cluster::Cluster, ready_for_postgresql, until,
+};
+use rustix::process::Signal;
+use serde_json::Value;
+
+/// A host with a repository, whose spooler runs.
+struct Scene {
+    // Ended before the system goes.
+    spooler: Option<Process>,
+    system: System,
+    client: Client,
+    cluster: Cluster,
+}
+
+impl Scene {
+    /// `None` where this machine can't run it; that was said then.
+    fn new() -> Result<Option<Self>> {
+        if !ready_for_postgresql() {
+            return Ok(None);
+        }
+        let system = System::new(&Setup::default())?;
+        let client = system.client("alpha")?;
+        // The first backup makes the repository.
+        let source = system.path("source");
+        fs::create_dir(&source)?;
+        system.backup(&client, &source, &[])?.success()?;
+        system.administer(&["allow-wal", "alpha"])?;
+        let mut scene = Self {
+            spooler: None,
+            cluster: Cluster::new()?,
+            system,
+            client,
+        };
+        scene.start_spooler()?;
+        scene.archive_from(&scene.cluster)?;
+        Ok(Some(scene))
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.cluster.path("wal.sock")
+    }
+
+    fn start_spooler(&mut self) -> Result<()> {
+        let mut run = self.system.client_command(&self.client);
+        run.args(["--verbose", "wal", "run", "--group", "postgres", "--socket"]);
+        run.arg(self.socket());
+        let spooler = Process::start(&mut run, &self.system.path(""), Some(""))?;
+        until("the spooler listens", || {
+            Ok(spooler.said().contains("serving"))
+        })?;
+        self.spooler = Some(spooler);
+        Ok(())
+    }
+
+    fn kill_spooler(&mut self) -> Result<Ended> {
+        let spooler = self.spooler.take().context("no spooler runs")?;
+        spooler.signal(Signal::KILL)?;
+        spooler.wait()
+    }
+
+    /// Has a cluster archive here, and recover from here.
+    fn archive_from(&self, cluster: &Cluster) -> Result<()> {
+        let backlane = cluster.backlane();
+        let socket = self.socket();
+        let command = |what: &str| {
+            let (backlane, socket) = (backlane.display(), socket.display());
+            format!("{backlane} wal {what} --socket {socket}")
+        };
+        cluster.configure(&[
+            "archive_mode = on".to_owned(),
+            format!("archive_command = '{} %p'", command("push")),
+            format!("restore_command = '{} %f %p'", command("fetch")),
+            "max_wal_size = 8MB".to_owned(),
+            "min_wal_size = 2MB".to_owned(),
+            "wal_keep_size = 8MB".to_owned(),
+        ])
+    }
+
+    /// What PostgreSQL would start, started by hand.
+    fn wal(&self, arguments: &[&str]) -> Result<Ended> {
+        let mut command = self.cluster.as_user(self.cluster.backlane())?;
+        command.arg("wal").args(arguments);
+        command.env("BACKLANE_WAL_SOCKET", self.socket());
+        Process::start(&mut command, &self.system.path(""), Some(""))?.wait()
+    }
+
+    fn list(&self) -> Result<Value> {
+        let ended = self.system.run(&self.client, ["wal", "list"])?.ended;
+        ended.success()?.json()
+    }
+
+    /// The name of the last segment in the archive, which has one range on one timeline.
+    fn last_archived(&self) -> Result<String> {
+        let listed = self.list()?;
+        let ranges = &listed["clusters"][0]["timelines"][0]["ranges"];
+        let last = ranges[0]["last"].as_str();
+        Ok(last
+            .with_context(|| format!("no segments in {listed}"))?
+            .to_owned())
+    }
+
+    fn check(&self) -> Result<Value> {
+        let ended = self.system.run(&self.client, ["wal", "check"])?.ended;
+        ended.success()?.json()
+    }
+
+    /// Recovers a base backup from the archive, to its end; it runs then.
+    fn recover(&self, base: &Cluster) -> Result<Cluster> {
+        let mut recovered = base.duplicate()?;
+        self.archive_from(&recovered)?;
+        recovered.recover()?;
+        recovered.start()?;
+        Ok(recovered)
+    }
+}
+
+/// Small transactions, all the time.
+const INSERT: &str = "INSERT INTO rows (content) VALUES (repeat(md5(random()::text), 16));\n";
+
+fn count(cluster: &Cluster) -> Result<u64> {
+    Ok(cluster.sql("SELECT count(*) FROM rows")?.parse()?)
+}
+
+/// Waits until a column of PostgreSQL's statistics about archiving has grown.
+fn archiver(cluster: &Cluster, column: &str, by: u64) -> Result<()> {
+    let number = || -> Result<u64> {
+        let number = cluster.sql(&format!("SELECT {column} FROM pg_stat_archiver"))?;
+        Ok(number.parse()?)
+    };
+    let before = number()?;
+    until(column, || Ok(number()? >= before + by))
+}
+
+/// Waits until files are archived that are written from now on.
+fn archives(cluster: &Cluster) -> Result<()> {
+    archiver(cluster, "archived_count", 3)
+}
+
+/// Waits until files can't be archived.
+fn fails(cluster: &Cluster) -> Result<()> {
+    archiver(cluster, "failed_count", 1)
+}
+
+/// Kills one process whose command line has all of these words; waits until there is one.
+fn kill_one(words: &[&str]) -> Result<()> {
+    until("there is something to kill", || {
+        for entry in fs::read_dir("/proc")? {
+            let path = entry?.path();
+            let Ok(line) = fs::read(path.join("cmdline")) else {
+                continue;
+            };
+            let parts: Vec<_> = line
+                .split(|byte| *byte == 0)
+                .map(String::from_utf8_lossy)
+                .collect();
+            let has = |word: &&str| parts.iter().any(|part| part == word);
+            let name = path.file_name().and_then(|name| name.to_str());
+            if words.iter().all(has)
+                && let Some(pid) = name
+            {
+                let killed = Command::new("kill").args(["-KILL", pid]).status()?;
+                if killed.success() {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    })
+}
+
+#[test]
+fn whoever_is_killed_every_committed_row_comes_back() -> Result<()> {
+    let Some(mut scene) = Scene::new()? else {
+        return Ok(());
+    };
+    scene.cluster.start()?;
+    scene
+        .cluster
+        .sql("CREATE TABLE rows (number bigserial, content text)")?;
+    let base = scene.cluster.base_backup()?;
+    let bench = scene.cluster.bench(INSERT)?;
+    archives(&scene.cluster)?;
+
+    scene.kill_spooler()?;
+    fails(&scene.cluster)?;
+    scene.start_spooler()?;
+    archives(&scene.cluster)?;
+    let socket = scene.socket();
+    let socket = socket.to_str().context("a path of text")?;
+    for _ in 0..3 {
+        kill_one(&["wal", "push", socket])?;
+        archives(&scene.cluster)?;
+    }
+    // It goes on through the pool.
+    scene.system.lane.cut()?;
+    archives(&scene.cluster)?;
+    scene.system.lane.mend()?;
+    scene.system.kill_server()?;
+    fails(&scene.cluster)?;
+    scene.system.start_server()?;
+    archives(&scene.cluster)?;
+
+    // The clients of the database end with it.
+    scene.cluster.kill()?;
+    drop(bench);
+    scene.cluster.start()?;
+    let bench = scene.cluster.bench(INSERT)?;
+    archives(&scene.cluster)?;
+    drop(bench);
+    until("the last transactions have ended", || {
+        let running = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgbench'";
+        Ok(scene.cluster.sql(running)? == "0")
+    })?;
+    let rows = count(&scene.cluster)?;
+    scene.cluster.all_is_archived()?;
+    scene.cluster.stop()?;
+
+    let checked = scene.check()?;
+    ensure!(checked["clean"] == true, "{checked}");
+    let recovered = scene.recover(&base)?;
+    ensure!(
+        count(&recovered)? == rows,
+        "{} of {rows} rows",
+        count(&recovered)?
+    );
+    eprintln!("{rows} rows in {} segments", checked["segments"]);
+    Ok(())
+}
+
+#[test]
+fn recovery_goes_across_a_promotion() -> Result<()> {
+    let Some(mut scene) = Scene::new()? else {
+        return Ok(());
+    };
+    scene.cluster.start()?;
+    scene
+        .cluster
+        .sql("CREATE TABLE rows (number bigserial, content text)")?;
+    let base = scene.cluster.base_backup()?;
+    let fill = "INSERT INTO rows (content) SELECT repeat(md5(n::text), 16) FROM generate_series(1, 5000) n";
+    scene.cluster.sql(fill)?;
+    scene.cluster.all_is_archived()?;
+    scene.cluster.stop()?;
+
+    let mut promoted = scene.recover(&base)?;
+    ensure!(count(&promoted)? == 5000, "{}", count(&promoted)?);
+    promoted.sql(fill)?;
+    promoted.all_is_archived()?;
+    promoted.stop()?;
+    let checked = scene.check()?;
+    ensure!(checked["clean"] == true, "{checked}");
+    let listed = scene.list()?;
+    let timelines = listed["clusters"][0]["timelines"]
+        .as_array()
+        .context("timelines")?;
+    ensure!(
+        timelines.len() == 2 && timelines[1]["parent"] == 1,
+        "{listed}"
+    );
+
+    let across = scene.recover(&base)?;
+    ensure!(count(&across)? == 10_000, "{}", count(&across)?);
+    Ok(())
+}
+
+#[test]
+fn a_backlog_of_a_thousand_segments_is_archived() -> Result<()> {
+    let Some(mut scene) = Scene::new()? else {
+        return Ok(());
+    };
+    scene.kill_spooler()?;
+    scene.cluster.start()?;
+    let segments = "SELECT count(pg_switch_wal()) FROM generate_series(1, 1000) n \
+                    WHERE pg_logical_emit_message(false, 'test', repeat(md5(n::text), 10000)) IS NOT NULL";
+    scene.cluster.sql(segments)?;
+    scene.start_spooler()?;
+    let began = Instant::now();
+    scene.cluster.all_is_archived()?;
+    let elapsed = began.elapsed();
+    let checked = scene.check()?;
+    let archived = checked["segments"].as_u64().context("segments")?;
+    ensure!(checked["clean"] == true && archived >= 1000, "{checked}");
+    eprintln!("{archived} segments of 1 MiB in {elapsed:.1?}");
+    Ok(())
+}
+
+#[test]
+fn only_the_end_of_the_archive_passes_for_it() -> Result<()> {
+    let Some(mut scene) = Scene::new()? else {
+        return Ok(());
+    };
+    scene.cluster.start()?;
+    scene.cluster.all_is_archived()?;
+    scene.cluster.stop()?;
+    let first = scene.last_archived()?;
+    let first = first.as_str();
+    let path = scene.cluster.data().join("pg_wal").join(first);
+    let path = path.to_str().context("a path of text")?;
+    scene.wal(&["push", path])?.success()?;
+    // What another database server would archive under that name.
+    let changed = scene.cluster.path(first);
+    let mut segment = fs::read(path)?;
+    segment[8192] ^= 1;
+    fs::write(&changed, segment)?;
+    let changed = changed.to_str().context("a path of text")?;
+    let words = ["another segment is archived under this name", first];
+    scene.wal(&["push", changed])?.refused(&words)?;
+
+    let target = scene.cluster.path("target");
+    let wanted = target.to_str().context("a path of text")?;
+    let fetch = |scene: &Scene, name| scene.wal(&["fetch", name, wanted]);
+    fetch(&scene, first)?.success()?;
+    ensure!(
+        fs::read(&target)? == fs::read(path)?,
+        "another file came back"
+    );
+    fs::remove_file(&target)?;
+    let absent = fetch(&scene, "0000000100000000000000FF")?;
+    ensure!(absent.code() == 1, "{absent}");
+
+    let failed = |ended: Ended, word: &str| {
+        ensure!(
+            ended.code() == 200 && ended.text().contains(word),
+            "{word}: {ended}"
+        );
+        ensure!(!target.exists(), "{word}: a file was left");
+        Ok(())
+    };
+    failed(scene.wal(&["fetch", first])?, "usage")?;
+    failed(fetch(&scene, "none")?, "no name")?;
+    failed(
+        scene.wal(&["fetch", first, wanted, "--system", "x"])?,
+        "invalid",
+    )?;
+    let nowhere = scene.cluster.path("nowhere/target");
+    let nowhere = nowhere.to_str().context("a path of text")?;
+    failed(scene.wal(&["fetch", first, nowhere])?, "nowhere/target")?;
+    scene.system.administer(&["revoke-wal", "alpha"])?;
+    failed(fetch(&scene, first)?, "allow-wal alpha")?;
+    // Archiving goes on, and what the list needs can be read.
+    ensure!(scene.check()?["clean"] == true, "a gap");
+    scene
+        .system
+        .administer(&["allow-wal", "alpha", "--for", "1h"])?;
+    fetch(&scene, first)?.success()?;
+    fs::remove_file(&target)?;
+
+    let stored = scene.system.repository(&scene.client)?.join("wal");
+    let stored = find(&stored, first)?;
+    let mut body = fs::read(&stored)?;
+    let last = body.len() - 1;
+    body[last] ^= 1;
+    fs::write(&stored, body)?;
+    failed(fetch(&scene, first)?, "damaged")?;
+    scene.system.stop_server()?;
+    failed(fetch(&scene, first)?, "server")?;
+    scene.kill_spooler()?;
+    failed(fetch(&scene, first)?, "backlane-wal")?;
+    scene.wal(&["push", path])?.refused(&["backlane-wal"])?;
+
+    // A database that can't have its WAL doesn't come up without it.
+    let mut recovered = scene.cluster.duplicate()?;
+    recovered.recover()?;
+    let postgres = recovered.spawn()?.wait()?;
+    ensure!(
+        postgres.code() != 0 && postgres.text().contains("exit code 200"),
+        "{postgres}"
+    );
+    ensure!(recovered.stop().is_err(), "it runs");
+    Ok(())
+}
+
+#[test]
+fn a_segment_that_is_missing_is_named() -> Result<()> {
+    let Some(mut scene) = Scene::new()? else {
+        return Ok(());
+    };
+    scene.cluster.start()?;
+    for _ in 0..2 {
+        scene.cluster.all_is_archived()?;
+    }
+    let missing = scene.last_archived()?;
+    scene.cluster.all_is_archived()?;
+    let stored = scene.system.repository(&scene.client)?.join("wal");
+    fs::remove_file(find(&stored, &missing)?)?;
+    let ended = scene.system.run(&scene.client, ["wal", "check"])?.ended;
+    ensure!(ended.code() == 1, "{ended}");
+    let checked = ended.json()?;
+    ensure!(checked["gaps"][0]["first"] == missing.as_str(), "{checked}");
+    ensure!(checked["gaps"][0]["files"] == 1, "{checked}");
+    Ok(())
+}
+
+fn find(directory: &Path, name: &str) -> Result<PathBuf> {
+    let mut left = vec![directory.to_owned()];
+    while let Some(directory) = left.pop() {
+        for entry in fs::read_dir(&directory)? {
+            let path = entry?.path();
+            match path.is_dir() {
+                true => left.push(path),
+                false if path.ends_with(name) => return Ok(path),
+                false => {}
+            }
+        }
+    }
+    anyhow::bail!("no {name} below {}", directory.display())
+}
