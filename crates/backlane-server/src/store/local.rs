@@ -7,7 +7,7 @@
 //! The file of a pack has an extended attribute which says what the pack holds, so that the directory is whole without the
 //! state database.
 
-use super::{ByteSink, ByteSource, ByteStore, LaidAside, Origin, Placed, Shelf};
+use super::{ByteSink, ByteSource, ByteStore, LaidAside, Origin, Placed, Shelf, wal};
 use crate::{
     HostName, ServerError,
     db::{Arrival, Timestamp},
@@ -181,17 +181,6 @@ impl LocalStore {
         self.root.join(directory).join(name.id.to_string())
     }
 
-    /// Makes the directories of a WAL file that are missing, durably.
-    fn make_wal_directory(&self, file: &Path) -> Result<(), ServerError> {
-        let below = file.ancestors().skip(1);
-        let mut missing: Vec<_> = below.take_while(|it| !it.exists()).collect();
-        while let Some(directory) = missing.pop() {
-            make_directory(directory)?;
-            sync_parent(directory)?;
-        }
-        Ok(())
-    }
-
     fn check_alone(&self) -> Result<(), ServerError> {
         match self.hold {
             Hold::Exclusive => Ok(()),
@@ -247,7 +236,7 @@ impl ByteStore for LocalStore {
                 list_directory(&self.root.join("snapshots"), None, &mut objects)?;
             }
             ObjectKind::Pack => list_packs(&self.root.join("data"), &mut objects)?,
-            ObjectKind::Wal => list_wal(&self.root, Path::new("wal"), 0, &mut objects)?,
+            ObjectKind::Wal => wal::list(&self.root, Path::new("wal"), 0, &mut objects)?,
         }
         objects.sort_unstable_by_key(|object| object.id);
         Ok(objects)
@@ -280,7 +269,7 @@ impl ByteStore for LocalStore {
             self.found(&self.path(name))?;
         }
         if name.kind == ObjectKind::Wal {
-            self.make_wal_directory(&self.path(name))?;
+            wal::make_directories(&self.path(name))?;
         }
         let (temporary, file) = self.temporary()?;
         let sink = LocalSink {
@@ -494,41 +483,6 @@ fn list_packs(data: &Path, objects: &mut Vec<ObjectInfo>) -> Result<(), ServerEr
     Ok(())
 }
 
-/// Lists the WAL files below a directory, which is `depth` below `wal`; nothing else may be there.
-fn list_wal(
-    root: &Path,
-    directory: &Path,
-    depth: u32,
-    objects: &mut Vec<ObjectInfo>,
-) -> Result<(), ServerError> {
-    let path = root.join(directory);
-    let entries = match fs::read_dir(&path) {
-        Err(error) if depth == 0 && error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        entries => entries.map_err(io_error("list", &path))?,
-    };
-    for entry in entries {
-        let entry = entry.map_err(io_error("list", &path))?;
-        let below = directory.join(entry.file_name());
-        // Does not follow symbolic links.
-        let metadata = entry
-            .metadata()
-            .map_err(io_error("look at", entry.path()))?;
-        if metadata.is_dir() && depth < 2 {
-            list_wal(root, &below, depth + 1, objects)?;
-            continue;
-        }
-        let name = below.to_str().and_then(|name| name.parse::<WalName>().ok());
-        let name = name.filter(|_| metadata.is_file());
-        let why = "it is not archived WAL under its own name";
-        let name = name.ok_or_else(|| foreign(entry.path(), why))?;
-        objects.push(ObjectInfo {
-            id: name.id(),
-            bytes: metadata.len(),
-        });
-    }
-    Ok(())
-}
-
 /// Whether a stock restic was killed while it wrote this: it writes to `ID-tmp-DIGITS` beside the final name.
 fn is_stock_temporary(name: &str) -> bool {
     name.split_once("-tmp-").is_some_and(|(id, digits)| {
@@ -560,7 +514,7 @@ fn create_layout(root: &Path) -> Result<(), ServerError> {
 }
 
 /// Makes a directory below one that exists: a disk that isn't mounted must not be replaced by its mount point.
-fn make_directory(path: &Path) -> Result<(), ServerError> {
+pub(super) fn make_directory(path: &Path) -> Result<(), ServerError> {
     match DirBuilder::new().mode(DIRECTORY_MODE).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         made => made.map_err(io_error("create the directory", path)),

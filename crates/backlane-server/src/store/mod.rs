@@ -5,6 +5,7 @@
 
 mod local;
 mod shelf;
+mod wal;
 
 pub(crate) use local::sync_directory;
 pub(crate) use local::{Hold, LocalStore};
