@@ -14,7 +14,9 @@ pub(crate) use server::{
     ServerCommand, ServerInitArgs, ServerRunArgs, UndeleteArgs,
 };
 
-pub(crate) use wal::{WalCommand, WalFetchArgs, WalPushArgs, WalReadArgs, WalRunArgs};
+pub(crate) use wal::{
+    WalCommand, WalExpireArgs, WalFetchArgs, WalPushArgs, WalReadArgs, WalRunArgs,
+};
 
 use backlane_net::EngineChoice;
 use backlane_proto::RoutePolicy;

@@ -5,6 +5,7 @@
 //! the server does; nothing is kept here that isn't at the server; memory for files is bounded.
 
 pub mod archive;
+pub mod expire;
 mod fetch;
 mod file;
 mod protocol;

@@ -1,6 +1,6 @@
 //! What may be typed after `backlane wal`.
 
-use super::RouteArgs;
+use super::{KeyedArgs, RouteArgs};
 use clap::{Args, Subcommand, ValueHint};
 use std::path::PathBuf;
 
@@ -26,6 +26,8 @@ pub(crate) enum WalCommand {
         after_help = "Exit codes: 0 nothing is missing, 1 something is, and was named, or it can't be told."
     )]
     Check(WalReadArgs),
+    /// Remove what comes before the oldest base backup that is kept: it stays recoverable for a while. Runs on the server's machine.
+    Expire(WalExpireArgs),
 }
 
 /// Where the spooler listens.
@@ -75,4 +77,16 @@ pub(crate) struct WalFetchArgs {
 pub(crate) struct WalReadArgs {
     #[command(flatten)]
     pub(crate) route: RouteArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WalExpireArgs {
+    #[command(flatten)]
+    pub(crate) repository: KeyedArgs,
+    /// Remove what comes before this segment, of its cluster alone.
+    #[arg(long, value_name = "SYSTEM/SEGMENT")]
+    pub(crate) before: Option<String>,
+    /// Say what would be removed and remove nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }

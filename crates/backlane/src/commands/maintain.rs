@@ -134,6 +134,14 @@ impl Held {
         })
     }
 
+    /// Every object of a kind.
+    ///
+    /// # Errors
+    /// When the list can't be had whole.
+    pub(super) fn list(&self, kind: ObjectKind) -> Result<Vec<ObjectInfo>> {
+        Ok(self.store.list(kind)?)
+    }
+
     /// Reads of packs what they hold, and records it at the server. Returns what is wrong with those that don't say.
     ///
     /// # Errors
@@ -160,8 +168,8 @@ impl Held {
     }
 }
 
-/// What forget and prune need of the place where the repository is, beside its objects.
-trait Place {
+/// What removes needs of the place where the repository is, beside its objects.
+pub(super) trait Place {
     fn repository(&self) -> &Repository;
 
     /// When each snapshot arrived at the server.
