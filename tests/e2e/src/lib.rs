@@ -8,7 +8,6 @@
 //! what a killed test left behind, the next one sweeps away.
 
 mod chain;
-pub mod cluster;
 mod data;
 mod device;
 mod fault;
@@ -32,7 +31,7 @@ pub use device::{Medium, Sector, SharedDevice, Tmpfs};
 pub use fault::Fault;
 pub use lane::{Lane, Side, Wire};
 pub use need::{ready, ready_for_postgresql, ready_with};
-pub use postgres::{Checksums, Cluster, Clusters};
+pub use postgres::{Cluster, Clusters};
 pub use process::{Ended, Process, binary, output, until};
 pub use recording::Recording;
 pub use scene::Scene;

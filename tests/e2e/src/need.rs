@@ -19,7 +19,7 @@ pub fn ready_with(tools: &[&str]) -> bool {
 /// As [`ready`], and a PostgreSQL can be run.
 #[must_use]
 pub fn ready_for_postgresql() -> bool {
-    is_there(missing(&["setpriv"]).or_else(crate::cluster::missing))
+    is_there(missing(&["setpriv"]).or_else(crate::postgres::missing))
 }
 
 fn is_there(missing: Option<String>) -> bool {

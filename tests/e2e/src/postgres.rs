@@ -1,17 +1,23 @@
-//! PostgreSQL clusters with a real server, each in a directory of its own. Everything is gone when it is dropped.
+//! PostgreSQL clusters with a real server, below one directory. Everything is gone when the last of them is dropped.
 
-use std::fs::{self, Permissions};
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::fs::{self, OpenOptions, Permissions};
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
-use crate::process::{Ended, Process, output, until};
+use crate::process::{Ended, Process, binary, output, until};
 
-/// The server refuses to run as root.
-const USER: &str = "nobody";
+/// Where Debian's packages have the programs of each version.
+const PROGRAMS: &str = "/usr/lib/postgresql";
+
+/// Whom Debian's packages run the server as, with a group of the same name; it refuses to run as root.
+const USER: &str = "postgres";
 
 /// What the server is told that makes it quick and keeps it off the network.
 const SETTINGS: &str = "\
@@ -22,49 +28,66 @@ max_wal_senders = 4
 max_connections = 20
 ";
 
-/// Whether pages have checksums.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Checksums {
-    /// They have.
-    On,
-    /// They don't.
-    Off,
-}
-
 /// A directory for clusters and what belongs to them, which their user may write to.
 #[derive(Debug)]
 pub struct Clusters {
     dir: tempfile::TempDir,
     programs: PathBuf,
+    next_port: AtomicU16,
 }
 
 /// A cluster, and its server if that runs.
 #[derive(Debug)]
-pub struct Cluster<'a> {
-    all: &'a Clusters,
+pub struct Cluster {
+    // Ended before the directory goes.
     server: Option<Process>,
+    all: Arc<Clusters>,
+    /// By which the servers in one directory are told apart: none is on the network.
+    port: u16,
     /// Its directory.
     pub data: PathBuf,
 }
 
+/// What is missing for PostgreSQL to run, if anything is.
+pub(crate) fn missing() -> Option<String> {
+    let user = || output(Command::new("id").arg(USER));
+    let why = programs().and_then(|_| user()).err()?;
+    Some(format!(
+        "no PostgreSQL ({why:#}): `apt-get install postgresql` has it"
+    ))
+}
+
+/// Where the newest server's programs are.
+fn programs() -> Result<PathBuf> {
+    let versions = fs::read_dir(PROGRAMS).with_context(|| format!("listing {PROGRAMS}"))?;
+    let versions = versions.flatten().filter_map(|version| {
+        let number: u32 = version.file_name().to_str()?.parse().ok()?;
+        let programs = version.path().join("bin");
+        let is_whole = ["initdb", "pgbench"].map(|name| programs.join(name).exists()) == [true; 2];
+        is_whole.then_some((number, programs))
+    });
+    let (_, newest) = versions
+        .max()
+        .context("no version with initdb and pgbench")?;
+    Ok(newest)
+}
+
 impl Clusters {
-    /// Makes the directory. `None` where this machine has no server; that was said then.
+    /// Makes the directory.
     ///
     /// # Errors
-    /// When it can't be made.
-    pub fn new() -> Result<Option<Self>> {
-        let Some(programs) = programs() else {
-            eprintln!(
-                "******** SKIPPED: no PostgreSQL server in /usr/lib/postgresql: apt-get install postgresql ********"
-            );
-            return Ok(None);
-        };
+    /// When it can't be made, or there is no PostgreSQL.
+    pub fn new() -> Result<Arc<Self>> {
         let dir = tempfile::Builder::new()
             .prefix(&format!("{}-", crate::sweep::unique("pg")))
             .tempdir_in(crate::sweep::base())?;
-        let all = Self { dir, programs };
-        all.give(all.dir.path())?;
-        Ok(Some(all))
+        let all = Self {
+            dir,
+            programs: programs()?,
+            next_port: AtomicU16::new(20_000),
+        };
+        all.directory("")?;
+        Ok(Arc::new(all))
     }
 
     /// A path in the directory.
@@ -78,41 +101,43 @@ impl Clusters {
     /// When it can't be made.
     pub fn directory(&self, name: &str) -> Result<PathBuf> {
         let path = self.path(name);
-        fs::create_dir_all(&path)?;
-        self.give(&path)?;
+        let mut make = Command::new("install");
+        make.args(["-d", "-m", "755", "-o", USER, "-g", USER]);
+        output(make.arg(&path))?;
         Ok(path)
     }
 
-    fn give(&self, path: &Path) -> Result<()> {
-        let number = output(Command::new("id").args(["-u", USER]))?;
-        let group = output(Command::new("id").args(["-g", USER]))?;
-        let [user, group] = [number, group].map(|text| text.trim().parse().ok());
-        chown(path, user, group)?;
-        fs::set_permissions(path, Permissions::from_mode(0o755))?;
-        Ok(())
+    /// Copies the program under test to where the clusters' user may run it.
+    ///
+    /// # Errors
+    /// When it can't be copied.
+    pub fn backlane(&self) -> Result<PathBuf> {
+        let copy = self.path("backlane");
+        fs::copy(binary()?, &copy)?;
+        fs::set_permissions(&copy, Permissions::from_mode(0o755))?;
+        Ok(copy)
     }
 
-    /// One of PostgreSQL's programs, as the clusters' user runs it.
-    #[must_use]
-    pub fn program(&self, name: &str) -> Command {
+    /// One of PostgreSQL's programs, or the one at an absolute path, as the clusters' user runs it.
+    pub fn program(&self, name: impl AsRef<Path>) -> Command {
         let mut command = Command::new("setpriv");
         command
-            .arg(format!("--reuid={USER}"))
-            .args(["--regid=nogroup", "--clear-groups"])
+            .args(["--reuid", USER, "--regid", USER, "--clear-groups"])
             .arg(self.programs.join(name))
             .current_dir(self.dir.path())
+            .env_remove("BACKLANE_CONFIG")
             .env("PGHOST", self.dir.path())
             .env("PGUSER", "postgres")
             .env("PGDATABASE", "postgres");
         command
     }
 
-    /// Makes a cluster.
+    /// Makes a cluster, with some arguments of initdb more.
     ///
     /// # Errors
     /// When it can't be made.
-    pub fn cluster(&self, name: &str, checksums: Checksums) -> Result<Cluster<'_>> {
-        let data = self.path(name);
+    pub fn cluster(self: &Arc<Self>, name: &str, more: &[&str]) -> Result<Cluster> {
+        let cluster = self.restored(name);
         let mut make = self.program("initdb");
         make.args([
             "--username=postgres",
@@ -120,39 +145,60 @@ impl Clusters {
             "--no-sync",
             "--no-instructions",
         ]);
-        make.arg("--pgdata").arg(&data);
-        if checksums == Checksums::On {
-            make.arg("--data-checksums");
-        }
-        output(&mut make)?;
-        let config = data.join("postgresql.conf");
-        let own = format!(
-            "unix_socket_directories = '{}'\n{SETTINGS}",
-            self.dir.path().display()
-        );
-        fs::write(&config, fs::read_to_string(&config)? + &own)?;
-        Ok(self.restored(name))
+        output(make.args(more).arg("--pgdata").arg(&cluster.data))?;
+        let sockets = self.dir.path().display();
+        cluster.configure(&format!(
+            "unix_socket_directories = '{sockets}'\n{SETTINGS}"
+        ))?;
+        Ok(cluster)
     }
 
     /// A cluster that is there already.
     #[must_use]
-    pub fn restored(&self, name: &str) -> Cluster<'_> {
+    pub fn restored(self: &Arc<Self>, name: &str) -> Cluster {
         Cluster {
-            all: self,
             server: None,
+            all: Arc::clone(self),
+            port: self.next_port.fetch_add(1, Ordering::Relaxed),
             data: self.path(name),
         }
     }
 }
 
-impl Cluster<'_> {
-    /// The port, by which clusters in one directory are told apart: none is on the network.
-    fn port(&self) -> String {
-        let name = self.data.as_os_str().as_encoded_bytes();
-        let sum = name
-            .iter()
-            .fold(0_u32, |sum, byte| (sum * 31 + u32::from(*byte)) % 10_000);
-        (20_000 + sum).to_string()
+impl Cluster {
+    /// Copies it, while its server runs, by PostgreSQL's own tool, without any WAL.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub fn base_backup(&self, name: &str) -> Result<Self> {
+        let copy = self.all.restored(name);
+        let mut backup = self.program("pg_basebackup");
+        backup.args(["--wal-method=none", "--checkpoint=fast", "--no-sync"]);
+        output(backup.arg("--pgdata").arg(&copy.data))?;
+        Ok(copy)
+    }
+
+    /// Copies it, while no server runs, to one that recovers from the archive when it is started.
+    ///
+    /// # Errors
+    /// When a server runs, or it can't be copied.
+    pub fn recovering(&self, name: &str) -> Result<Self> {
+        ensure!(self.server.is_none(), "its server runs");
+        let copy = self.all.restored(name);
+        let mut cp = Command::new("cp");
+        output(cp.arg("-a").arg(&self.data).arg(&copy.data))?;
+        output(copy.program("/bin/touch").arg("recovery.signal"))?;
+        Ok(copy)
+    }
+
+    /// Appends lines to its configuration.
+    ///
+    /// # Errors
+    /// When they can't be written.
+    pub fn configure(&self, lines: &str) -> Result<()> {
+        let config = self.data.join("postgresql.conf");
+        let mut config = OpenOptions::new().append(true).open(config)?;
+        Ok(config.write_all(lines.as_bytes())?)
     }
 
     /// How to connect.
@@ -161,25 +207,36 @@ impl Cluster<'_> {
         let directory = self.all.dir.path().display();
         format!(
             "postgresql:///postgres?host={directory}&port={}&user=postgres",
-            self.port()
+            self.port
         )
     }
 
-    /// One of PostgreSQL's programs, on this cluster's server.
-    #[must_use]
-    pub fn program(&self, name: &str) -> Command {
+    /// One of PostgreSQL's programs, or the one at an absolute path, for this cluster's server: in its directory, where
+    /// the server runs its own.
+    pub fn program(&self, name: impl AsRef<Path>) -> Command {
         let mut command = self.all.program(name);
-        command.env("PGPORT", self.port());
+        command.current_dir(&self.data);
+        command.env("PGPORT", self.port.to_string());
         command
     }
 
-    /// Starts a program on this cluster's server, to be killed or waited for.
+    /// Starts clients, which read a script from standard input where the arguments say so, for ten minutes or until
+    /// they lose their connection.
     ///
     /// # Errors
-    /// When it can't be started.
-    pub fn start_program(&self, name: &str, arguments: &[&str]) -> Result<Process> {
-        let mut command = self.program(name);
-        Process::start(command.args(arguments), self.all.dir.path(), Some(""))
+    /// When they can't be started.
+    pub fn pgbench(&self, arguments: &[&str], script: &str) -> Result<Process> {
+        let mut command = self.program("pgbench");
+        command.args(["-n", "-T", "600"]).args(arguments);
+        Process::start(&mut command, self.all.dir.path(), Some(script))
+    }
+
+    fn spawn(&self, settings: &[&str]) -> Result<Process> {
+        let mut command = self.program("postgres");
+        command.arg("-D").arg(&self.data);
+        command.args(["-p", &self.port.to_string()]);
+        command.args(settings.iter().flat_map(|setting| ["-c", setting]));
+        Process::start(&mut command, self.all.dir.path(), None)
     }
 
     /// Starts the server with some settings more, and returns when it answers.
@@ -187,12 +244,14 @@ impl Cluster<'_> {
     /// # Errors
     /// When it ends before.
     pub fn start(&mut self, settings: &[&str]) -> Result<()> {
-        let mut command = self.all.program("postgres");
-        command.arg("-D").arg(&self.data).args(["-p", &self.port()]);
-        command.args(settings.iter().flat_map(|setting| ["-c", setting]));
-        let mut server = Process::start(&mut command, self.all.dir.path(), None)?;
+        let mut server = self.spawn(settings)?;
         until("the server answers", || {
-            ensure!(server.is_running()?, "the server ended: {}", server.said());
+            if !server.is_running()? {
+                // What a killed one has left of shared memory may keep the next one away for a moment.
+                let said = server.said();
+                ensure!(said.contains("shared memory"), "the server ended: {said}");
+                server = self.spawn(settings)?;
+            }
             Ok(self.sql("SELECT 1").is_ok())
         })?;
         self.server = Some(server);
@@ -204,10 +263,7 @@ impl Cluster<'_> {
     /// # Errors
     /// When it doesn't.
     pub fn run(&self, settings: &[&str]) -> Result<Ended> {
-        let mut command = self.all.program("postgres");
-        command.arg("-D").arg(&self.data).args(["-p", &self.port()]);
-        command.args(settings.iter().flat_map(|setting| ["-c", setting]));
-        Process::start(&mut command, self.all.dir.path(), None)?.wait()
+        self.spawn(settings)?.wait()
     }
 
     /// Asks the server; rows are lines, and columns parted by `|`.
@@ -225,7 +281,30 @@ impl Cluster<'_> {
     /// # Errors
     /// When it doesn't.
     pub fn says(&self, question: &str, answer: &str) -> Result<()> {
-        until(question, || Ok(self.sql(question)? == answer))
+        let server = self.server.as_ref().context("no server runs")?;
+        until(question, || {
+            let said = self.sql(question).with_context(|| server.said())?;
+            Ok(said == answer)
+        })
+    }
+
+    /// Waits until everything that was written so far is archived.
+    ///
+    /// # Errors
+    /// When that doesn't happen.
+    pub fn all_is_archived(&self) -> Result<()> {
+        // Something has to be in a segment for it to be left.
+        self.sql("SELECT pg_logical_emit_message(false, 'test', 'end'), pg_switch_wal()")?;
+        let left = "SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'";
+        self.says(left, "0")
+    }
+
+    /// Kills the server, without a chance to say goodbye.
+    ///
+    /// # Errors
+    /// When none runs.
+    pub fn kill(&mut self) -> Result<()> {
+        self.end(Signal::KILL).map(drop)
     }
 
     /// Asks the server to stop, and waits until it has.
@@ -233,22 +312,12 @@ impl Cluster<'_> {
     /// # Errors
     /// When none runs, or it doesn't.
     pub fn stop(&mut self) -> Result<()> {
-        let server = self.server.take().context("no server runs")?;
-        server.signal(Signal::INT)?;
-        server.wait()?.success().map(drop)
+        self.end(Signal::INT)?.success().map(drop)
     }
-}
 
-/// Where the newest server's programs are.
-fn programs() -> Option<PathBuf> {
-    let versions = fs::read_dir("/usr/lib/postgresql").ok()?;
-    let versions = versions.flatten().filter_map(|version| {
-        let number: u32 = version.file_name().to_str()?.parse().ok()?;
-        let programs = version.path().join("bin");
-        programs
-            .join("initdb")
-            .exists()
-            .then_some((number, programs))
-    });
-    versions.max().map(|(_, programs)| programs)
+    fn end(&mut self, signal: Signal) -> Result<Ended> {
+        let server = self.server.take().context("no server runs")?;
+        server.signal(signal)?;
+        server.wait()
+    }
 }

@@ -4,10 +4,11 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use backlane_e2e::{
-    Checksums, Client, Cluster, Clusters, Ended, Process, Setup, System, output, ready,
+    Client, Cluster, Clusters, Ended, Process, Setup, System, output, ready_for_postgresql,
 };
 use rustix::process::Signal;
 use serde_json::Value;
@@ -16,23 +17,20 @@ use serde_json::Value;
 struct World {
     system: System,
     client: Client,
-    clusters: Clusters,
+    clusters: Arc<Clusters>,
 }
 
 impl World {
     fn new() -> Result<Option<Self>> {
-        if !ready() {
+        if !ready_for_postgresql() {
             return Ok(None);
         }
-        let Some(clusters) = Clusters::new()? else {
-            return Ok(None);
-        };
         let system = System::new(&Setup::default())?;
         let client = system.client("alpha")?;
         Ok(Some(Self {
             system,
             client,
-            clusters,
+            clusters: Clusters::new()?,
         }))
     }
 
@@ -40,7 +38,7 @@ impl World {
         Ok(self.system.run(&self.client, arguments)?.ended)
     }
 
-    fn backup(&self, cluster: &Cluster<'_>, more: &[&str]) -> Result<Ended> {
+    fn backup(&self, cluster: &Cluster, more: &[&str]) -> Result<Ended> {
         let connection = cluster.connection();
         let arguments = ["backup", "--postgres", &connection, "--checkpoint", "fast"];
         self.run(&[&arguments[..], more].concat())
@@ -54,7 +52,7 @@ impl World {
     }
 
     /// Restores into a new cluster's directory, and has PostgreSQL's own tool compare it with the manifest.
-    fn restored(&self, name: &str, more: &[&str], wal: &[&str]) -> Result<Cluster<'_>> {
+    fn restored(&self, name: &str, more: &[&str], wal: &[&str]) -> Result<Cluster> {
         self.restore(name, more)?.success()?;
         let restored = self.clusters.restored(name);
         let mut verify = self.clusters.program("pg_verifybackup");
@@ -70,6 +68,9 @@ impl World {
     }
 }
 
+/// Pages have checksums.
+const CHECKSUMS: &[&str] = &["--data-checksums"];
+
 /// Where the WAL of these tests comes from, which is not from this system's archive.
 const NO_ARCHIVE: &str = "restore_command=false";
 
@@ -83,7 +84,7 @@ fn a_cluster_that_is_written_to_comes_back_whole() -> Result<()> {
     let Some(world) = World::new()? else {
         return Ok(());
     };
-    let mut cluster = world.clusters.cluster("main", Checksums::On)?;
+    let mut cluster = world.clusters.cluster("main", CHECKSUMS)?;
     cluster.start(&[])?;
     output(cluster.program("pgbench").args(["-i", "-q", "-s", "2"]))?;
     let fast = world.clusters.directory("fast")?;
@@ -95,17 +96,12 @@ fn a_cluster_that_is_written_to_comes_back_whole() -> Result<()> {
         "CREATE UNLOGGED TABLE gone AS SELECT generate_series(1, 1000) AS number;
          CREATE TABLE there TABLESPACE fast AS SELECT generate_series(1, 1000) AS number",
     )?;
-    let busy = cluster.start_program("pgbench", &["-n", "-c", "4", "-T", "600"])?;
+    let busy = cluster.pgbench(&["-c", "4"], "")?;
     // Files come and go all the time.
-    let churn = world.clusters.path("churn.sql");
-    fs::write(
-        &churn,
-        "CREATE TABLE brief AS SELECT generate_series(1, 1000);
+    let churn = "CREATE TABLE brief AS SELECT generate_series(1, 1000);
          CREATE TEMP TABLE own AS SELECT generate_series(1, 1000);
-         DROP TABLE own; TRUNCATE gone; DROP TABLE brief;",
-    )?;
-    let churn = churn.to_str().context("a path that is no text")?;
-    let churning = cluster.start_program("pgbench", &["-n", "-T", "600", "-f", churn])?;
+         DROP TABLE own; TRUNCATE gone; DROP TABLE brief;";
+    let churning = cluster.pgbench(&["-f", "-"], churn)?;
     cluster.says("SELECT count(*) > 100 FROM pgbench_history", "t")?;
     let backup = world.backup(&cluster, &["--wal", "include"])?.success()?;
     drop((busy, churning));
@@ -171,7 +167,7 @@ fn recovery_ends_where_it_is_told_to() -> Result<()> {
     };
     let archive = world.clusters.directory("archive")?;
     let archive = archive.display();
-    let mut cluster = world.clusters.cluster("main", Checksums::Off)?;
+    let mut cluster = world.clusters.cluster("main", &[])?;
     let archived = format!("archive_command=cp %p {archive}/%f");
     cluster.start(&["archive_mode=on", &archived])?;
     cluster.sql("CREATE TABLE steps (step int)")?;
@@ -224,7 +220,7 @@ fn a_second_backup_and_a_restore_over_what_is_left_move_little() -> Result<()> {
     let Some(world) = World::new()? else {
         return Ok(());
     };
-    let mut cluster = world.clusters.cluster("main", Checksums::On)?;
+    let mut cluster = world.clusters.cluster("main", CHECKSUMS)?;
     cluster.start(&[])?;
     output(cluster.program("pgbench").args(["-i", "-q", "-s", "3"]))?;
     let wal = ["--wal", "include"];
@@ -292,7 +288,7 @@ fn a_second_backup_and_a_restore_over_what_is_left_move_little() -> Result<()> {
     world
         .restore("restored", &[])?
         .refused(&["is not empty", "--delta"])?;
-    world.clusters.cluster("other", Checksums::Off)?;
+    world.clusters.cluster("other", &[])?;
     let other = world.restore("other", &["--delta"])?;
     other.refused(&["not the cluster of the backup", "its system identifier is"])?;
     let files = world.clusters.directory("files")?;
@@ -310,7 +306,7 @@ fn tablespaces_of_others_are_left_alone() -> Result<()> {
     let Some(world) = World::new()? else {
         return Ok(());
     };
-    let mut cluster = world.clusters.cluster("main", Checksums::Off)?;
+    let mut cluster = world.clusters.cluster("main", &[])?;
     cluster.start(&[])?;
     let fast = world.clusters.directory("fast")?;
     cluster.sql(&format!(
@@ -349,7 +345,7 @@ fn a_damaged_page_is_named_and_marks_the_snapshot() -> Result<()> {
     let Some(world) = World::new()? else {
         return Ok(());
     };
-    let mut cluster = world.clusters.cluster("main", Checksums::On)?;
+    let mut cluster = world.clusters.cluster("main", CHECKSUMS)?;
     cluster.start(&[])?;
     cluster.sql("CREATE TABLE t AS SELECT generate_series(1, 10000) AS n")?;
     let table = cluster.sql("SELECT pg_relation_filepath('t')")?;
@@ -377,7 +373,7 @@ fn a_backup_that_does_not_end_well_leaves_the_cluster_out_of_backup_mode() -> Re
     let Some(world) = World::new()? else {
         return Ok(());
     };
-    let mut cluster = world.clusters.cluster("main", Checksums::Off)?;
+    let mut cluster = world.clusters.cluster("main", &[])?;
     cluster.start(&[])?;
     // The slot goes with the session, as the backup does.
     let sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'backlane'";
@@ -424,14 +420,14 @@ fn a_standby_is_made_of_a_backup_and_backed_up_itself() -> Result<()> {
     let Some(world) = World::new()? else {
         return Ok(());
     };
-    let mut cluster = world.clusters.cluster("main", Checksums::On)?;
+    let mut cluster = world.clusters.cluster("main", CHECKSUMS)?;
     cluster.start(&[])?;
     output(cluster.program("pgbench").args(["-i", "-q", "-s", "1"]))?;
     world.backup(&cluster, &["--wal", "include"])?.success()?;
     let mut standby = world.restored("standby", &["--standby"], &[])?;
     let follow = format!("primary_conninfo={}", cluster.connection());
     standby.start(&[&follow, NO_ARCHIVE])?;
-    let busy = cluster.start_program("pgbench", &["-n", "-c", "2", "-T", "600"])?;
+    let busy = cluster.pgbench(&["-c", "2"], "")?;
     standby.says("SELECT count(*) > 100 FROM pgbench_history", "t")?;
     let refused = world.backup(&standby, &[])?;
     refused.refused(&["archive_mode", "--wal include"])?;
@@ -455,7 +451,7 @@ fn what_would_be_no_backup_is_refused() -> Result<()> {
     let Some(world) = World::new()? else {
         return Ok(());
     };
-    let mut cluster = world.clusters.cluster("main", Checksums::Off)?;
+    let mut cluster = world.clusters.cluster("main", &[])?;
     // Nobody listens yet.
     world
         .backup(&cluster, &[])?
@@ -470,7 +466,7 @@ fn what_would_be_no_backup_is_refused() -> Result<()> {
     let refused = world.run(&["backup", "--postgres", &connection])?;
     refused.refused(&["password in it", ".pgpass"])?;
     ensure!(!refused.text().contains("secret"), "{refused}");
-    let other = world.clusters.cluster("other", Checksums::Off)?;
+    let other = world.clusters.cluster("other", &[])?;
     let directory = other.data.display().to_string();
     let elsewhere = world.backup(&cluster, &["--wal", "include", "--pgdata", &directory])?;
     elsewhere.refused(&["directory of another cluster", "--pgdata"])?;
@@ -488,7 +484,7 @@ fn credentials_come_from_where_psql_finds_them_and_few_rights_are_enough() -> Re
     let Some(world) = World::new()? else {
         return Ok(());
     };
-    let mut cluster = world.clusters.cluster("main", Checksums::Off)?;
+    let mut cluster = world.clusters.cluster("main", &[])?;
     let rules = "local postgres backup peer map=backup\nlocal all locked scram-sha-256\n";
     let rules = rules.to_owned() + &fs::read_to_string(cluster.data.join("pg_hba.conf"))?;
     fs::write(cluster.data.join("pg_ident.conf"), "backup root backup\n")?;

@@ -4,11 +4,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use backlane_e2e::{
-    Client, Ended, Process, Setup, System, cluster::Cluster, ready_for_postgresql, until,
+    Client, Cluster, Clusters, Ended, Process, Setup, System, ready_for_postgresql, until,
 };
 use rustix::process::Signal;
 use serde_json::Value;
@@ -20,6 +21,9 @@ struct Scene {
     system: System,
     client: Client,
     cluster: Cluster,
+    clusters: Arc<Clusters>,
+    /// As the clusters' user may run it.
+    backlane: PathBuf,
 }
 
 impl Scene {
@@ -35,19 +39,27 @@ impl Scene {
         fs::create_dir(&source)?;
         system.backup(&client, &source, &[])?.success()?;
         system.administer(&["allow-wal", "alpha"])?;
+        let clusters = Clusters::new()?;
         let mut scene = Self {
             spooler: None,
-            cluster: Cluster::new()?,
+            // So that there are many segments soon.
+            cluster: clusters.cluster("main", &["--wal-segsize=1"])?,
+            backlane: clusters.backlane()?,
+            clusters,
             system,
             client,
         };
         scene.start_spooler()?;
-        scene.archive_from(&scene.cluster)?;
+        let [push, fetch] = ["push %p", "fetch %f %p"].map(|what| scene.wal_command(what));
+        scene.cluster.configure(&format!(
+            "archive_mode = on\narchive_command = '{push}'\nrestore_command = '{fetch}'\n\
+             max_wal_size = 8MB\nmin_wal_size = 2MB\nwal_keep_size = 8MB\n"
+        ))?;
         Ok(Some(scene))
     }
 
     fn socket(&self) -> PathBuf {
-        self.cluster.path("wal.sock")
+        self.clusters.path("wal.sock")
     }
 
     fn start_spooler(&mut self) -> Result<()> {
@@ -68,27 +80,15 @@ impl Scene {
         spooler.wait()
     }
 
-    /// Has a cluster archive here, and recover from here.
-    fn archive_from(&self, cluster: &Cluster) -> Result<()> {
-        let backlane = cluster.backlane();
-        let socket = self.socket();
-        let command = |what: &str| {
-            let (backlane, socket) = (backlane.display(), socket.display());
-            format!("{backlane} wal {what} --socket {socket}")
-        };
-        cluster.configure(&[
-            "archive_mode = on".to_owned(),
-            format!("archive_command = '{} %p'", command("push")),
-            format!("restore_command = '{} %f %p'", command("fetch")),
-            "max_wal_size = 8MB".to_owned(),
-            "min_wal_size = 2MB".to_owned(),
-            "wal_keep_size = 8MB".to_owned(),
-        ])
+    /// What a cluster is told to start.
+    fn wal_command(&self, what: &str) -> String {
+        let (backlane, socket) = (self.backlane.display(), self.socket());
+        format!("{backlane} wal {what} --socket {}", socket.display())
     }
 
     /// What PostgreSQL would start, started by hand.
     fn wal(&self, arguments: &[&str]) -> Result<Ended> {
-        let mut command = self.cluster.as_user(self.cluster.backlane())?;
+        let mut command = self.cluster.program(&self.backlane);
         command.arg("wal").args(arguments);
         command.env("BACKLANE_WAL_SOCKET", self.socket());
         Process::start(&mut command, &self.system.path(""), Some(""))?.wait()
@@ -115,16 +115,16 @@ impl Scene {
     }
 
     /// Recovers a base backup from the archive, to its end; it runs then.
-    fn recover(&self, base: &Cluster) -> Result<Cluster> {
-        let mut recovered = base.duplicate()?;
-        self.archive_from(&recovered)?;
-        recovered.recover()?;
-        recovered.start()?;
+    fn recover(&self, base: &Cluster, name: &str) -> Result<Cluster> {
+        let mut recovered = base.recovering(name)?;
+        recovered.start(&[])?;
+        recovered.says("SELECT pg_is_in_recovery()", "f")?;
         Ok(recovered)
     }
 }
 
-/// Small transactions, all the time.
+/// Four clients with 2,000 small transactions a second.
+const BENCH: &[&str] = &["--client=4", "--rate=2000", "--file=-"];
 const INSERT: &str = "INSERT INTO rows (content) VALUES (repeat(md5(random()::text), 16));\n";
 
 fn count(cluster: &Cluster) -> Result<u64> {
@@ -183,12 +183,12 @@ fn whoever_is_killed_every_committed_row_comes_back() -> Result<()> {
     let Some(mut scene) = Scene::new()? else {
         return Ok(());
     };
-    scene.cluster.start()?;
+    scene.cluster.start(&[])?;
     scene
         .cluster
         .sql("CREATE TABLE rows (number bigserial, content text)")?;
-    let base = scene.cluster.base_backup()?;
-    let bench = scene.cluster.bench(INSERT)?;
+    let base = scene.cluster.base_backup("base")?;
+    let bench = scene.cluster.pgbench(BENCH, INSERT)?;
     archives(&scene.cluster)?;
 
     scene.kill_spooler()?;
@@ -213,21 +213,20 @@ fn whoever_is_killed_every_committed_row_comes_back() -> Result<()> {
     // The clients of the database end with it.
     scene.cluster.kill()?;
     drop(bench);
-    scene.cluster.start()?;
-    let bench = scene.cluster.bench(INSERT)?;
+    scene.cluster.start(&[])?;
+    let bench = scene.cluster.pgbench(BENCH, INSERT)?;
     archives(&scene.cluster)?;
     drop(bench);
-    until("the last transactions have ended", || {
-        let running = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgbench'";
-        Ok(scene.cluster.sql(running)? == "0")
-    })?;
+    // The last transactions have to end.
+    let running = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgbench'";
+    scene.cluster.says(running, "0")?;
     let rows = count(&scene.cluster)?;
     scene.cluster.all_is_archived()?;
     scene.cluster.stop()?;
 
     let checked = scene.check()?;
     ensure!(checked["clean"] == true, "{checked}");
-    let recovered = scene.recover(&base)?;
+    let recovered = scene.recover(&base, "recovered")?;
     ensure!(
         count(&recovered)? == rows,
         "{} of {rows} rows",
@@ -242,17 +241,17 @@ fn recovery_goes_across_a_promotion() -> Result<()> {
     let Some(mut scene) = Scene::new()? else {
         return Ok(());
     };
-    scene.cluster.start()?;
+    scene.cluster.start(&[])?;
     scene
         .cluster
         .sql("CREATE TABLE rows (number bigserial, content text)")?;
-    let base = scene.cluster.base_backup()?;
+    let base = scene.cluster.base_backup("base")?;
     let fill = "INSERT INTO rows (content) SELECT repeat(md5(n::text), 16) FROM generate_series(1, 5000) n";
     scene.cluster.sql(fill)?;
     scene.cluster.all_is_archived()?;
     scene.cluster.stop()?;
 
-    let mut promoted = scene.recover(&base)?;
+    let mut promoted = scene.recover(&base, "promoted")?;
     ensure!(count(&promoted)? == 5000, "{}", count(&promoted)?);
     promoted.sql(fill)?;
     promoted.all_is_archived()?;
@@ -268,7 +267,7 @@ fn recovery_goes_across_a_promotion() -> Result<()> {
         "{listed}"
     );
 
-    let across = scene.recover(&base)?;
+    let across = scene.recover(&base, "across")?;
     ensure!(count(&across)? == 10_000, "{}", count(&across)?);
     Ok(())
 }
@@ -279,7 +278,7 @@ fn a_backlog_of_a_thousand_segments_is_archived() -> Result<()> {
         return Ok(());
     };
     scene.kill_spooler()?;
-    scene.cluster.start()?;
+    scene.cluster.start(&[])?;
     let segments = "SELECT count(pg_switch_wal()) FROM generate_series(1, 1000) n \
                     WHERE pg_logical_emit_message(false, 'test', repeat(md5(n::text), 10000)) IS NOT NULL";
     scene.cluster.sql(segments)?;
@@ -299,16 +298,16 @@ fn only_the_end_of_the_archive_passes_for_it() -> Result<()> {
     let Some(mut scene) = Scene::new()? else {
         return Ok(());
     };
-    scene.cluster.start()?;
+    scene.cluster.start(&[])?;
     scene.cluster.all_is_archived()?;
     scene.cluster.stop()?;
     let first = scene.last_archived()?;
     let first = first.as_str();
-    let path = scene.cluster.data().join("pg_wal").join(first);
+    let path = scene.cluster.data.join("pg_wal").join(first);
     let path = path.to_str().context("a path of text")?;
     scene.wal(&["push", path])?.success()?;
     // What another database server would archive under that name.
-    let changed = scene.cluster.path(first);
+    let changed = scene.clusters.path(first);
     let mut segment = fs::read(path)?;
     segment[8192] ^= 1;
     fs::write(&changed, segment)?;
@@ -316,7 +315,7 @@ fn only_the_end_of_the_archive_passes_for_it() -> Result<()> {
     let words = ["another segment is archived under this name", first];
     scene.wal(&["push", changed])?.refused(&words)?;
 
-    let target = scene.cluster.path("target");
+    let target = scene.clusters.path("target");
     let wanted = target.to_str().context("a path of text")?;
     let fetch = |scene: &Scene, name| scene.wal(&["fetch", name, wanted]);
     fetch(&scene, first)?.success()?;
@@ -342,7 +341,7 @@ fn only_the_end_of_the_archive_passes_for_it() -> Result<()> {
         scene.wal(&["fetch", first, wanted, "--system", "x"])?,
         "invalid",
     )?;
-    let nowhere = scene.cluster.path("nowhere/target");
+    let nowhere = scene.clusters.path("nowhere/target");
     let nowhere = nowhere.to_str().context("a path of text")?;
     failed(scene.wal(&["fetch", first, nowhere])?, "nowhere/target")?;
     scene.system.administer(&["revoke-wal", "alpha"])?;
@@ -369,14 +368,12 @@ fn only_the_end_of_the_archive_passes_for_it() -> Result<()> {
     scene.wal(&["push", path])?.refused(&["backlane-wal"])?;
 
     // A database that can't have its WAL doesn't come up without it.
-    let mut recovered = scene.cluster.duplicate()?;
-    recovered.recover()?;
-    let postgres = recovered.spawn()?.wait()?;
+    let recovered = scene.cluster.recovering("recovered")?;
+    let postgres = recovered.run(&[])?;
     ensure!(
         postgres.code() != 0 && postgres.text().contains("exit code 200"),
         "{postgres}"
     );
-    ensure!(recovered.stop().is_err(), "it runs");
     Ok(())
 }
 
@@ -385,7 +382,7 @@ fn a_segment_that_is_missing_is_named() -> Result<()> {
     let Some(mut scene) = Scene::new()? else {
         return Ok(());
     };
-    scene.cluster.start()?;
+    scene.cluster.start(&[])?;
     for _ in 0..2 {
         scene.cluster.all_is_archived()?;
     }
