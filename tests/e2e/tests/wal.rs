@@ -273,6 +273,75 @@ fn recovery_goes_across_a_promotion() -> Result<()> {
 }
 
 #[test]
+fn a_base_backup_and_the_archive_bring_back_all_rows_or_those_before_a_time() -> Result<()> {
+    let Some(mut scene) = Scene::new()? else {
+        return Ok(());
+    };
+    scene.system.administer(&["revoke-restore", "alpha"])?;
+    let run = |scene: &Scene, arguments: &[&str]| -> Result<Ended> {
+        Ok(scene.system.run(&scene.client, arguments)?.ended)
+    };
+    let batch = |scene: &Scene, batch| {
+        let rows = format!("INSERT INTO rows SELECT {batch}, n FROM generate_series(1, 5000) n");
+        scene.cluster.sql(&rows)
+    };
+    scene.cluster.start(&[])?;
+    scene.cluster.sql("CREATE TABLE rows (batch int, n int)")?;
+    batch(&scene, 0)?;
+    let cluster = scene.cluster.connection();
+    let backup = ["--checkpoint", "fast", "--wal", "archive"];
+    let backup = [&["backup", "--postgres", &cluster][..], &backup].concat();
+    run(&scene, &backup)?.success()?;
+    batch(&scene, 1)?;
+    let between = format!("time={}", scene.cluster.sql("SELECT clock_timestamp()")?);
+    batch(&scene, 2)?;
+    scene.cluster.all_is_archived()?;
+    scene.cluster.stop()?;
+
+    let status = run(&scene, &["postgres", "status"])?.success()?.json()?;
+    let sole = |list: &Value| -> Result<Value> {
+        let list = list.as_array().filter(|list| list.len() == 1);
+        Ok(list.with_context(|| format!("not one each: {status}"))?[0].clone())
+    };
+    let told = sole(&status["clusters"])?;
+    let [window, backup] = [sole(&told["windows"])?, sole(&told["backups"])?];
+    let last = scene.last_archived()?;
+    ensure!(
+        window["last_wal"] == last.as_str() && told["newest_wal"]["file"] == last.as_str(),
+        "{last} is the newest: {status}"
+    );
+    ensure!(
+        backup["restorable"] == true && window["snapshot"] == backup["snapshot"],
+        "{status}"
+    );
+
+    let fetch = format!("restore_command={}", scene.wal_command("fetch %f %p"));
+    let restore = |scene: &Scene, name: &str, more: &[&str]| -> Result<Ended> {
+        let target = scene.clusters.path(name).display().to_string();
+        let arguments = ["restore", "latest", "--postgres", "--target", &target];
+        run(scene, &[&arguments[..], more].concat())
+    };
+    restore(&scene, "all", &[])?.refused(&["allow-restore alpha"])?;
+    scene.system.administer(&["allow-restore", "alpha"])?;
+    let early = ["--recovery-target", &between, "--recovery-action"];
+    let early = [&early[..], &["promote"]].concat();
+    for (name, more, rows) in [
+        ("all", &[][..], "0|5000\n1|5000\n2|5000"),
+        ("early", &early, "0|5000\n1|5000"),
+    ] {
+        restore(&scene, name, more)?.success()?;
+        let mut restored = scene.clusters.restored(name);
+        // The next one finds the archive as it was.
+        restored.start(&[&fetch, "archive_mode=off"])?;
+        restored.says("SELECT pg_is_in_recovery()", "f")?;
+        let found = restored.sql("SELECT batch, count(*) FROM rows GROUP BY 1 ORDER BY 1")?;
+        ensure!(found == rows, "{name}: {found}");
+        restored.stop()?;
+    }
+    Ok(())
+}
+
+#[test]
 fn a_backlog_of_a_thousand_segments_is_archived() -> Result<()> {
     let Some(mut scene) = Scene::new()? else {
         return Ok(());
