@@ -342,6 +342,76 @@ fn a_base_backup_and_the_archive_bring_back_all_rows_or_those_before_a_time() ->
 }
 
 #[test]
+fn what_no_base_backup_needs_is_removed_and_comes_back() -> Result<()> {
+    let Some(mut scene) = Scene::new()? else {
+        return Ok(());
+    };
+    let segments = |scene: &Scene| -> Result<u64> {
+        let checked = scene.check()?;
+        ensure!(checked["clean"] == true, "{checked}");
+        checked["segments"].as_u64().context("segments")
+    };
+    let keyed = |scene: &Scene, words: &[&str], more: &[&str]| -> Result<Value> {
+        let mut command = scene.system.server_command();
+        command
+            .arg("--json")
+            .args(words)
+            .args(["--host", "alpha", "--key-file"]);
+        command.arg(&scene.client.key_file).args(more);
+        let ended = Process::start(&mut command, &scene.system.path(""), Some(""))?.wait()?;
+        ended.success()?.json()
+    };
+    let expire = |scene: &Scene, more: &[&str]| -> Result<u64> {
+        let expired = keyed(scene, &["wal", "expire"], more)?;
+        expired["files"].as_u64().context("files")
+    };
+    let back_up = |scene: &Scene| -> Result<String> {
+        let cluster = scene.cluster.connection();
+        let backup = ["backup", "--postgres", &cluster, "--checkpoint", "fast"];
+        let done = scene
+            .system
+            .run(&scene.client, backup)?
+            .ended
+            .success()?
+            .json()?;
+        Ok(done["snapshot"].as_str().context("a snapshot")?.to_owned())
+    };
+    scene.cluster.start(&[])?;
+    for _ in 0..3 {
+        scene.cluster.all_is_archived()?;
+    }
+    ensure!(expire(&scene, &[])? == 0, "nothing says what is needed");
+    let first = back_up(&scene)?;
+    for _ in 0..3 {
+        scene.cluster.all_is_archived()?;
+    }
+    let second = back_up(&scene)?;
+    let all = segments(&scene)?;
+    // The spooler's session is in nobody's way.
+    let before_first = expire(&scene, &[])?;
+    ensure!(
+        before_first >= 3 && segments(&scene)? < all,
+        "{before_first}"
+    );
+    keyed(&scene, &["forget"], &[&first])?;
+    let between = expire(&scene, &["--dry-run"])?;
+    ensure!(between >= 3 && expire(&scene, &[])? == between, "{between}");
+    let status = scene
+        .system
+        .run(&scene.client, ["postgres", "status"])?
+        .ended;
+    let status = status.success()?.json()?;
+    let backups = &status["clusters"][0]["backups"];
+    ensure!(
+        backups[0]["snapshot"] == second.as_str() && backups[0]["restorable"] == true,
+        "{status}"
+    );
+    scene.system.administer(&["undelete", "alpha"])?;
+    ensure!(segments(&scene)? >= all, "not all came back");
+    Ok(())
+}
+
+#[test]
 fn a_backlog_of_a_thousand_segments_is_archived() -> Result<()> {
     let Some(mut scene) = Scene::new()? else {
         return Ok(());
