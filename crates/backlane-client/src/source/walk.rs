@@ -112,12 +112,16 @@ impl Walk {
     /// Looks at a name of the current directory, and queues what belongs into the backup.
     fn visit(&mut self, dir: &Arc<OwnedFd>, name: &OsStr) {
         let path = self.path.join(name);
+        // Before it is looked at: such files come and go while a database is in use.
+        if self.shared.copies.is_companion(&path) {
+            return;
+        }
         let facts = match Facts::of(dir, name) {
             Ok(facts) => facts,
             Err(error) => return self.leave_out(&path, "it can't be examined", &error),
         };
         let is_dir = facts.file_type == FileType::Directory;
-        if self.shared.excluder.excludes(&path, is_dir) || self.shared.copies.is_companion(&path) {
+        if self.shared.excluder.excludes(&path, is_dir) {
             return;
         }
         let mut entry = match self.entry(dir, name, &path, &facts) {

@@ -93,7 +93,8 @@ fn a_database_is_backed_up_as_it_stood_while_others_write_to_it() {
             let summary = world.back_up_with(&options);
             let after = committed.load(Ordering::Relaxed);
             stop.store(true, Ordering::Relaxed);
-            assert_eq!(summary.unwrap().warnings.total(), 0);
+            let summary = summary.unwrap();
+            assert_eq!(summary.warnings.total(), 0, "{mode}: {summary:?}");
             (before, after)
         });
         world.restore_with(&RestoreOptions::default()).unwrap();
