@@ -8,6 +8,7 @@ use backlane_proto::{
     wal::{HEADER_BYTES, SegmentPlace},
 };
 use backlane_repo::{ObjectStore, RepoError, WalKey};
+use backlane_source::postgres::Lsn;
 use std::collections::BTreeMap;
 
 /// What is archived of one cluster.
@@ -153,9 +154,7 @@ fn origin(history: &[u8]) -> Option<Origin> {
     let last = lines.rfind(|line| !line.is_empty() && !line.starts_with('#'))?;
     let mut fields = last.split_ascii_whitespace();
     let parent = fields.next()?.parse().ok()?;
-    let (upper, lower) = fields.next()?.split_once('/')?;
-    let half = |half| u32::from_str_radix(half, 16).ok();
-    let address = u64::from(half(upper)?) << 32 | u64::from(half(lower)?);
+    let Lsn(address) = fields.next()?.parse().ok()?;
     Some(Origin { parent, address })
 }
 

@@ -2,11 +2,8 @@
 
 use crate::Error;
 use backlane_proto::{WalFile, WalName, wal::SegmentPlace};
-use std::{
-    fs::File,
-    io::{self, Read},
-    path::Path,
-};
+use backlane_source::postgres::Control;
+use std::{fs::File, io::Read, path::Path};
 
 /// Of the header of a segment's first page.
 const LONG_HEADER_BYTES: usize = 40;
@@ -55,31 +52,11 @@ pub(super) fn read(path: &Path) -> Result<ReadyFile, Error> {
         WalFile::Backup(..) | WalFile::History => {
             // By its path and not by links: a pg_wal elsewhere has no pg_control beside it.
             let data = path.parent().and_then(Path::parent);
-            system_of(data.unwrap_or(Path::new("")))?
+            Control::read(data.unwrap_or(Path::new("")))?.system
         }
     };
     let name = of_system(system).ok_or_else(unnamed)?;
     Ok(ReadyFile { name, bytes })
-}
-
-/// The system identifier of the cluster in a data directory: the first field of its `global/pg_control`.
-///
-/// # Errors
-/// When that can't be read.
-#[expect(
-    clippy::host_endian_bytes,
-    reason = "PostgreSQL writes its files in the order of its machine, which is this one"
-)]
-pub fn system_of(data: &Path) -> Result<u64, Error> {
-    let path = data.join("global/pg_control");
-    let mut system = [0; 8];
-    let read = File::open(&path).and_then(|mut file| file.read_exact(&mut system));
-    let why = |error: io::Error| format!("the cluster's system identifier can't be read: {error}");
-    read.map_err(|error| Error::WalFile {
-        why: why(error),
-        path,
-    })?;
-    Ok(u64::from_ne_bytes(system))
 }
 
 #[expect(
@@ -156,7 +133,8 @@ pub(super) mod tests {
         for name in ["global", "pg_wal/archive_status"] {
             fs::create_dir_all(root.join(name)).unwrap();
         }
-        fs::write(root.join("global/pg_control"), SYSTEM.to_ne_bytes()).unwrap();
+        let control = [SYSTEM.to_ne_bytes(), [0; 8]].concat();
+        fs::write(root.join("global/pg_control"), control).unwrap();
         root.join("pg_wal")
     }
 

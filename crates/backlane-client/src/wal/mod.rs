@@ -15,7 +15,6 @@ mod spooler;
 mod window;
 
 pub use fetch::{Fetched, fetch};
-pub use file::system_of;
 pub use push::push;
 pub use spooler::{Archive, Spooler};
 pub use window::Span;

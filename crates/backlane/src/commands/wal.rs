@@ -23,7 +23,7 @@ use backlane_client::wal::{
 use backlane_net::Session;
 use backlane_proto::{ObjectId, ObjectKind, ObjectName, WalName};
 use backlane_server::Removal;
-use backlane_source::postgres::{BaseBackup, TAG};
+use backlane_source::postgres::{BaseBackup, Control, Lsn, TAG};
 use rustix::fs::Mode;
 use sd_notify::NotifyState;
 use serde::Serialize;
@@ -200,8 +200,11 @@ fn fetch(args: &WalFetchArgs, context: &Context) -> Result<Outcome> {
     end_when_asked(context);
     let system = match args.system {
         Some(system) => system,
-        None => wal::system_of(Path::new("."))
-            .advise("run it in the data directory, or name the cluster with --system")?,
+        None => {
+            Control::read(Path::new("."))
+                .advise("run it in the data directory, or name the cluster with --system")?
+                .system
+        }
     };
     match wal::fetch(&args.name, &args.target, system, &args.socket.socket)? {
         Fetched::Written => Ok(Outcome::Done),
@@ -319,7 +322,6 @@ fn timeline(system: &ArchivedSystem, timeline: &ArchivedTimeline) -> TimelineDoc
         let name = system.segment(timeline.timeline, number);
         name.map_or_else(String::new, WalName::file_name)
     };
-    let address = |at: u64| format!("{:X}/{:X}", at >> 32, at & u64::from(u32::MAX));
     let ranges = timeline.ranges.iter().map(|range| RangeDocument {
         first: name(range.first),
         last: name(range.last),
@@ -329,7 +331,9 @@ fn timeline(system: &ArchivedSystem, timeline: &ArchivedTimeline) -> TimelineDoc
     TimelineDocument {
         timeline: timeline.timeline,
         parent: timeline.origin.map(|origin| origin.parent),
-        parent_until: timeline.origin.map(|origin| address(origin.address)),
+        parent_until: timeline
+            .origin
+            .map(|origin| Lsn(origin.address).to_string()),
         ranges: ranges.collect(),
     }
 }
