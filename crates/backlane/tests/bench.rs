@@ -5,12 +5,12 @@
 use serde_json::Value;
 use std::{path::Path, process::Command};
 
-fn bench(devices: &[&Path], arguments: &[&str]) -> Value {
+fn bench(devices: &[&Path], slice: &str, arguments: &[&str]) -> Value {
     let output = Command::new(env!("CARGO_BIN_EXE_backlane"))
         .args([
             "--json", "bench", "socket", "--size", "256M", "--rounds", "1",
         ])
-        .args(["--slice", "20ms"])
+        .args(["--slice", slice])
         .args(arguments)
         .args(devices)
         .output()
@@ -32,6 +32,7 @@ fn bench_prints_parts_with_their_yardsticks_and_draws_them() {
     let plots = directory.path().join("plots");
     let document = bench(
         &[&devices[0], &devices[1]],
+        "20ms",
         &[
             "--only",
             "cpu,latency,memory,stripe,frames",
@@ -71,8 +72,20 @@ fn bench_prints_parts_with_their_yardsticks_and_draws_them() {
 fn bench_of_one_device_says_that_striping_takes_two() {
     let directory = directory();
     let device = directory.path().join("one");
-    let document = bench(&[&device], &["--only", "stripe"]);
+    let document = bench(&[&device], "20ms", &["--only", "stripe"]);
     assert_eq!(document["figures"].as_array().unwrap().len(), 0);
     let notes = document["notes"].to_string();
     assert!(notes.contains("two devices"), "{notes}");
+}
+
+#[test]
+fn a_slice_in_which_nothing_can_come_lasts_until_something_has() {
+    let directory = directory();
+    let device = directory.path().join("one");
+    let document = bench(&[&device], "1us", &["--only", "cpu"]);
+    let figures = document["figures"].as_array().unwrap();
+    assert!(!figures.is_empty());
+    for figure in figures {
+        assert!(figure["value"].is_number(), "{figure}");
+    }
 }

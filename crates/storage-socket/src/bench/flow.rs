@@ -79,7 +79,7 @@ impl FlowReport {
         self.device_bytes().iter().sum::<u64>() as f64 / self.received()
     }
 
-    fn received(&self) -> f64 {
+    pub(super) fn received(&self) -> f64 {
         (self.coordinator.received + self.member.received) as f64
     }
 }
@@ -150,6 +150,11 @@ impl Traffic {
     pub(super) fn counted(&self) -> (u64, u64) {
         let received = self.counts.received.load(Ordering::Relaxed);
         (received, self.stream.stats().buffer_bytes)
+    }
+
+    /// Whether a direction has ended unasked: nothing more can come.
+    pub(super) fn has_ended(&self) -> bool {
+        self.threads.iter().any(JoinHandle::is_finished)
     }
 
     /// Sends nothing more; what the other end sends is still taken.

@@ -148,7 +148,7 @@ impl Pair {
         self.pool.engine().0
     }
 
-    /// Keeps bytes moving for `duration`, after the rings have gone round.
+    /// Keeps bytes moving for `duration`, after the rings have gone round, or longer if nothing came in it.
     ///
     /// # Errors
     /// The stream fails, or the child.
@@ -165,13 +165,19 @@ impl Pair {
         traffic.wait_warm();
         self.peer.answer()?;
         let before = self.count(&traffic)?;
-        thread::sleep(duration);
-        let after = self.count(&traffic)?;
+        let report = loop {
+            thread::sleep(duration);
+            let report = FlowReport::new(&before, &self.count(&traffic)?);
+            // A rate of nothing is no figure: a slow disk is waited for.
+            if report.received() > 0.0 || traffic.has_ended() {
+                break report;
+            }
+        };
         traffic.stop();
         self.peer.tell(&Task::End)?;
         traffic.wait()?;
         self.peer.answer()?;
-        Ok(FlowReport::new(&before, &after))
+        Ok(report)
     }
 
     /// Half of each round trip of so many messages of [`MESSAGE_BYTES`](super::MESSAGE_BYTES), in microseconds.

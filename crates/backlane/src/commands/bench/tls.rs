@@ -122,7 +122,7 @@ pub(super) fn child() -> Result<()> {
         tls.write_all(&piece)?;
     }
     let (start, cpu, mut bytes) = (Instant::now(), cpu_seconds(), 0.0);
-    while start.elapsed() < errand.slice {
+    while bytes == 0.0 || start.elapsed() < errand.slice {
         tls.write_all(&piece)?;
         bytes += 1_048_576.0;
     }
