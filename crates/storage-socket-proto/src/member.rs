@@ -209,6 +209,8 @@ struct Proof {
     block: Option<Epoch>,
     /// The epoch whose answers to this incarnation were read.
     answers: Option<Epoch>,
+    /// The answers were read, and weren't that.
+    is_unanswered: bool,
 }
 
 /// The shortest time between two polls of the answers.
@@ -504,7 +506,12 @@ impl Member {
             } else {
                 MemberState::Running
             },
-            devices: self.seen_devices(),
+            // A fenced member that names none asks for its answers again.
+            devices: if self.proof.is_unanswered {
+                DeviceMask::NONE
+            } else {
+                self.seen_devices()
+            },
             confirmed: self.confirmed,
             challenge: self
                 .challenges
@@ -543,7 +550,10 @@ impl Member {
             }
             Area::Answer => {
                 let found = self.read_answer(now, at, bytes);
-                self.prove(started, |proof| proof.answers = found.or(proof.answers));
+                self.prove(started, |proof| {
+                    proof.answers = found.or(proof.answers);
+                    proof.is_unanswered = proof.answers.is_none();
+                });
             }
         }
     }

@@ -299,7 +299,7 @@ impl Slot {
             }
         };
         let mut pairs = self.answers.iter().zip(&self.page.entries);
-        if self.alive && pairs.any(is_unheard) {
+        if self.alive && (self.page.devices.is_empty() || pairs.any(is_unheard)) {
             self.revision += 1;
         }
     }

@@ -482,3 +482,43 @@ fn a_revoked_slot_loses_its_connections_and_its_units_return_once_it_has_let_go(
     );
     assert_eq!(coordinator.free_units(DeviceMask(1)), free);
 }
+
+#[test]
+fn a_fenced_member_whose_answers_were_destroyed_is_answered_again() {
+    let (mut bench, mut coordinator, mut member) = start();
+    let answers = bench.geometry.answer_page(SLOT);
+    let mut held: Option<IoId> = None;
+    let mut hang = |who: usize, request: &IoRequest, _: &[_]| {
+        if who == 1 && writes_block(request) {
+            held = Some(request.id);
+            return Fate::Hold;
+        }
+        Fate::Do
+    };
+    let fence = Timeouts::default().fence + SECOND;
+    bench.run(fence, &mut [&mut coordinator, &mut member], &mut hang);
+    assert_eq!(member_events(&mut member), [MemberEvent::Fenced]);
+    let failed = IoOutcome::Failed(IoFailure::TimedOut);
+    member.handle_io(bench.now, held.unwrap(), failed);
+    // Until they are written again, which is lost once more.
+    let mut written = 0;
+    let mut destroyed = |who: usize, request: &IoRequest, _: &[_]| {
+        let is_answers = meets(request, answers);
+        if who == 0 && is_answers && writes_block(request) {
+            written += 1;
+            return if written == 1 { Fate::Lose } else { Fate::Do };
+        }
+        if who == 1 && is_answers && request.op == IoOp::Read && written < 2 {
+            return Fate::Lie(vec![0x5a; request.blocks.bytes()]);
+        }
+        Fate::Do
+    };
+    bench.run(
+        6 * SECOND,
+        &mut [&mut coordinator, &mut member],
+        &mut destroyed,
+    );
+    assert_eq!(member_events(&mut member), [MemberEvent::Unfenced]);
+    let proved = coordinator.members(bench.now)[0].proved;
+    assert_eq!(proved, bench.geometry.all_devices());
+}
