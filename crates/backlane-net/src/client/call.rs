@@ -105,6 +105,7 @@ pub(super) async fn make(shared: &Arc<Shared>, wanted: &Wanted) -> Result<Outcom
                 if wanted.name().is_some() {
                     shared.account.repeated(bytes);
                 }
+                before = Some(error);
                 continue;
             }
             done => return done,
