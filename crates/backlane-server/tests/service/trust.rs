@@ -156,6 +156,10 @@ async fn a_revoked_host_opens_no_session_and_loses_those_that_it_has() {
         .unwrap();
     let slots = Service::all_slots(&state).await.unwrap();
     let token = state.enroll(&host(), HOUR).await.unwrap();
+    state.allow_restore(&host(), &[], HOUR).await.unwrap();
+    for leave in [Leave::Maintenance, Leave::Wal] {
+        state.allow(&host(), leave, Some(HOUR)).await.unwrap();
+    }
     assert!(state.revoke(&host()).await.unwrap() >= 1);
     let why = tokio::time::timeout(Duration::from_secs(30), session.distrusted());
     assert!(why.await.unwrap().contains("revoked"));
@@ -176,11 +180,15 @@ async fn a_revoked_host_opens_no_session_and_loses_those_that_it_has() {
     assert_eq!(left.len(), slots.len() - 4);
     assert_eq!(audit(&state, "host-revoked").len(), 1);
     assert_eq!(audit(&state, "session-refused").len(), 1);
-    // Other hosts are what they were; this one may be enrolled again, and has its repository then.
+    // Other hosts are what they were; this one may be enrolled again, and has its repository then, and no permission.
     Service::open(&state, &other, SessionFor::Jobs)
         .await
         .unwrap();
     open(&state, HOST).await.unwrap();
+    for leave in [Leave::Restore, Leave::Maintenance, Leave::Wal] {
+        let in_force = state.revoke_leave(&host(), leave).await.unwrap();
+        assert_eq!(in_force, 0, "{leave:?}");
+    }
 }
 
 #[tokio::test]
