@@ -295,7 +295,7 @@ fn is_zero(number: &u32) -> bool {
 mod tests {
     use super::*;
     use serde_json::json;
-    use std::fs;
+    use std::{fs, os::unix::fs::MetadataExt};
 
     fn filled(directory: &Path, lines: u64) -> AuditLog {
         let log = AuditLog::new(directory);
@@ -316,6 +316,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join(AUDIT_FILE);
         filled(directory.path(), 4);
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         let whole = fs::read_to_string(&path).unwrap();
         assert_eq!(verified(directory.path()).unwrap().lines, 4);
         let lines: Vec<&str> = whole.lines().collect();

@@ -49,7 +49,7 @@ impl ServerState {
             runtime: Handle::current(),
             rate,
             began: Instant::now(),
-            unreadable: 0,
+            unreadable: Unreadable::default(),
             scrubbed: Scrubbed::default(),
         };
         crate::repository::blocking(move || scrub.run(go_on)).await
@@ -59,14 +59,17 @@ impl ServerState {
 /// More objects in a row than this aren't bad places of a disk, but a bad disk.
 const UNREADABLE_MAX: u32 = 3;
 
+/// Objects in a row that couldn't be read.
+#[derive(Default)]
+struct Unreadable(u32);
+
 struct Scrub {
     repository: Arc<Repository>,
     host: HostName,
     runtime: Handle,
     rate: Option<u64>,
     began: Instant,
-    /// Objects in a row that couldn't be read.
-    unreadable: u32,
+    unreadable: Unreadable,
     scrubbed: Scrubbed,
 }
 
@@ -100,8 +103,7 @@ impl Scrub {
         Ok(self.scrubbed)
     }
 
-    /// What is wrong with an object, if that is so twice. A disk that fails as a whole is no reason to take a repository
-    /// apart.
+    /// What is wrong with an object, if that is so twice.
     fn damage(&mut self, name: ObjectName) -> Result<Option<ServerError>, ServerError> {
         let mut look = || match self.read(name) {
             Ok(()) => Ok(None),
@@ -110,19 +112,11 @@ impl Scrub {
             Err(error) if error.is_damage() => Ok(Some(error)),
             Err(error) => Err(error),
         };
-        if look()?.is_none() {
-            self.unreadable = 0;
-            return Ok(None);
-        }
-        let damage = look()?;
-        match &damage {
-            Some(ServerError::Io { .. }) => self.unreadable += 1,
-            _ => self.unreadable = 0,
-        }
-        match damage {
-            Some(error) if self.unreadable > UNREADABLE_MAX => Err(error),
-            damage => Ok(damage),
-        }
+        let damage = match look()? {
+            None => None,
+            Some(_) => look()?,
+        };
+        self.unreadable.judge(damage)
     }
 
     /// Reads an object; fails if it isn't what its name says.
@@ -156,5 +150,47 @@ impl Scrub {
             .block_on(database.set_removed(host, name, Some(now)))?;
         self.scrubbed.damaged.push((name, text));
         Ok(())
+    }
+}
+
+impl Unreadable {
+    /// Lets the damage of the next object pass. A disk that fails as a whole is no reason to take a repository apart.
+    fn judge(&mut self, damage: Option<ServerError>) -> Result<Option<ServerError>, ServerError> {
+        self.0 = match damage {
+            Some(ServerError::Io { .. }) => self.0 + 1,
+            _ => 0,
+        };
+        match damage {
+            Some(error) if self.0 > UNREADABLE_MAX => Err(error),
+            damage => Ok(damage),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_fails_as_a_whole_takes_no_repository_apart() {
+        let bad = || {
+            let source = rustix::io::Errno::IO.into();
+            Some(ServerError::Io {
+                action: "read",
+                path: "pack".into(),
+                source,
+            })
+        };
+        let mut unreadable = Unreadable::default();
+        for _ in 0..2 {
+            for _ in 0..3 {
+                assert!(unreadable.judge(bad()).unwrap().is_some());
+            }
+            assert!(unreadable.judge(None).unwrap().is_none());
+        }
+        for _ in 0..3 {
+            unreadable.judge(bad()).unwrap();
+        }
+        assert!(unreadable.judge(bad()).is_err());
     }
 }

@@ -106,6 +106,8 @@ async fn body_of_another_length_is_refused_and_leaves_nothing() {
         let put = session.put(name, PackContents::Data, announced);
         let mut sink = put.await.unwrap();
         let written = sink.write(body.clone()).await;
+        // More than was announced is not even written.
+        assert_eq!(written.is_err(), announced < 10, "{announced}");
         // A sink that failed once takes nothing more.
         let again = sink.write(Bytes::new()).await;
         assert_eq!(written.is_err(), again.is_err(), "{announced}");

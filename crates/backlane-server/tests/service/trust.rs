@@ -444,7 +444,8 @@ async fn a_scrub_lays_aside_what_is_damaged_and_the_same_object_may_arrive_again
     let id = rotten.id.to_string();
     let root = crate::common::repository(directory.path());
     std::fs::write(root.join("data").join(&id[..2]).join(&id), b"Rotten").unwrap();
-    // Beside a session that is open.
+    // Beside a session that is open, which learns that it can't rely on what it knows.
+    let removals = open.removals().await.unwrap();
     let go_on = |_: &Scrubbed| ControlFlow::Continue(());
     let found = state.scrub(&host(), None, go_on).await.unwrap();
     // The rotten one twice: it may have been the read.
@@ -453,6 +454,7 @@ async fn a_scrub_lays_aside_what_is_damaged_and_the_same_object_may_arrive_again
         matches!(&found.damaged[..], [(name, _)] if *name == rotten),
         "{found:?}"
     );
+    assert_eq!(open.removals().await.unwrap(), removals + 1);
     get(&*open, rotten, None).await.unwrap_err();
     for name in [sound, snapshot] {
         get(&*open, name, None).await.unwrap();
