@@ -412,25 +412,30 @@ fn a_stream_that_asks_for_all_of_its_slots_share_leaves_half_to_the_next() {
     }
 }
 
+/// The member's page can't be written until it is fenced, and can be from then on.
+fn fence(bench: &mut Bench, coordinator: &mut Coordinator, member: &mut Member) {
+    let mut held: Option<IoId> = None;
+    let mut hang = |who: usize, request: &IoRequest, _: &[_]| {
+        if who == 1 && writes_block(request) {
+            held = Some(request.id);
+            return Fate::Hold;
+        }
+        Fate::Do
+    };
+    let span = Timeouts::default().fence + SECOND;
+    bench.run(span, &mut [coordinator, member], &mut hang);
+    assert_eq!(member_events(member), [MemberEvent::Fenced]);
+    let failed = IoOutcome::Failed(IoFailure::TimedOut);
+    member.handle_io(bench.now, held.unwrap(), failed);
+}
+
 #[test]
 fn a_fenced_member_is_free_again_only_by_the_coordinators_present_word() {
     let answers = Bench::new(1).geometry.answer_page(SLOT);
     // Answers that are illegible prove nothing, nor do answers alone.
     for hidden in [answers, Geometry::COORDINATOR] {
         let (mut bench, mut coordinator, mut member) = start();
-        let mut held: Option<IoId> = None;
-        let mut hang = |who: usize, request: &IoRequest, _: &[_]| {
-            if who == 1 && writes_block(request) {
-                held = Some(request.id);
-                return Fate::Hold;
-            }
-            Fate::Do
-        };
-        let fence = Timeouts::default().fence + SECOND;
-        bench.run(fence, &mut [&mut coordinator, &mut member], &mut hang);
-        assert_eq!(member_events(&mut member), [MemberEvent::Fenced]);
-        let failed = IoOutcome::Failed(IoFailure::TimedOut);
-        member.handle_io(bench.now, held.unwrap(), failed);
+        fence(&mut bench, &mut coordinator, &mut member);
         // Its page is written from now on.
         let mut garbage = |who: usize, request: &IoRequest, _: &[_]| {
             let is_hidden = who == 1 && request.op == IoOp::Read && request.lba == hidden;
@@ -487,19 +492,7 @@ fn a_revoked_slot_loses_its_connections_and_its_units_return_once_it_has_let_go(
 fn a_fenced_member_whose_answers_were_destroyed_is_answered_again() {
     let (mut bench, mut coordinator, mut member) = start();
     let answers = bench.geometry.answer_page(SLOT);
-    let mut held: Option<IoId> = None;
-    let mut hang = |who: usize, request: &IoRequest, _: &[_]| {
-        if who == 1 && writes_block(request) {
-            held = Some(request.id);
-            return Fate::Hold;
-        }
-        Fate::Do
-    };
-    let fence = Timeouts::default().fence + SECOND;
-    bench.run(fence, &mut [&mut coordinator, &mut member], &mut hang);
-    assert_eq!(member_events(&mut member), [MemberEvent::Fenced]);
-    let failed = IoOutcome::Failed(IoFailure::TimedOut);
-    member.handle_io(bench.now, held.unwrap(), failed);
+    fence(&mut bench, &mut coordinator, &mut member);
     // Until they are written again, which is lost once more.
     let mut written = 0;
     let mut destroyed = |who: usize, request: &IoRequest, _: &[_]| {
