@@ -84,6 +84,7 @@ impl World {
                     self.cloned_epoch = Some(Epoch(epoch));
                     self.shared_epoch = Some((epoch, [SERVER, RIVAL].into()));
                 }
+                self.part_rivals();
                 for host in [SERVER, RIVAL] {
                     let after = self.rng.below(3000) * self.rng.below(2);
                     self.schedule(Duration::from_micros(after), Happening::Start(host));
@@ -113,6 +114,19 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// Half of the rivals whose paths may go begin without a device in common, so that both come to serve.
+    fn part_rivals(&mut self) {
+        let may_part = self.devices.len() > 1 && self.scenario.rates.of(Fault::PathGone) > 0;
+        if may_part && self.rng.chance(500_000) {
+            let theirs = usize::from(self.rng.chance(500_000));
+            for device in 0..self.devices.len() {
+                let host = if device == theirs { SERVER } else { RIVAL };
+                self.hit.fault(Fault::PathGone);
+                self.take_out(Outage::PathGone(host, device), 900);
+            }
+        }
     }
 
     fn take_out(&mut self, outage: Outage, most: u64) {
