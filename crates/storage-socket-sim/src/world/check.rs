@@ -37,13 +37,15 @@ impl World {
         Ok(())
     }
 
-    /// The other end of a connection, if it is there.
+    /// The other end of a connection, if it is there. Of two servers without a device in common each may have granted one
+    /// request, and the member speaks with one of them.
     fn peer(&self, index: HostIndex, connection: ConnectionId) -> Option<&Endpoint> {
+        let epoch = |endpoint: &Endpoint| endpoint.connection.grant().epoch;
+        let own = epoch(self.hosts.get(&index)?.connections.get(&connection)?);
         let other = |&(&other, _): &(&HostIndex, &Host)| is_server(other) != is_server(index);
-        self.hosts
-            .iter()
-            .filter(other)
-            .find_map(|(_, host)| host.connections.get(&connection))
+        let ends = self.hosts.iter().filter(other);
+        let mut ends = ends.filter_map(|(_, host)| host.connections.get(&connection));
+        ends.find(|end| epoch(end) == own)
     }
 
     /// The host where the other end of a connection is.
