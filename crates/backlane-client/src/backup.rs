@@ -11,6 +11,7 @@ use backlane_repo::{
 use serde::Serialize;
 use std::{
     ffi::OsStr,
+    num::NonZero,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -40,6 +41,8 @@ pub struct BackupOptions {
     pub command: String,
     /// What to compare with.
     pub parent: Parent,
+    /// On how many threads it works; as many as there are cores when `None`.
+    pub threads: Option<NonZero<usize>>,
     /// Reads and counts, and writes nothing.
     pub dry_run: bool,
 }
@@ -114,6 +117,7 @@ impl BackupOptions {
                 true => DryRun::Yes,
                 false => DryRun::No,
             },
+            threads: self.threads,
             cancel,
         }
     }
@@ -161,10 +165,13 @@ struct Adapter {
 }
 
 impl backlane_repo::Source for Adapter {
-    fn bytes_total(&self) -> Option<u64> {
+    fn count(&self) {
         let (items, bytes) = self.counted.count();
         self.reporter.progress.total(items, bytes);
-        Some(bytes)
+    }
+
+    fn expect(&self, files: u64, bytes: u64) {
+        self.reporter.progress.total(files, bytes);
     }
 
     fn entries(&self) -> Entries {

@@ -1,20 +1,36 @@
-//! Backup: the engine's archiver over a source of ours.
+//! Backup: from a source to a snapshot.
 //!
-//! The snapshot is written by us, after the engine has returned: only when the source came to its end, nothing failed,
-//! and the engine archived exactly what it was given. It then says how many warnings there were.
+//! ```text
+//! walk ─► compare with parent ─► read ─► cut ─► hash ─► known? ─► compress ─► seal ─► pack ─► window
+//! ```
+//!
+//! The snapshot is written when the source has come to its end, everything is durable that it refers to, and nothing
+//! failed. It then says how many warnings there were.
 
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError};
-use std::time::SystemTime;
+pub(crate) mod chunker;
+mod compress;
+mod known;
+pub(crate) mod node;
+mod order;
+mod pack;
+mod pipeline;
+mod pool;
+mod previous;
+mod read;
+mod trees;
+
+use std::num::NonZero;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Instant, SystemTime};
 
 use backlane_proto::{ObjectId, ObjectKind};
-use rustic_core::repofile::SnapshotFile;
-use rustic_core::{BackupOptions, ParentOptions, SnapshotOptions};
+use pipeline::{Pipeline, Setting};
+use rustic_core::repofile::{SnapshotFile, SnapshotId, SnapshotSummary};
+use rustic_core::{Id, SnapshotOptions, TreeId};
 use serde::Serialize;
 
-use crate::adapter::Adapter;
-use crate::backend::Backend;
 use crate::engine;
 use crate::error::RepoError;
 use crate::index::BlobId;
@@ -22,9 +38,8 @@ use crate::reader::Reader;
 use crate::repository::{Inner, Repository, name};
 use crate::resume::Continued;
 use crate::seal::sha256;
-use crate::snapshot::{EXTRA_FIELD, Extra, as_optional_text, as_text};
+use crate::snapshot::{EXTRA_FIELD, Extra, SnapshotInfo, as_optional_text, as_text};
 use crate::source::{Source, Warning, WarningKind};
-use crate::walk::Visit;
 
 /// What a backup is to be called, and what it is compared with.
 #[derive(Clone, Debug, Default)]
@@ -45,6 +60,8 @@ pub struct ArchiveOptions {
     pub parent: Parent,
     /// Whether to write at all.
     pub dry_run: DryRun,
+    /// On how many threads it works; as many as there are cores when `None`.
+    pub threads: Option<NonZero<usize>>,
     /// Ends the backup early.
     pub cancel: Cancel,
 }
@@ -157,26 +174,22 @@ impl Repository {
     ///
     /// # Errors
     /// [`RepoError::Cancelled`]; [`RepoError::WriteFailed`] soon after the first failed write;
-    /// [`RepoError::BadSource`]; [`RepoError::EntriesLost`]; or what the store or the engine reports. There is no
-    /// snapshot then.
+    /// [`RepoError::BadSource`]; or what the store reports. There is no snapshot then.
     pub fn archive(
         &self,
         options: &ArchiveOptions,
         source: Arc<dyn Source>,
     ) -> Result<ArchiveSummary, RepoError> {
+        let began = Instant::now();
         let inner = &self.inner;
-        let alone = inner.archiving.lock();
-        let _alone = alone.unwrap_or_else(PoisonError::into_inner);
         let packs = inner.packs()?;
         let continued = match options.dry_run {
             DryRun::Yes => Continued::default(),
             DryRun::No => inner.continue_interrupted(&packs, source.as_ref(), &options.cancel)?,
         };
         let missing = inner.missing(packs.not_listed)?;
-        let (engine, damage) = {
-            let _without = inner.without(&missing);
-            inner.over_damaged_index("reading the index", || inner.engine()?.to_indexed_ids())?
-        };
+        let (mut index, damage) = inner.index()?;
+        index.leave_out(|pack| missing.has(pack));
         for error in &damage {
             source.warn(&Warning {
                 path: b"index".to_vec(),
@@ -186,53 +199,47 @@ impl Repository {
                 ),
             });
         }
-        let reader = match damage.is_empty() && !missing.has_trees() {
-            true => None,
-            false => Some(self.reader()?),
-        };
-        let (snapshot, parent_options) = inner.prepare(options, reader.as_ref())?;
-        drop(reader);
-        let window = inner.backend.window().clone();
-        let adapter = Adapter::new(source, window, options.cancel.clone());
-
-        let mut backup = BackupOptions::default().dry_run(options.dry_run == DryRun::Yes);
-        backup.parent_opts = parent_options;
-        let paths: Vec<_> = lossy(&options.paths)
-            .into_iter()
-            .map(PathBuf::from)
-            .collect();
-        let archived = {
-            let _hold = HeldSnapshots::of(&inner.backend);
-            engine::guarded(&inner.backend, "backing up", || {
-                engine.archive(&backup, &adapter, snapshot, &paths)
-            })
-        };
-        if let Some(error) = adapter.shared().ended_early() {
-            return Err(match archived {
-                Err(failed @ RepoError::WriteFailed { .. }) => failed,
-                _ => error,
-            });
+        let mut file = inner.prepare(options)?;
+        let parent = inner.parent(options)?;
+        let reader = Reader::new(Arc::clone(inner), index, damage);
+        let pipeline = Pipeline::new(&Setting {
+            source: source.as_ref(),
+            cancel: &options.cancel,
+            reader: &reader,
+            threads: options.threads.map_or_else(cores, NonZero::get),
+            level: inner.level(),
+            dry_run: options.dry_run,
+            secret: inner.config.chunker_polynomial.as_bytes(),
+        });
+        let root = thread::scope(|scope| {
+            scope.spawn(|| expect(source.as_ref(), parent.as_ref()));
+            pipeline.run(parent.as_ref().map(|parent| parent.tree))
+        });
+        // After a failed write, that is what is reported, whatever else went wrong by it.
+        if let Some(cause) = inner.backend.window().first_error() {
+            return Err(RepoError::WriteFailed { cause });
         }
-        let mut file = archived?;
-        let stats = file.summary.clone().unwrap_or_default();
-        let (given, archived) = (adapter.shared().expected(), stats.total_files_processed);
-        if given != archived {
-            return Err(RepoError::EntriesLost { given, archived });
-        }
-        let closing = adapter.shared().closing();
+        let tree = root?;
+        let closing = source.closing();
         for tag in closing.tags {
             file.tags.add(tag);
         }
         file.description = closing.description.or(file.description);
-        let warnings = adapter.shared().warnings();
+        file.tree = TreeId::from(Id::new(tree.0));
+        file.parent = parent
+            .as_ref()
+            .map(|parent| SnapshotId::from(Id::new(parent.id.0)));
+        let stats = pipeline.summary(&file, began);
+        let warnings = source.warnings(pipeline.warnings());
+        file.summary = Some(stats.clone());
         let snapshot = match options.dry_run {
             DryRun::Yes => None,
             DryRun::No => Some(inner.save_snapshot(&mut file, warnings)?),
         };
         Ok(ArchiveSummary {
             snapshot,
-            parent: file.parent.map(|id| crate::convert::object_id(&id)),
-            tree: BlobId(crate::convert::object_id(&file.tree).0),
+            parent: parent.map(|parent| parent.id),
+            tree,
             files_new: stats.files_new,
             files_changed: stats.files_changed,
             files_unmodified: stats.files_unmodified,
@@ -254,13 +261,8 @@ impl Repository {
 }
 
 impl Inner {
-    /// The snapshot as it is before the backup, and what to compare with. `damaged` reads what is left where trees may
-    /// be lost.
-    fn prepare(
-        &self,
-        options: &ArchiveOptions,
-        damaged: Option<&Reader>,
-    ) -> Result<(SnapshotFile, ParentOptions), RepoError> {
+    /// The snapshot as it is before the backup.
+    fn prepare(&self, options: &ArchiveOptions) -> Result<SnapshotFile, RepoError> {
         let time = match options.time {
             None => jiff::Zoned::now(),
             Some(time) => jiff::Timestamp::try_from(time)
@@ -280,38 +282,27 @@ impl Inner {
         for tag in &options.tags {
             snapshot.tags.add(tag.clone());
         }
-        let parent = match options.parent {
-            Parent::None => None,
-            Parent::Snapshot(id) => {
-                // The engine would go on without a parent that it can't read.
-                self.object(ObjectKind::Snapshot, id)?;
-                Some(id)
-            }
-            Parent::Newest => self.newest_alike(options)?,
-        };
-        let parent = match (parent, damaged) {
-            (Some(id), Some(reader)) if !self.trees_are_known(reader, id)? => {
-                tracing::warn!(parent = %id, "trees of the parent are lost: every file is read");
-                None
-            }
-            (parent, _) => parent,
-        };
-        let parent_options = ParentOptions::default()
-            // The engine has this switch the wrong way round: so set, it does compare inodes.
-            .ignore_inode(true)
-            .force(parent.is_none())
-            .parents(parent.iter().map(ToString::to_string).collect::<Vec<_>>());
-        Ok((snapshot, parent_options))
+        for path in lossy(&options.paths) {
+            snapshot.paths.add(path);
+        }
+        Ok(snapshot)
     }
 
-    /// Whether every directory of a snapshot can be read. The engine takes over a parent's tree by its name, without a
-    /// look into the index: a tree that can't be found must not be its parent.
-    fn trees_are_known(&self, reader: &Reader, id: ObjectId) -> Result<bool, RepoError> {
-        let tree = self.snapshot(id)?.info().tree;
-        match reader.walk(tree, b"", &mut |_, _| Visit::Continue) {
-            Ok(unread) => Ok(unread.is_empty()),
-            Err(error) if error.is_damage() => Ok(false),
-            Err(error) => Err(error),
+    /// The snapshot to compare with.
+    fn parent(&self, options: &ArchiveOptions) -> Result<Option<SnapshotInfo>, RepoError> {
+        let id = match options.parent {
+            Parent::None => None,
+            Parent::Snapshot(id) => Some(id),
+            Parent::Newest => self.newest_alike(options)?,
+        };
+        id.map(|id| Ok(self.snapshot(id)?.info())).transpose()
+    }
+
+    /// The level of zstd that the config asks for; `None` for none at all.
+    fn level(&self) -> Option<i32> {
+        match (self.config.version, self.config.compression) {
+            (1, _) | (_, Some(0)) => None,
+            (_, level) => Some(level.unwrap_or(0)),
         }
     }
 
@@ -353,20 +344,59 @@ impl Inner {
     }
 }
 
-/// Holds the engine's snapshots back as long as it lives.
-struct HeldSnapshots<'a>(&'a Backend);
-
-impl<'a> HeldSnapshots<'a> {
-    fn of(backend: &'a Backend) -> Self {
-        backend.hold_snapshots(true);
-        Self(backend)
+impl Pipeline<'_> {
+    /// What the snapshot says of the backup.
+    fn summary(&self, file: &SnapshotFile, began: Instant) -> SnapshotSummary {
+        let of = |count: &AtomicU64| count.load(Ordering::Acquire);
+        let (counts, packer) = (&self.counts, &self.packer);
+        let (files, directories) = (&counts.files, &counts.directories);
+        let (data, trees) = (&packer.data_added, &packer.trees_added);
+        let mut summary = SnapshotSummary::default();
+        summary.files_new = of(&files.new);
+        summary.files_changed = of(&files.changed);
+        summary.files_unmodified = of(&files.unmodified);
+        summary.total_files_processed = files.total();
+        summary.total_bytes_processed = of(&counts.bytes);
+        summary.dirs_new = of(&directories.new);
+        summary.dirs_changed = of(&directories.changed);
+        summary.dirs_unmodified = of(&directories.unmodified);
+        summary.total_dirs_processed = directories.total();
+        summary.total_dirsize_processed = of(&counts.list_bytes);
+        summary.data_blobs = of(&data.blobs);
+        summary.tree_blobs = of(&trees.blobs);
+        summary.data_added_files = of(&data.plain_bytes);
+        summary.data_added_files_packed = of(&data.packed_bytes);
+        summary.data_added_trees = of(&trees.plain_bytes);
+        summary.data_added_trees_packed = of(&trees.packed_bytes);
+        summary.data_added = summary.data_added_files + summary.data_added_trees;
+        summary.data_added_packed =
+            summary.data_added_files_packed + summary.data_added_trees_packed;
+        summary.command = file
+            .summary
+            .as_ref()
+            .map_or_else(String::new, |old| old.command.clone());
+        summary.backup_end = jiff::Zoned::now();
+        let took = began.elapsed();
+        summary.backup_duration = took.as_secs_f64();
+        summary.total_duration = took.as_secs_f64();
+        summary.backup_start = summary.backup_end.saturating_sub(took);
+        summary
     }
 }
 
-impl Drop for HeldSnapshots<'_> {
-    fn drop(&mut self) {
-        self.0.hold_snapshots(false);
+/// Tells the source how much there will be to do.
+fn expect(source: &dyn Source, parent: Option<&SnapshotInfo>) {
+    match parent.and_then(|parent| parent.summary.as_ref()) {
+        Some(summary) => {
+            let files = summary.files_new + summary.files_changed + summary.files_unmodified;
+            source.expect(files, summary.bytes_processed);
+        }
+        None => source.count(),
     }
+}
+
+fn cores() -> usize {
+    thread::available_parallelism().map_or(1, NonZero::get)
 }
 
 fn lossy(paths: &[Vec<u8>]) -> Vec<String> {

@@ -4,17 +4,12 @@
 //! waits for, and reports, each write before it. Listing and reading see what was acknowledged early. After one failure
 //! every call fails.
 //!
-//! While snapshots are held ([`Backend::hold_snapshots`]) the snapshot that the engine writes at the end of a backup is
-//! not stored: whether there shall be one is decided after the engine has returned, when it is known that nothing was
-//! lost and how many warnings there were.
-//!
 //! The engine gets a config of ours in the place of the stored one, which says how large packs are.
 //!
 //! In the place of some objects of the index the engine sees others, or none ([`Backend::show_instead`]): it can't go on
 //! over a damaged one, and believes that every pack that is named is there.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use backlane_proto::{ByteRange, ObjectId, ObjectKind, ObjectName, PackContents};
@@ -23,14 +18,13 @@ use rustic_core::{
     BytesList, ErrorKind, FileType, Id, ReadBackend, RusticError, RusticResult, WriteBackend,
 };
 
-use crate::repository::{PACK_TARGET_BYTES, TREE_PACK_TARGET_BYTES};
+use crate::repository::{PACK_BLOBS_MAX, PACK_TARGET_BYTES};
 use crate::seal::SEAL_BYTES;
 use crate::store::{ObjectStore, StoreError};
 use crate::window::{Window, WindowLimits};
 
-/// What a backup that is killed had begun to send or to pack, and what the next one has to send in its place, is no more
-/// than this: what is in the window, and the two open packs. Packs that the engine has closed and the window has no room
-/// for (up to four) were not sent.
+/// What a backup that is killed had begun to send, and the next one may have to send again, is no more than this. What is
+/// in open packs, and in those that wait for room in the window, was not sent.
 const UNACKNOWLEDGED_BYTES_MAX: usize = 64 << 20;
 
 /// Room for four packs of the usual size (the target and half a chunk), which keeps four writes in flight.
@@ -42,17 +36,14 @@ const WINDOW: WindowLimits = WindowLimits {
 /// No pack of data is larger: it is closed when it has reached its target, and then has one chunk more of 8 MiB at most,
 /// which zstd makes larger by less than 64 KiB if it can't make it smaller, and the list of at most 10,000 blobs, of 41
 /// bytes each.
-pub(crate) const PACK_BYTES_MAX: usize =
-    PACK_TARGET_BYTES as usize + (8 << 20) + (64 << 10) + 10_000 * 41 + 2 * SEAL_BYTES as usize + 4;
+pub(crate) const PACK_BYTES_MAX: usize = PACK_TARGET_BYTES as usize
+    + (8 << 20)
+    + (64 << 10)
+    + PACK_BLOBS_MAX * 41
+    + 2 * SEAL_BYTES as usize
+    + 4;
 
-/// What is left for the last directory in the open pack of trees. The list of a directory is a single blob, which can't be
-/// divided: that of one with very many entries may be larger.
-const LARGE_TREE_BYTES: usize = 3 << 20;
-
-const _: () = assert!(
-    WINDOW.bytes + PACK_BYTES_MAX + TREE_PACK_TARGET_BYTES as usize + LARGE_TREE_BYTES
-        <= UNACKNOWLEDGED_BYTES_MAX
-);
+const _: () = assert!(PACK_BYTES_MAX <= WINDOW.bytes && WINDOW.bytes <= UNACKNOWLEDGED_BYTES_MAX);
 
 /// The backend. Shared by all engines of one repository handle.
 pub(crate) struct Backend {
@@ -60,7 +51,6 @@ pub(crate) struct Backend {
     /// The config as the engine shall see it; the stored one if `None`.
     config: Option<Bytes>,
     window: Window,
-    hold_snapshots: AtomicBool,
     instead: Mutex<IndexInstead>,
 }
 
@@ -73,7 +63,6 @@ impl Backend {
             window: Window::new(Arc::clone(&store), WINDOW),
             store,
             config,
-            hold_snapshots: AtomicBool::new(false),
             instead: Mutex::default(),
         }
     }
@@ -87,11 +76,6 @@ impl Backend {
 
     fn instead(&self) -> MutexGuard<'_, IndexInstead> {
         self.instead.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// From now on, or no longer, snapshots that the engine writes are passed over.
-    pub(crate) fn hold_snapshots(&self, hold: bool) {
-        self.hold_snapshots.store(hold, Ordering::Release);
     }
 
     /// The early writes.
@@ -177,7 +161,6 @@ impl Backend {
     ) -> Result<(), Arc<StoreError>> {
         match name.kind {
             ObjectKind::Pack => self.window.push(name.id, contents, body),
-            ObjectKind::Snapshot if self.hold_snapshots.load(Ordering::Acquire) => Ok(()),
             _ => self.write_after_all(name, body),
         }
     }
@@ -390,21 +373,5 @@ mod tests {
             assert_eq!(store.count(ObjectKind::Index), 0);
             assert_eq!(store.removals(), 0);
         }
-    }
-
-    #[test]
-    fn held_snapshots_are_not_stored() {
-        let (store, backend) = backend();
-        backend.hold_snapshots(true);
-        let body = Bytes::from_static(b"snapshot");
-        backend
-            .write_bytes(FileType::Snapshot, &id(1), false, body.clone().into())
-            .unwrap();
-        assert_eq!(store.count(ObjectKind::Snapshot), 0);
-        backend.hold_snapshots(false);
-        backend
-            .write_bytes(FileType::Snapshot, &id(1), false, body.into())
-            .unwrap();
-        assert_eq!(store.count(ObjectKind::Snapshot), 1);
     }
 }

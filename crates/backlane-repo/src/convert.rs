@@ -1,15 +1,14 @@
-//! Between our types and the JSON of trees, and between our identities and the engine's.
-//!
-//! What a node of the format can't carry is found here and reported, never dropped in silence.
+//! From the JSON of trees to our types, and between our identities and the engine's. The way back is in
+//! [`crate::archive`].
 
+use std::borrow::Cow;
 use std::ffi::OsStr;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStringExt;
 
 use backlane_proto::ObjectId;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use jiff::Timestamp;
-use jiff::tz::TimeZone;
 use rustic_core::Id;
 use rustic_core::repofile as engine;
 use serde::Deserialize;
@@ -18,96 +17,9 @@ use crate::error::Damage;
 use crate::index::{BlobId, HexId};
 use crate::node::{FileKind, Metadata, Node, Time, Tree, Xattr};
 
-/// Seconds of 1973-01-01: after it no time zone has an offset that is not whole minutes.
-const ODD_OFFSETS_END: i64 = 94_694_400;
-
 /// The engine's identity in our type.
 pub(crate) fn object_id(id: &Id) -> ObjectId {
     ObjectId::from_hex(id.to_hex().as_str()).expect("an identity prints as 64 hexadecimal digits")
-}
-
-/// Makes the engine's node; says what of it the format can't carry.
-pub(crate) fn node_to_engine(
-    name: &OsStr,
-    kind: &FileKind,
-    meta: &Metadata,
-) -> (engine::Node, Vec<String>) {
-    let mut lost = Vec::new();
-    let node_type = match kind {
-        FileKind::File => engine::NodeType::File,
-        FileKind::Directory => engine::NodeType::Dir,
-        FileKind::Symlink { target } => {
-            engine::NodeType::from_link(OsStr::from_bytes(target).as_ref())
-        }
-        FileKind::BlockDevice { rdev } => engine::NodeType::Dev { device: *rdev },
-        FileKind::CharDevice { rdev } => engine::NodeType::Chardev { device: *rdev },
-        FileKind::Fifo => engine::NodeType::Fifo,
-        FileKind::Socket => engine::NodeType::Socket,
-        FileKind::Unknown { .. } => unreachable!("no source may give such entries"),
-    };
-    let mut time = |what: &str, time: Option<Time>| {
-        let stamp = timestamp(time?, &TimeZone::system());
-        if stamp.is_none() {
-            lost.push(format!("its time of {what} is out of range"));
-        }
-        stamp
-    };
-    let mut converted = engine::Metadata {
-        mode: meta.mode.map(|mode| go_mode(mode, kind)),
-        mtime: time("modification", meta.modified),
-        atime: time("access", meta.accessed),
-        ctime: time("change", meta.changed),
-        uid: meta.uid,
-        gid: meta.gid,
-        user: meta.user.clone(),
-        group: meta.group.clone(),
-        inode: meta.inode,
-        device_id: meta.device,
-        size: meta.size,
-        links: meta.links,
-        extended_attributes: Vec::new(),
-    };
-    for xattr in &meta.xattrs {
-        if let Err(what) = add_xattr(&mut converted, xattr) {
-            lost.push(what);
-        }
-    }
-    (engine::Node::new_node(name, node_type, converted), lost)
-}
-
-fn add_xattr(meta: &mut engine::Metadata, xattr: &Xattr) -> Result<(), String> {
-    let name = xattr.name.escape_ascii();
-    let Ok(text) = std::str::from_utf8(&xattr.name) else {
-        return Err(format!(
-            "extended attribute `{name}` has a name that is not UTF-8"
-        ));
-    };
-    // The engine's type of an attribute can't be named, but it can be read.
-    let value = BASE64_STANDARD.encode(&xattr.value);
-    let json = serde_json::json!({ "name": text, "value": value });
-    let attribute = serde_json::from_value(json)
-        .map_err(|error| format!("extended attribute `{name}` can't be kept: {error}"))?;
-    meta.extended_attributes.push(attribute);
-    Ok(())
-}
-
-/// The instant for which the engine writes a text that reads back as `time`.
-///
-/// The engine writes local times with their offset cut to minutes. Before about 1900, and in places until 1972, local
-/// offsets had seconds; without the correction such a time would come back wrong by them.
-fn timestamp(time: Time, zone: &TimeZone) -> Option<Timestamp> {
-    let nanoseconds = i32::try_from(time.nanoseconds).ok()?;
-    let stamp = Timestamp::new(time.seconds, nanoseconds).ok()?;
-    if time.seconds >= ODD_OFFSETS_END {
-        return Some(stamp);
-    }
-    let offset = zone.to_offset(stamp);
-    let written = stamp.display_with_offset(offset).to_string();
-    let read: Timestamp = written.parse().ok()?;
-    let wrong = i64::try_from(read.as_nanosecond() - stamp.as_nanosecond()).ok()?;
-    stamp
-        .checked_sub(jiff::SignedDuration::from_nanos(wrong))
-        .ok()
 }
 
 fn our_time(stamp: Timestamp) -> Option<Time> {
@@ -136,7 +48,8 @@ const SPECIAL_BITS: [(u32, u32); 3] = [
     (0o1000, GO_STICKY),
 ];
 
-fn go_mode(mode: u32, kind: &FileKind) -> u32 {
+/// The mode as the format has it.
+pub(crate) fn go_mode(mode: u32, kind: &FileKind) -> u32 {
     let kind = match kind {
         FileKind::File => 0,
         FileKind::Directory => GO_DIRECTORY,
@@ -314,6 +227,19 @@ fn from_base64(text: &str) -> Result<Vec<u8>, Damage> {
         })
 }
 
+/// A name as the format has it: what is not UTF-8 is escaped, and so are a few characters.
+pub(crate) fn escaped(name: &OsStr) -> Cow<'_, str> {
+    let is_plain = |byte: &u8| !matches!(byte, b'\\' | b'"' | 0x07..=0x0d);
+    match name.to_str() {
+        Some(text) if text.as_bytes().iter().all(is_plain) => Cow::Borrowed(text),
+        _ => {
+            let meta = engine::Metadata::default();
+            let node = engine::Node::new_node(name, engine::NodeType::File, meta);
+            Cow::Owned(node.name)
+        }
+    }
+}
+
 /// The bytes of a name: the format escapes what is not UTF-8, the way Go quotes strings.
 fn unescaped(name: String) -> Vec<u8> {
     if !name.contains('\\') {
@@ -329,12 +255,22 @@ fn unescaped(name: String) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::archive::node::{Draft, Leads};
 
     fn round_trip(name: &[u8], kind: &FileKind, meta: &Metadata) -> (Node, Vec<String>) {
-        let (node, lost) = node_to_engine(OsStr::from_bytes(name), kind, meta);
-        let json = serde_json::json!({ "nodes": [node] });
-        let mut tree = tree_from_json(json.to_string().as_bytes()).unwrap();
-        (tree.nodes.remove(0), lost)
+        let (name, kind, meta) = (name.to_vec(), kind.clone(), meta.clone());
+        let mut draft = Draft { name, kind, meta };
+        let lost = draft.purge();
+        let node = String::from_utf8(draft.json(Leads::Nowhere).unwrap()).unwrap();
+        let json = format!("{{\"nodes\":[{node}]}}");
+        let mut tree = tree_from_json(json.as_bytes()).unwrap();
+        let ours = tree.nodes.remove(0);
+        // The engine reads the same.
+        let engines: engine::Node = serde_json::from_str(&node).unwrap();
+        assert_eq!(engines.name().as_encoded_bytes(), ours.name);
+        let again = serde_json::to_vec(&serde_json::json!({ "nodes": [engines] })).unwrap();
+        assert_eq!(tree_from_json(&again).unwrap().nodes[0], ours);
+        (ours, lost)
     }
 
     fn metadata() -> Metadata {
@@ -397,24 +333,6 @@ mod tests {
         assert_eq!(lost.len(), 2, "{lost:?}");
         assert_eq!(node.meta.xattrs, []);
         assert_eq!(node.meta.modified, None);
-    }
-
-    #[test]
-    fn times_survive_local_offsets_that_have_seconds() {
-        for (zone, seconds) in [("Europe/Berlin", -2_524_600_000), ("Africa/Monrovia", 1)] {
-            let zone = TimeZone::get(zone).unwrap();
-            for nanoseconds in [0, 1, 999_999_999] {
-                let time = Time {
-                    seconds,
-                    nanoseconds,
-                };
-                let stamp = timestamp(time, &zone).unwrap();
-                // As the engine writes it.
-                let offset = zone.to_offset(stamp);
-                let written = stamp.display_with_offset(offset).to_string();
-                assert_eq!(our_time(written.parse().unwrap()), Some(time), "{written}");
-            }
-        }
     }
 
     #[test]

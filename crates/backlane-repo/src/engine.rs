@@ -92,7 +92,8 @@ fn damage_of(error: &StoreError) -> Option<StoreError> {
     }
 }
 
-fn panic_text(panic: &(dyn Any + Send)) -> String {
+/// The words of a panic.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "no message".to_owned())

@@ -139,14 +139,6 @@ pub enum RepoError {
         /// What is wrong with it.
         what: &'static str,
     },
-    /// Entries that the source gave did not arrive in the snapshot, and no warning tells why. No snapshot was made.
-    #[error("{given} entries were given and {archived} archived")]
-    EntriesLost {
-        /// Entries other than directories that the source gave, without those that a warning names.
-        given: u64,
-        /// Entries that the engine archived.
-        archived: u64,
-    },
     /// A policy that would keep nothing at all.
     #[error("the policy names nothing to keep")]
     KeepsNothing,

@@ -128,6 +128,25 @@ pub(crate) fn parse_header(mut header: &[u8]) -> Option<Vec<BlobJson>> {
     Some(blobs)
 }
 
+/// A pack's header, which [`parse_header`] reads: the blobs lie one behind the other.
+pub(crate) fn write_header(blobs: &[BlobJson]) -> Vec<u8> {
+    let mut header = Vec::with_capacity(blobs.len() * 41);
+    for blob in blobs {
+        header.push(match (blob.kind, blob.uncompressed_length) {
+            (KindJson::Data, None) => 0,
+            (KindJson::Tree, None) => 1,
+            (KindJson::Data, Some(_)) => 2,
+            (KindJson::Tree, Some(_)) => 3,
+        });
+        header.extend_from_slice(&blob.length.to_le_bytes());
+        if let Some(length) = blob.uncompressed_length {
+            header.extend_from_slice(&length.to_le_bytes());
+        }
+        header.extend_from_slice(&blob.id.0);
+    }
+    header
+}
+
 fn take_number(bytes: &mut &[u8]) -> Option<u32> {
     let (number, rest) = bytes.split_first_chunk()?;
     *bytes = rest;
@@ -165,6 +184,7 @@ mod tests {
             {"id": hex(4), "type": "tree", "offset": 210, "length": 40},
         ]);
         assert_eq!(json, want);
+        assert_eq!(write_header(&parse_header(&header).unwrap()), header);
         assert!(parse_header(&[]).is_some_and(|blobs| blobs.is_empty()));
     }
 

@@ -88,7 +88,7 @@ const TREE_BIT: u32 = 1 << 31;
 const DATA_BYTES_MAX: u32 = 128 << 20;
 
 /// No directory takes more than this: two million entries, about.
-const TREE_BYTES_MAX: u32 = 1 << 30;
+pub(crate) const TREE_BYTES_MAX: u32 = 1 << 30;
 
 impl Index {
     /// Where a blob lies, if any index knows it.
@@ -225,6 +225,12 @@ impl Index {
             .sort_unstable_by_key(|row| (row.id, row.kind(), gone[row.pack()], row.pack_and_kind));
     }
 
+    /// Leaves out what is in some packs.
+    pub(crate) fn leave_out(&mut self, gone: impl Fn(ObjectId) -> bool) {
+        let gone: Vec<bool> = self.packs.iter().map(|pack| gone(pack.id)).collect();
+        self.rows.retain(|row| !gone[row.pack()]);
+    }
+
     /// What was sorted is ready. A blob that is in several packs keeps its first place.
     pub(crate) fn finish(&mut self) {
         self.rows.dedup_by_key(|row| (row.id, row.kind()));
@@ -344,7 +350,13 @@ pub(crate) struct HexId(pub(crate) [u8; 32]);
 
 impl Serialize for HexId {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&ObjectId(self.0))
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut text = [0; 64];
+        for (pair, byte) in text.chunks_exact_mut(2).zip(self.0) {
+            pair[0] = DIGITS[usize::from(byte >> 4)];
+            pair[1] = DIGITS[usize::from(byte & 0xf)];
+        }
+        serializer.serialize_str(std::str::from_utf8(&text).unwrap_or_default())
     }
 }
 

@@ -36,6 +36,11 @@ impl Missing {
         self.packs.iter().map(move |id| name(kind, *id))
     }
 
+    /// Whether this one is missing.
+    pub(crate) fn has(&self, pack: ObjectId) -> bool {
+        self.packs.contains(&pack)
+    }
+
     /// Whether there are none.
     pub(crate) fn is_empty(&self) -> bool {
         self.packs.is_empty()
@@ -44,12 +49,6 @@ impl Missing {
     /// How many blobs were in these packs alone.
     pub(crate) fn blobs(&self) -> u64 {
         self.blobs.len() as u64
-    }
-
-    /// Whether a directory's list was in these packs alone.
-    pub(crate) fn has_trees(&self) -> bool {
-        let mut kinds = self.blobs.iter().map(|(kind, _)| *kind);
-        kinds.any(|kind| kind == BlobKind::Tree)
     }
 }
 

@@ -31,6 +31,9 @@ pub(crate) const PACK_TARGET_BYTES: u32 = 8 << 20;
 /// Packs of trees are small, so that a reader may fetch whole ones.
 pub(crate) const TREE_PACK_TARGET_BYTES: u32 = 4 << 20;
 
+/// And no pack has more blobs: its header has to be read whole.
+pub(crate) const PACK_BLOBS_MAX: usize = 10_000;
+
 /// An open repository. Clones share it, also its failure.
 #[derive(Clone)]
 pub struct Repository {
@@ -45,9 +48,7 @@ pub(crate) struct Inner {
     /// The object that the key was in.
     pub(crate) opened_by: ObjectId,
     credentials: Credentials,
-    config: ConfigFile,
-    /// Held by a backup: the backend holds snapshots for one at a time.
-    pub(crate) archiving: Mutex<()>,
+    pub(crate) config: ConfigFile,
 }
 
 /// What a new repository shall be like.
@@ -150,7 +151,6 @@ impl Repository {
             key,
             opened_by,
             config,
-            archiving: Mutex::new(()),
         };
         Ok(Self {
             inner: Arc::new(inner),

@@ -1,6 +1,6 @@
 //! What an interrupted backup has left, and the next one goes on from.
 //!
-//! The engine writes an index every 50,000 blobs or five minutes. A backup that is killed leaves packs behind which are
+//! A backup writes an object of the index every 50,000 blobs or five minutes. One that is killed leaves packs behind which are
 //! durable and in no index, so that the next one would store again what is in them. But a pack ends with its header, a
 //! sealed list of its blobs: of each pack that no index names the header is read here, and put into an index. A pack
 //! without a header that can be believed is named and left alone; nothing is removed.
@@ -121,7 +121,8 @@ impl Inner {
         }
     }
 
-    fn write_index(&self, packs: Vec<PackJson>) -> Result<(), RepoError> {
+    /// Makes an object of the index, and stores it after everything before it.
+    pub(crate) fn write_index(&self, packs: Vec<PackJson>) -> Result<(), RepoError> {
         let doing = "writing an index";
         let failed = |what: String| RepoError::Engine { doing, what };
         let json = index::to_json(packs).map_err(|error| failed(error.to_string()))?;

@@ -92,15 +92,26 @@ impl SealKey {
 
     /// Seals bytes; `None` when the system has no randomness.
     pub(crate) fn seal(&self, plain: &[u8]) -> Option<Bytes> {
+        let mut sealed = Vec::with_capacity(plain.len() + SEAL_BYTES as usize);
+        self.seal_onto(plain, &mut sealed)?;
+        Some(sealed.into())
+    }
+
+    /// Seals bytes at the end of others; how long they are there, or `None` when the system has no randomness or they are
+    /// too many.
+    pub(crate) fn seal_onto(&self, plain: &[u8], sealed: &mut Vec<u8>) -> Option<u32> {
+        let length = u32::try_from(plain.len()).ok()?.checked_add(SEAL_BYTES)?;
         let mut nonce = [0; NONCE_BYTES];
         aws_lc_rs::rand::fill(&mut nonce).ok()?;
-        let mut sealed = [&nonce[..], plain].concat();
+        sealed.extend_from_slice(&nonce);
+        let start = sealed.len();
+        sealed.extend_from_slice(plain);
         let tag = self
             .cipher()
-            .encrypt_in_place_detached((&nonce).into(), &[], &mut sealed[NONCE_BYTES..])
+            .encrypt_in_place_detached((&nonce).into(), &[], &mut sealed[start..])
             .ok()?;
         sealed.extend_from_slice(&tag);
-        Some(sealed.into())
+        Some(length)
     }
 
     /// Opens a blob and checks its hash against its name.

@@ -23,10 +23,13 @@ pub type Entries = Box<dyn Iterator<Item = Result<Entry, Warning>> + Send>;
 ///
 /// All calls come from threads of the backup. `entries` is called once.
 pub trait Source: Send + Sync + 'static {
-    /// How many bytes the backup will read, for the progress display alone. Called on a thread of its own, beside the
-    /// backup, which does not end before it returns.
-    fn bytes_total(&self) -> Option<u64> {
-        None
+    /// Counts what there is, for the progress display alone. Called on a thread of its own, beside a backup that is
+    /// compared with nothing, which does not end before it returns.
+    fn count(&self) {}
+
+    /// Is told instead how many files and bytes the snapshot had that the backup is compared with.
+    fn expect(&self, files: u64, bytes: u64) {
+        let _ = (files, bytes);
     }
 
     /// Starts the walk.

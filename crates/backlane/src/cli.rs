@@ -24,7 +24,7 @@ use clap::{
     Args, Parser, Subcommand, ValueEnum, ValueHint,
     builder::{OsStringValueParser, TypedValueParser},
 };
-use std::{ffi::OsString, os::unix::ffi::OsStrExt, path::PathBuf, time::Duration};
+use std::{ffi::OsString, num::NonZero, os::unix::ffi::OsStrExt, path::PathBuf, time::Duration};
 
 /// Backup and restore through the storage that two hosts share, instead of the network between them.
 #[derive(Debug, Parser)]
@@ -296,6 +296,9 @@ pub(crate) struct BackupArgs {
     /// `warnings` or `failed` in BACKLANE_RESULT and the snapshot's id in BACKLANE_SNAPSHOT; if it fails, that is a warning.
     #[arg(long, value_name = "COMMAND", value_hint = ValueHint::CommandString)]
     pub(crate) after: Option<String>,
+    /// Work on so many threads [default: as many as there are cores].
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) threads: Option<NonZero<usize>>,
     /// Say what would be done and store nothing; runs neither of those.
     #[arg(long)]
     pub(crate) dry_run: bool,

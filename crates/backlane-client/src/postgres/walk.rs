@@ -69,8 +69,7 @@ enum Part {
     Configuration,
     Data,
     Tablespace(Tablespace),
-    /// The directory of what belongs over the rest. An entry of its own, for the repository looks one entry ahead: it
-    /// begins to read a file when it has the entry after it.
+    /// The directory of what belongs over the rest.
     Top,
     End,
     /// A file of the WAL.

@@ -19,9 +19,6 @@ use std::{
     sync::Arc,
 };
 
-/// What one system call reads. Callers ask for as little as 4 KiB.
-const READ_BYTES: usize = 256 * 1024;
-
 /// The content of a file, not yet opened.
 pub(crate) struct Pending {
     dir: Arc<OwnedFd>,
@@ -52,10 +49,6 @@ pub(crate) struct Reader {
     content: Content,
     /// How many bytes the reader still owes.
     remaining: u64,
-    buffer: Box<[u8]>,
-    /// The part of `buffer` that wasn't given out.
-    start: usize,
-    end: usize,
     finished: bool,
 }
 
@@ -105,15 +98,10 @@ impl Pending {
         if facts.file_type != FileType::RegularFile || facts.identity != content.expected.identity {
             return Err(io::Error::other("it was replaced before it was read"));
         }
-        let size = content.expected.size;
-        let buffer = usize::try_from(size).map_or(READ_BYTES, |size| size.clamp(1, READ_BYTES));
         Ok(Reader {
             file: file.into(),
+            remaining: content.expected.size,
             content,
-            remaining: size,
-            buffer: vec![0; buffer].into_boxed_slice(),
-            start: 0,
-            end: 0,
             finished: false,
         })
     }
@@ -136,29 +124,6 @@ impl Drop for Pending {
 }
 
 impl Reader {
-    /// Fills the buffer from the file, or with zeros where the file has become too short.
-    fn refill(&mut self) -> io::Result<()> {
-        self.start = 0;
-        self.end = 0;
-        let room = u64::try_from(self.buffer.len()).unwrap_or(u64::MAX);
-        let want = usize::try_from(self.remaining.min(room)).unwrap_or(self.buffer.len());
-        while self.end < want {
-            match self.file.read(&mut self.buffer[self.end..want]) {
-                Ok(0) => {
-                    self.buffer[self.end..want].fill(0);
-                    self.end = want;
-                }
-                Ok(count) => self.end += count,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        let count = self.end as u64;
-        self.remaining -= count;
-        self.content.shared.reporter.progress.advanced(0, count);
-        Ok(())
-    }
-
     /// After the last byte: was the file all the time what the walk found?
     fn finish(&mut self) -> io::Result<()> {
         self.finished = true;
@@ -188,19 +153,29 @@ impl Read for Reader {
         if self.content.shared.reporter.cancel.is_cancelled() {
             return Err(io::Error::other("the backup was cancelled"));
         }
+        let room = u64::try_from(out.len()).unwrap_or(u64::MAX);
+        let want = usize::try_from(self.remaining.min(room)).unwrap_or(out.len());
         let mut filled = 0;
-        while filled < out.len() && (self.start < self.end || self.remaining > 0) {
-            if self.start == self.end {
-                self.refill()?;
+        while filled < want {
+            match self.file.read(&mut out[filled..want]) {
+                // It has become too short.
+                Ok(0) => {
+                    out[filled..want].fill(0);
+                    filled = want;
+                }
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
             }
-            let count = (self.end - self.start).min(out.len() - filled);
-            out[filled..filled + count]
-                .copy_from_slice(&self.buffer[self.start..self.start + count]);
-            self.start += count;
-            filled += count;
         }
+        self.remaining -= filled as u64;
+        self.content
+            .shared
+            .reporter
+            .progress
+            .advanced(0, filled as u64);
         // With the last byte, because callers that know the size never ask for more.
-        if self.start == self.end && self.remaining == 0 && !self.finished {
+        if self.remaining == 0 && !self.finished {
             self.finish()?;
         }
         Ok(filled)

@@ -548,7 +548,7 @@ fn a_backup_goes_on_without_a_rotten_part_of_the_index_and_stores_again_what_onl
     assert!(told[0].reason.contains(&rotten.to_string()), "{told:?}");
     // The snapshot lacks nothing.
     assert_eq!(third.warnings, 0);
-    assert_eq!((third.parent, third.tree), (None, second.tree));
+    assert_eq!((third.parent, third.tree), (second.snapshot, second.tree));
     assert!(third.bytes_added >= 300_000, "{third:?}");
     let reader = repository.reader().unwrap();
     let read: Vec<_> = nodes(&reader, &third)

@@ -81,7 +81,8 @@ fn what_was_in_missing_packs_is_stored_again_and_nothing_else_is() {
         (blobs, blobs)
     );
     // The parent's directories are gone, so that every file is read; what is elsewhere is not stored again.
-    assert_eq!((second.parent, second.tree), (None, first.tree));
+    assert_eq!((second.parent, second.tree), (first.snapshot, first.tree));
+    assert_eq!(second.files_unmodified, 0);
     assert!(second.bytes_added < 3 * FILE_BYTES as u64, "{second:?}");
     assert_content(&repository, &second, b"abcdef");
     // The older snapshot has the same content, and is whole again.
@@ -114,8 +115,8 @@ fn a_file_is_read_again_if_its_content_is_missing_though_it_is_unchanged() {
     let second = back_up(&repository, tree(b"abcdef"));
     assert_eq!(second.parent, first.snapshot);
     // Those that lay in the pack; the others are taken over from the parent.
-    assert!((1..6).contains(&second.files_new), "{second:?}");
-    assert_eq!(second.files_new + second.files_unmodified, 6);
+    assert!((1..6).contains(&second.files_changed), "{second:?}");
+    assert_eq!(second.files_changed + second.files_unmodified, 6);
     assert_eq!(second.blobs_stored_again, second.blobs_missing);
     assert_content(&repository, &second, b"abcdef");
 }

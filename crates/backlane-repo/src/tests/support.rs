@@ -117,7 +117,7 @@ impl Read for Trickle {
 }
 
 /// Bytes that neither compress nor repeat.
-pub(super) fn noise(seed: u64, bytes: usize) -> Vec<u8> {
+pub(crate) fn noise(seed: u64, bytes: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
         state ^= state << 13;

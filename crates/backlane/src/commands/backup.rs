@@ -82,6 +82,7 @@ fn options(args: &BackupArgs, client: &Client) -> BackupOptions {
         time: args.time.map(Into::into),
         tags: args.tags.clone(),
         command: command(args),
+        threads: args.threads,
         dry_run: args.dry_run,
         ..BackupOptions::default()
     }

@@ -1,0 +1,251 @@
+//! Packs blobs, and enters them into the index.
+//!
+//! Several packs are open at once, so that threads seldom wait for each other; what is left in them at the end goes into
+//! as few as hold it. An object of the index is written when there is much to be entered, or the last one is old: what an
+//! interrupted backup has stored is found without it (see [`crate::resume`]), but not for nothing.
+
+use std::mem;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
+
+use backlane_proto::{ObjectId, PackContents};
+use bytes::Bytes;
+
+use super::DryRun;
+use crate::error::RepoError;
+use crate::headers::write_header;
+use crate::index::{BlobId, BlobJson, BlobKind, HexId, KindJson, PackJson};
+use crate::repository::{Inner, PACK_BLOBS_MAX, PACK_TARGET_BYTES, TREE_PACK_TARGET_BYTES};
+use crate::seal::{SEAL_BYTES, sha256};
+
+/// Packs of pieces of files that are open at once.
+const OPEN_PACKS_MAX: usize = 4;
+
+/// An object of the index is closed when it has so many blobs, or so long after the last.
+const INDEX_BLOBS_MAX: usize = 50_000;
+const INDEX_AGE_MAX: Duration = Duration::from_secs(300);
+
+/// Takes blobs, and stores packs of them.
+pub(crate) struct Packer<'a> {
+    inner: &'a Inner,
+    dry_run: DryRun,
+    data: Vec<Mutex<OpenPack>>,
+    trees: Vec<Mutex<OpenPack>>,
+    index: Mutex<OpenIndex>,
+    pub(crate) data_added: Added,
+    pub(crate) trees_added: Added,
+}
+
+/// What was added of one kind.
+#[derive(Default)]
+pub(crate) struct Added {
+    pub(crate) blobs: AtomicU64,
+    /// Before and after compressing and sealing.
+    pub(crate) plain_bytes: AtomicU64,
+    pub(crate) packed_bytes: AtomicU64,
+}
+
+#[derive(Default)]
+struct OpenPack {
+    bytes: Vec<u8>,
+    blobs: Vec<BlobJson>,
+}
+
+struct OpenIndex {
+    packs: Vec<PackJson>,
+    blobs: usize,
+    since: Instant,
+}
+
+/// A blob as it shall be stored.
+pub(crate) struct Blob<'a> {
+    pub(crate) kind: BlobKind,
+    pub(crate) id: BlobId,
+    /// Not yet sealed.
+    pub(crate) stored: &'a [u8],
+    pub(crate) plain_length: u32,
+    pub(crate) is_compressed: bool,
+}
+
+impl<'a> Packer<'a> {
+    pub(crate) fn new(inner: &'a Inner, threads: usize, dry_run: DryRun) -> Self {
+        let open = |count| std::iter::repeat_with(Mutex::default).take(count).collect();
+        Self {
+            inner,
+            dry_run,
+            data: open(threads.clamp(1, OPEN_PACKS_MAX)),
+            trees: open(1),
+            index: Mutex::new(OpenIndex::new()),
+            data_added: Added::default(),
+            trees_added: Added::default(),
+        }
+    }
+
+    /// Adds a blob; stores a pack that is full with it, waiting for room on the way to the store.
+    pub(crate) fn add(&self, blob: &Blob<'_>) -> Result<(), RepoError> {
+        let (packs, added, target) = match blob.kind {
+            BlobKind::Data => (&self.data, &self.data_added, PACK_TARGET_BYTES),
+            BlobKind::Tree => (&self.trees, &self.trees_added, TREE_PACK_TARGET_BYTES),
+        };
+        let mut pack = free(packs);
+        if pack.bytes.capacity() == 0 {
+            pack.bytes.reserve(target as usize + (1 << 20));
+        }
+        let length = pack.push(self.inner, blob)?;
+        let is_full = pack.bytes.len() >= target as usize || pack.blobs.len() >= PACK_BLOBS_MAX;
+        let full = is_full.then(|| mem::take(&mut *pack));
+        drop(pack);
+        added.blobs.fetch_add(1, Ordering::Relaxed);
+        added
+            .plain_bytes
+            .fetch_add(blob.plain_length.into(), Ordering::Relaxed);
+        added
+            .packed_bytes
+            .fetch_add(length.into(), Ordering::Relaxed);
+        full.map_or(Ok(()), |full| self.close(full, blob.kind))
+    }
+
+    /// Stores what is left.
+    pub(crate) fn finish(&self) -> Result<(), RepoError> {
+        for (packs, kind, target) in [
+            (&self.data, BlobKind::Data, PACK_TARGET_BYTES),
+            (&self.trees, BlobKind::Tree, TREE_PACK_TARGET_BYTES),
+        ] {
+            let mut last = OpenPack::default();
+            for pack in packs {
+                let next = mem::take(&mut *lock(pack));
+                if last.bytes.len() + next.bytes.len() > target as usize
+                    || last.blobs.len() + next.blobs.len() > PACK_BLOBS_MAX
+                {
+                    self.close(mem::take(&mut last), kind)?;
+                }
+                last.append(next);
+            }
+            self.close(last, kind)?;
+        }
+        let packs = mem::take(&mut lock(&self.index).packs);
+        self.write_index(packs)
+    }
+
+    fn close(&self, mut pack: OpenPack, kind: BlobKind) -> Result<(), RepoError> {
+        if pack.blobs.is_empty() || self.dry_run == DryRun::Yes {
+            return Ok(());
+        }
+        let header = write_header(&pack.blobs);
+        let sealed = self
+            .inner
+            .key
+            .seal_onto(&header, &mut pack.bytes)
+            .ok_or_else(unsealed)?;
+        pack.bytes.extend_from_slice(&sealed.to_le_bytes());
+        let id = ObjectId(sha256(&pack.bytes));
+        let contents = match kind {
+            BlobKind::Data => PackContents::Data,
+            BlobKind::Tree => PackContents::Trees,
+        };
+        let window = self.inner.backend.window();
+        window
+            .push(id, contents, Bytes::from(pack.bytes))
+            .map_err(|cause| RepoError::WriteFailed { cause })?;
+        self.enter(id, pack.blobs)
+    }
+
+    fn enter(&self, id: ObjectId, blobs: Vec<BlobJson>) -> Result<(), RepoError> {
+        let mut index = lock(&self.index);
+        index.blobs += blobs.len();
+        let id = HexId(id.0);
+        index.packs.push(PackJson { id, blobs });
+        if index.blobs < INDEX_BLOBS_MAX && index.since.elapsed() < INDEX_AGE_MAX {
+            return Ok(());
+        }
+        let packs = mem::replace(&mut *index, OpenIndex::new()).packs;
+        drop(index);
+        self.write_index(packs)
+    }
+
+    fn write_index(&self, packs: Vec<PackJson>) -> Result<(), RepoError> {
+        match packs.is_empty() {
+            true => Ok(()),
+            false => self.inner.write_index(packs),
+        }
+    }
+}
+
+impl OpenPack {
+    /// Seals a blob at the end; its length there.
+    fn push(&mut self, inner: &Inner, blob: &Blob<'_>) -> Result<u32, RepoError> {
+        let too_long = RepoError::OutOfRange {
+            what: "the size of a pack",
+        };
+        let Ok(offset) = u32::try_from(self.bytes.len()) else {
+            return Err(too_long);
+        };
+        let sealed = inner.key.seal_onto(blob.stored, &mut self.bytes);
+        let length = sealed.ok_or_else(unsealed)?;
+        if offset.checked_add(length).is_none() {
+            return Err(too_long);
+        }
+        self.blobs.push(BlobJson {
+            id: HexId(blob.id.0),
+            kind: match blob.kind {
+                BlobKind::Data => KindJson::Data,
+                BlobKind::Tree => KindJson::Tree,
+            },
+            offset,
+            length,
+            uncompressed_length: blob.is_compressed.then_some(blob.plain_length),
+        });
+        Ok(length)
+    }
+
+    /// Puts another one's blobs behind one's own, which the caller has found to have room.
+    fn append(&mut self, other: Self) {
+        if self.blobs.is_empty() {
+            *self = other;
+            return;
+        }
+        let by = u32::try_from(self.bytes.len()).unwrap_or(u32::MAX);
+        self.bytes.extend_from_slice(&other.bytes);
+        self.blobs
+            .extend(other.blobs.into_iter().map(|blob| BlobJson {
+                offset: blob.offset + by,
+                ..blob
+            }));
+    }
+}
+
+impl OpenIndex {
+    fn new() -> Self {
+        Self {
+            packs: Vec::new(),
+            blobs: 0,
+            since: Instant::now(),
+        }
+    }
+}
+
+/// The first open pack that nobody holds; the first of all if all are held.
+fn free(packs: &[Mutex<OpenPack>]) -> MutexGuard<'_, OpenPack> {
+    for pack in packs {
+        match pack.try_lock() {
+            Ok(pack) => return pack,
+            Err(TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => {}
+        }
+    }
+    lock(&packs[0])
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn unsealed() -> RepoError {
+    RepoError::Engine {
+        doing: "sealing",
+        what: "the system has no randomness".to_owned(),
+    }
+}
+
+const _: () = assert!(SEAL_BYTES == 32);

@@ -1,0 +1,172 @@
+//! What holds however many threads a backup has, and however large a file or a directory is.
+
+use std::num::NonZero;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::support::{
+    MadeUp, back_up, content, dir, file, memory_repository, nodes, noise, options, other, read_as,
+};
+use crate::{ArchiveOptions, CheckOptions, FileKind, Parent, RepoError, Repository, Source};
+
+const MIB: usize = 1 << 20;
+
+fn on_threads(threads: usize) -> ArchiveOptions {
+    ArchiveOptions {
+        threads: NonZero::new(threads),
+        parent: Parent::None,
+        ..options()
+    }
+}
+
+fn assert_clean(repository: &Repository) {
+    let report = repository.check(CheckOptions::ReadData).unwrap();
+    assert!(report.is_clean(), "{report:?}");
+}
+
+/// Files of one piece and of many, some alike, in several directories.
+fn mixed() -> Arc<MadeUp> {
+    MadeUp::new(|| {
+        let mut entries = vec![dir(b"/a"), file(b"/a/large", noise(1, 40 * MIB))];
+        for n in 0..200u64 {
+            let path = format!("/a/small{n:03}");
+            entries.push(file(path.as_bytes(), noise(n % 50, 3000)));
+        }
+        entries.extend([
+            dir(b"/b"),
+            file(b"/b/again", noise(1, 40 * MIB)),
+            file(b"/b/edge", noise(2, MIB / 2)),
+            file(b"/b/empty", Vec::new()),
+            file(b"/b/runs", vec![7; 20 * MIB]),
+        ]);
+        entries
+    })
+}
+
+#[test]
+fn a_snapshot_is_the_same_on_any_number_of_threads() {
+    let mut trees = Vec::new();
+    let (_, one_repository) = memory_repository();
+    for threads in [1, 2, 7] {
+        // In one repository, whose secret tells where files are cut.
+        let summary = one_repository
+            .archive(&on_threads(threads), mixed())
+            .unwrap();
+        assert_eq!(summary.files_new, 205);
+        trees.push(summary.tree);
+        if threads > 1 {
+            assert_eq!(summary.bytes_added, 0, "{threads} threads");
+        }
+    }
+    assert!(trees.iter().all(|tree| *tree == trees[0]), "{trees:?}");
+    assert_clean(&one_repository);
+
+    let (_, repository) = memory_repository();
+    let summary = repository.archive(&on_threads(5), mixed()).unwrap();
+    // `/b/again` and 150 small files are known, and of the runs a piece or two.
+    assert!(summary.bytes_added < 52 * MIB as u64, "{summary:?}");
+    let reader = repository.reader().unwrap();
+    let all = nodes(&reader, &summary);
+    let of = |path: &[u8]| &all.iter().find(|(found, _)| found == path).unwrap().1;
+    assert!(content(&reader, of(b"/a/large")).unwrap() == noise(1, 40 * MIB));
+    assert!(of(b"/a/large").content.len() > 10);
+    assert_eq!(of(b"/a/large").content, of(b"/b/again").content);
+    assert_eq!(
+        content(&reader, of(b"/a/small007")).unwrap(),
+        noise(7, 3000)
+    );
+    assert_eq!(of(b"/b/edge").content.len(), 1);
+    assert_eq!(of(b"/b/empty").content, []);
+    assert!(content(&reader, of(b"/b/runs")).unwrap() == vec![7; 20 * MIB]);
+    assert_clean(&repository);
+}
+
+/// A directory whose list is several times as long as what is kept of one.
+fn crowded() -> Arc<MadeUp> {
+    MadeUp::new(|| {
+        let mut entries = vec![dir(b"/many")];
+        for n in 0..12_000 {
+            let path = format!("/many/{n:05}");
+            entries.push(match n % 4 {
+                0 => file(path.as_bytes(), n.to_string().into_bytes()),
+                _ => other(path.as_bytes(), FileKind::Fifo),
+            });
+        }
+        entries.extend([dir(b"/many/x"), file(b"/many/x/y", b"z".to_vec())]);
+        entries
+    })
+}
+
+#[test]
+fn the_list_of_a_large_directory_is_whole_and_the_same_again() {
+    let (_, repository) = memory_repository();
+    let first = back_up(&repository, crowded());
+    assert_eq!((first.files_new, first.dirs_new), (12_001, 3));
+    let reader = repository.reader().unwrap();
+    let all = nodes(&reader, &first);
+    assert_eq!(all.len(), 12_003);
+    for (n, (path, node)) in all[1..].iter().take(12_000).enumerate() {
+        assert_eq!(*path, format!("/many/{n:05}").into_bytes());
+        if n % 400 == 0 {
+            assert_eq!(content(&reader, node).unwrap(), n.to_string().into_bytes());
+        }
+    }
+    let second = back_up(&repository, crowded());
+    assert_eq!(second.tree, first.tree);
+    assert_eq!(
+        (second.files_unmodified, second.dirs_unmodified),
+        (12_001, 3)
+    );
+    assert_eq!(second.bytes_added, 0);
+    assert_clean(&repository);
+}
+
+#[test]
+fn a_source_that_panics_fails_the_backup_in_its_words() {
+    let (_, repository) = memory_repository();
+    let opens = MadeUp::new(|| {
+        let panics = || -> std::io::Result<_> { panic!("what a source says") };
+        vec![file(b"/a", noise(1, 100)), read_as(b"/b", 10, panics)]
+    });
+    let walks = MadeUp::streaming(|| {
+        let entries = (0..3).map(|n| match n {
+            2 => panic!("what a source says"),
+            n => file(format!("/{n}").as_bytes(), b"x".to_vec()),
+        });
+        Box::new(entries)
+    });
+    for source in [opens, walks] {
+        let ended = repository.archive(&options(), source).unwrap_err();
+        assert!(matches!(ended, RepoError::Engine { .. }), "{ended}");
+        assert!(ended.to_string().contains("what a source says"), "{ended}");
+    }
+    assert_eq!(back_up(&repository, mixed()).files_new, 205);
+}
+
+#[test]
+fn few_files_are_begun_before_others_are_done() {
+    let (_, repository) = memory_repository();
+    let waiting = Arc::new(AtomicUsize::new(0));
+    let most = Arc::new(AtomicUsize::new(0));
+    let source = MadeUp::streaming({
+        let (waiting, most) = (Arc::clone(&waiting), Arc::clone(&most));
+        move || {
+            let (waiting, most) = (Arc::clone(&waiting), Arc::clone(&most));
+            let entries = (0..2000).map(move |n| {
+                let open = waiting.fetch_add(1, Ordering::SeqCst) + 1;
+                most.fetch_max(open, Ordering::SeqCst);
+                let waiting = Arc::clone(&waiting);
+                read_as(format!("/{n:04}").as_bytes(), 0, move || {
+                    waiting.fetch_sub(1, Ordering::SeqCst);
+                    Ok(Box::new(std::io::empty()) as _)
+                })
+            });
+            Box::new(entries)
+        }
+    });
+    let summary = repository.archive(&on_threads(2), Arc::clone(&source) as Arc<dyn Source>);
+    assert_eq!(summary.unwrap().files_new, 2000);
+    let most = most.load(Ordering::SeqCst);
+    // Handed in, the one that waits for room, and one for each thread.
+    assert!(most <= 64 + 1 + 2, "{most}");
+}
