@@ -122,6 +122,12 @@ fn what_was_written_beside_the_file_is_in_the_next_backup_and_little_else() {
     database
         .pragma_update(None, "wal_autocheckpoint", 0)
         .unwrap();
+    // Of several pieces, however large the first and the last are.
+    let more = "INSERT INTO ballast SELECT NULL, randomblob(3000) FROM ballast, (VALUES (1), (2), (3), (4), (5), (6), (7), (8))";
+    database.execute(more, []).unwrap();
+    database
+        .pragma_update(None, "wal_checkpoint", "TRUNCATE")
+        .unwrap();
     let mut options = world.options();
     (options.paths, options.sqlite) = (Vec::new(), vec![path.clone()]);
     let first = world.back_up_with(&options).unwrap();
