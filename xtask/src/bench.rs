@@ -88,7 +88,8 @@ pub(crate) fn run(root: &Path, args: &BenchArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn build(root: &Path) -> Result<PathBuf> {
+/// Builds the binary that is measured.
+pub(crate) fn build(root: &Path) -> Result<PathBuf> {
     let mut cargo = Command::new(env!("CARGO"));
     let arguments = ["build", "--release", "--locked", "--package", "backlane"];
     must(cargo.args(arguments).current_dir(root))?;

@@ -1,4 +1,4 @@
-//! Tasks of the developers: `cargo xtask tidy`, `sim`, `fuzz`, `bench`, `matrix`, `soak` and `ci`.
+//! Tasks of the developers: `cargo xtask tidy`, `sim`, `fuzz`, `bench`, `rivals`, `matrix`, `soak` and `ci`.
 //!
 //! What belongs to one run of the toolchain is here rather than in shell; `./dev` only installs what is missing.
 
@@ -6,6 +6,7 @@ mod bench;
 mod ci;
 mod e2e;
 mod fuzz;
+mod rivals;
 mod sim;
 mod tidy;
 
@@ -31,6 +32,8 @@ enum Task {
     Fuzz(fuzz::FuzzArgs),
     /// Measure storage sockets on four kinds of devices, as root: the figures of docs/performance.md.
     Bench(bench::BenchArgs),
+    /// Back up and restore the same files by Backlane, restic, rustic and borg: the table of docs/performance.md.
+    Rivals(rivals::RivalsArgs),
     /// Make every fault at every moment of jobs, as root, and print what comes of them: docs/reliability.md.
     Matrix(e2e::ProgramArgs),
     /// Run jobs for a while as random faults come and go, as root, and look for what was kept: docs/reliability.md.
@@ -57,6 +60,7 @@ fn main() -> Result<ExitCode> {
         Task::Sim(args) => sim::run(&root, &args),
         Task::Fuzz(args) => fuzz::run(&root, &args),
         Task::Bench(args) => bench::run(&root, &args),
+        Task::Rivals(args) => rivals::run(&root, &args),
         Task::Matrix(args) => e2e::run(&root, "fault-matrix", &args),
         Task::Soak(args) => e2e::run(&root, "soak", &args),
         Task::Ci => ci::run(&root),
