@@ -10,6 +10,7 @@
 pub(crate) mod chunker;
 mod compress;
 mod known;
+mod list;
 pub(crate) mod node;
 mod order;
 mod pack;
@@ -20,6 +21,7 @@ mod read;
 mod trees;
 
 use std::num::NonZero;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -212,7 +214,11 @@ impl Repository {
             secret: inner.config.chunker_polynomial.as_bytes(),
         });
         let root = thread::scope(|scope| {
-            scope.spawn(|| expect(source.as_ref(), parent.as_ref()));
+            scope.spawn(|| {
+                let expect = || expect(source.as_ref(), parent.as_ref());
+                // It serves the progress display alone.
+                drop(catch_unwind(AssertUnwindSafe(expect)));
+            });
             pipeline.run(parent.as_ref().map(|parent| parent.tree))
         });
         // After a failed write, that is what is reported, whatever else went wrong by it.

@@ -116,12 +116,23 @@ struct XattrJson {
     value: Option<String>,
 }
 
+/// Reads the JSON of one node.
+pub(crate) fn node_from_json(json: &[u8]) -> Result<Node, Damage> {
+    match serde_json::from_slice(json) {
+        Ok(node) => node_from_form(node),
+        Err(error) => match serde_json::from_slice(json) {
+            Ok(value) => loose_node(&value),
+            Err(_) => Err(malformed(&error)),
+        },
+    }
+}
+
 /// Reads the JSON of a tree. A node of a kind that is not known costs no more than itself.
 pub(crate) fn tree_from_json(json: &[u8]) -> Result<Tree, Damage> {
     let nodes: Result<Vec<Node>, Damage> = match serde_json::from_slice::<TreeJson>(json) {
         Ok(tree) => {
             let nodes = tree.nodes.unwrap_or_default();
-            nodes.into_iter().map(node_from_json).collect()
+            nodes.into_iter().map(node_from_form).collect()
         }
         // What is said of a kind that is not known may have any form.
         Err(error) => match serde_json::from_slice::<LooseTreeJson>(json) {
@@ -140,7 +151,7 @@ fn malformed(error: &serde_json::Error) -> Damage {
 /// A node of a known kind as it must be, or one of an unknown kind with no more than name and kind.
 fn loose_node(json: &serde_json::Value) -> Result<Node, Damage> {
     let error = match NodeJson::deserialize(json) {
-        Ok(node) => return node_from_json(node),
+        Ok(node) => return node_from_form(node),
         Err(error) => malformed(&error),
     };
     let text = |field: &str| json[field].as_str().map(str::to_owned);
@@ -152,14 +163,14 @@ fn loose_node(json: &serde_json::Value) -> Result<Node, Damage> {
         kind,
         ..NodeJson::default()
     };
-    let node = node_from_json(stub)?;
+    let node = node_from_form(stub)?;
     match node.kind {
         FileKind::Unknown { .. } => Ok(node),
         _ => Err(error),
     }
 }
 
-fn node_from_json(json: NodeJson) -> Result<Node, Damage> {
+fn node_from_form(json: NodeJson) -> Result<Node, Damage> {
     let kind = match json.kind.as_str() {
         "file" => FileKind::File,
         "dir" => FileKind::Directory,

@@ -9,14 +9,14 @@ use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use backlane_proto::{ByteRange, ObjectId, ObjectKind};
+use backlane_proto::{ByteRange, ObjectId};
 use bytes::Bytes;
 
 use crate::convert::tree_from_json;
 use crate::error::RepoError;
 use crate::index::{BlobId, BlobKind, BlobPlace, Index};
 use crate::node::Tree;
-use crate::repository::{Inner, damaged, name};
+use crate::repository::{Inner, damaged_pack};
 
 /// Sealed bytes of packs of trees that are kept.
 pub const TREE_CACHE_BYTES_MAX: usize = 32 << 20;
@@ -85,7 +85,14 @@ impl Reader {
         let place = self.place(BlobKind::Tree, id)?;
         let sealed = self.sealed_tree(&place)?;
         let json = self.open_blob(&place, &sealed)?;
-        tree_from_json(&json).map_err(|damage| damaged(name(ObjectKind::Pack, place.pack), damage))
+        tree_from_json(&json).map_err(|damage| damaged_pack(place.pack, damage))
+    }
+
+    /// The list of a directory, opened and neither decompressed nor held against its hash.
+    pub(crate) fn opened_tree(&self, place: &BlobPlace) -> Result<Vec<u8>, RepoError> {
+        let sealed = self.sealed_tree(place)?;
+        let opened = self.inner.key.open(&sealed);
+        opened.map_err(|damage| damaged_pack(place.pack, damage))
     }
 
     /// Reads blobs of one pack, in the order of `places`, each checked against its hash.
@@ -121,7 +128,7 @@ impl Reader {
     /// When it is damaged.
     pub fn open_blob(&self, place: &BlobPlace, sealed: &[u8]) -> Result<Bytes, RepoError> {
         let opened = self.inner.key.open_blob(place, sealed);
-        opened.map_err(|damage| damaged(name(ObjectKind::Pack, place.pack), damage))
+        opened.map_err(|damage| damaged_pack(place.pack, damage))
     }
 
     /// Reads exactly a range of a pack, sealed as it is.

@@ -342,6 +342,11 @@ pub(crate) fn damaged(object: ObjectName, damage: Damage) -> RepoError {
     RepoError::Damaged { object, damage }
 }
 
+/// A damaged pack.
+pub(crate) fn damaged_pack(id: ObjectId, damage: Damage) -> RepoError {
+    damaged(name(ObjectKind::Pack, id), damage)
+}
+
 pub(crate) fn unreadable(object: ObjectName, error: &serde_json::Error) -> RepoError {
     let what = error.to_string();
     damaged(object, Damage::Content { what })

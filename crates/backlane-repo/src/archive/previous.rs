@@ -1,31 +1,35 @@
 //! The parent's directories beside those of the walk.
 
+use std::iter::{self, Peekable};
+
+use super::list::LongList;
 use crate::error::RepoError;
-use crate::index::BlobId;
+use crate::index::{BlobId, BlobKind};
 use crate::node::{FileKind, Metadata, Node};
 use crate::reader::Reader;
+use crate::repository::damaged_pack;
+
+/// A list of this size is read one entry at a time.
+const LONG_BYTES: u32 = 1 << 20;
 
 /// A directory of the parent, read on as the walk goes on. Both are sorted by name.
-pub(crate) struct Previous {
-    nodes: std::iter::Peekable<std::vec::IntoIter<Node>>,
-}
+pub(crate) struct Previous(Peekable<Box<dyn Iterator<Item = Node>>>);
 
 impl Previous {
-    fn of(nodes: Vec<Node>) -> Self {
-        Self {
-            nodes: nodes.into_iter().peekable(),
-        }
+    fn of(nodes: impl Iterator<Item = Node> + 'static) -> Self {
+        let nodes: Box<dyn Iterator<Item = Node>> = Box::new(nodes);
+        Self(nodes.peekable())
     }
 
     /// A directory that the parent doesn't have.
     pub(crate) fn nothing() -> Self {
-        Self::of(Vec::new())
+        Self::of(iter::empty())
     }
 
     /// Reads a directory; `None` if it can't be read, which costs a comparison and nothing else.
     pub(crate) fn read(reader: &Reader, id: BlobId) -> Result<Option<Self>, RepoError> {
-        match reader.tree(id) {
-            Ok(tree) => Ok(Some(Self::of(tree.nodes))),
+        match Self::try_read(reader, id) {
+            Ok(previous) => Ok(Some(previous)),
             Err(error) if error.is_damage() => {
                 tracing::warn!(%error, "a directory of the parent is lost: what is in it is read again");
                 Ok(None)
@@ -34,14 +38,25 @@ impl Previous {
         }
     }
 
+    fn try_read(reader: &Reader, id: BlobId) -> Result<Self, RepoError> {
+        let place = reader.place(BlobKind::Tree, id)?;
+        if !place.compressed || place.plain_length < LONG_BYTES {
+            return Ok(Self::of(reader.tree(id)?.nodes.into_iter()));
+        }
+        let list = LongList::open(&place, reader.opened_tree(&place)?);
+        let mut list = list.map_err(|damage| damaged_pack(place.pack, damage))?;
+        Ok(Self::of(iter::from_fn(move || {
+            list.next().unwrap_or_else(|damage| {
+                tracing::warn!(tree = %id, %damage, "the rest of a directory of the parent is read again");
+                None
+            })
+        })))
+    }
+
     /// What had this name.
     pub(crate) fn take(&mut self, name: &[u8]) -> Option<Node> {
-        while self
-            .nodes
-            .next_if(|node| node.name.as_slice() < name)
-            .is_some()
-        {}
-        self.nodes.next_if(|node| node.name == name)
+        while self.0.next_if(|node| node.name.as_slice() < name).is_some() {}
+        self.0.next_if(|node| node.name == name)
     }
 }
 

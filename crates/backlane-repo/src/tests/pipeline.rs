@@ -111,6 +111,7 @@ fn the_list_of_a_large_directory_is_whole_and_the_same_again() {
             assert_eq!(content(&reader, node).unwrap(), n.to_string().into_bytes());
         }
     }
+    // The parent's list is read one entry at a time.
     let second = back_up(&repository, crowded());
     assert_eq!(second.tree, first.tree);
     assert_eq!(
