@@ -80,6 +80,21 @@ pub enum Error {
         /// The snapshot.
         snapshot: String,
     },
+    /// A MariaDB server can't be backed up, or its backup not be prepared.
+    #[error(transparent)]
+    Mariadb(#[from] backlane_source::mariadb::Error),
+    /// The snapshot is no physical backup of MariaDB.
+    #[error("snapshot {snapshot} is no physical backup of MariaDB")]
+    NoPhysicalBackup {
+        /// The snapshot.
+        snapshot: String,
+    },
+    /// There is something in the directory that a MariaDB server is to be restored into.
+    #[error("{} is not empty: a MariaDB server is restored into a directory of its own", path.display())]
+    MariadbTargetNotEmpty {
+        /// The directory.
+        path: PathBuf,
+    },
     /// There is something in the directory that a cluster is to be restored into.
     #[error("{} is not empty", path.display())]
     TargetNotEmpty {

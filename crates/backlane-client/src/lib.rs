@@ -6,6 +6,7 @@
 
 pub mod backup;
 pub mod error;
+pub mod mariadb;
 pub mod output;
 pub mod postgres;
 pub mod progress;
@@ -19,6 +20,7 @@ mod fs;
 pub use backlane_repo::Cancel;
 pub use backup::{BackupOptions, BackupSummary, backup};
 pub use error::Error;
+pub use mariadb::{backup_binlogs, backup_mariadb, restore_mariadb};
 pub use output::{CommandLine, backup_output, feed};
 pub use postgres::{PostgresBackup, PostgresRestore, backup_postgres, restore_postgres};
 pub use progress::{Progress, Warning, WarningKind, Warnings};

@@ -10,7 +10,7 @@ use crate::{
     progress::{Progress, Reporter},
 };
 use backlane_repo::{
-    Cancel, Entries, Entry, FileKind, Metadata, Repository, Time, Warning, name_is_plain,
+    Cancel, Closing, Entries, Entry, FileKind, Metadata, Repository, Time, Warning, name_is_plain,
 };
 use rustix::{
     event::{PollFd, PollFlags, poll},
@@ -22,7 +22,7 @@ use std::{
     os::unix::{ffi::OsStrExt, process::CommandExt},
     path::Path,
     process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, SystemTime},
 };
@@ -90,27 +90,76 @@ pub fn backup_output(
     }
     let mut start = command.command();
     start.stdin(Stdio::null()).stdout(Stdio::piped());
-    let mut child = start.spawn().map_err(|error| command.cannot_start(error))?;
+    let child = start.spawn().map_err(|error| command.cannot_start(error))?;
+    let path = Path::new("/").join(name);
+    let (status, archived) = archive_output(
+        repository,
+        (&path, child, Box::new(())),
+        options,
+        progress,
+        cancel,
+    );
+    if let Some(status) = status {
+        command.ended(status)?;
+    }
+    archived
+}
+
+/// Watches what a command writes, while it is stored.
+pub(crate) trait Watch: Send {
+    /// The command has written this.
+    fn saw(&mut self, bytes: &[u8]) -> Result<(), Error>;
+
+    /// The command has ended with success, and this was all.
+    fn end(&mut self) -> Result<Closing, Error>;
+}
+
+/// Anything will do.
+impl Watch for () {
+    fn saw(&mut self, _bytes: &[u8]) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn end(&mut self) -> Result<Closing, Error> {
+        Ok(Closing::default())
+    }
+}
+
+/// Stores what a command writes as the file `path`: there is a snapshot only if the command ends with success and nothing
+/// is wrong with what it wrote. Also returns how it ended, if it did so by itself.
+pub(crate) fn archive_output(
+    repository: &Repository,
+    (path, mut child, watch): (&Path, Child, Box<dyn Watch>),
+    options: &BackupOptions,
+    progress: Arc<dyn Progress>,
+    cancel: &Cancel,
+) -> (Option<ExitStatus>, Result<BackupSummary, Error>) {
     // A command that fails ends its own backup.
     let cancel = cancel.part();
     let reporter = Arc::new(Reporter::new(progress, cancel.clone()));
-    let path = [b"/", name.as_bytes()].concat();
+    let bytes = path.as_os_str().as_bytes().to_vec();
     let output = Output {
-        path: path.clone(),
+        path: bytes.clone(),
         stdout: Mutex::new(child.stdout.take()),
         run: Arc::new(Run {
             child: Mutex::new(child),
             ended: Mutex::new(None),
+            watch: Mutex::new(Watched {
+                watch,
+                end: Ok(Closing::default()),
+            }),
             reporter: Arc::clone(&reporter),
         }),
     };
     let run = Arc::clone(&output.run);
-    let archive = options.archive(vec![path], cancel);
+    let archive = options.archive(vec![bytes], cancel);
     let archived = repository.archive(&archive, Arc::new(output));
-    if let Some(status) = run.end() {
-        command.ended(status)?;
-    }
-    summary(archived, options, &[Path::new("/").join(name)], &reporter)
+    let status = run.end();
+    let archived = match std::mem::replace(&mut run.watched().end, Ok(Closing::default())) {
+        Err(error) => Err(error),
+        Ok(_) => summary(archived, options, &[path.to_owned()], &reporter),
+    };
+    (status, archived)
 }
 
 /// What a command writes, as what a backup reads.
@@ -125,7 +174,14 @@ struct Run {
     child: Mutex<Child>,
     /// How it ended, once all that it wrote was read.
     ended: Mutex<Option<ExitStatus>>,
+    watch: Mutex<Watched>,
     reporter: Arc<Reporter>,
+}
+
+/// Who watches, and what came of it.
+struct Watched {
+    watch: Box<dyn Watch>,
+    end: Result<Closing, Error>,
 }
 
 impl Run {
@@ -138,6 +194,21 @@ impl Run {
             let _ = child.wait();
         }
         ended
+    }
+
+    fn watched(&self) -> MutexGuard<'_, Watched> {
+        self.watch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the watcher look; what it doesn't like ends the backup.
+    fn watch(&self, look: impl FnOnce(&mut dyn Watch) -> Result<Closing, Error>) -> io::Result<()> {
+        let watched = &mut *self.watched();
+        watched.end = look(&mut *watched.watch);
+        watched.end.as_ref().map(drop).map_err(|error| {
+            // Before the backup learns that this was all.
+            self.reporter.cancel.cancel();
+            io::Error::other(error.to_string())
+        })
     }
 
     fn check(&self) -> io::Result<()> {
@@ -159,7 +230,7 @@ impl Run {
         };
         *self.ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
         if status.success() {
-            return Ok(0);
+            return self.watch(|watch| watch.end()).map(|()| 0);
         }
         // Before the backup learns that this was all.
         self.reporter.cancel.cancel();
@@ -194,6 +265,13 @@ impl backlane_repo::Source for Output {
     fn warn(&self, warning: &Warning) {
         warn(&self.run.reporter, warning);
     }
+
+    fn closing(&self) -> Closing {
+        match &self.run.watched().end {
+            Ok(closing) => closing.clone(),
+            Err(_) => Closing::default(),
+        }
+    }
 }
 
 /// A command's output, at whose end it is known how the command ended.
@@ -219,6 +297,11 @@ impl Read for Reading {
         match self.stdout.read(buffer)? {
             0 if !buffer.is_empty() => self.run.finish(),
             bytes => {
+                let look = |watch: &mut dyn Watch| {
+                    watch.saw(&buffer[..bytes])?;
+                    Ok(Closing::default())
+                };
+                self.run.watch(look)?;
                 self.run.reporter.progress.advanced(0, bytes as u64);
                 Ok(bytes)
             }

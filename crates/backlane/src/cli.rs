@@ -2,10 +2,12 @@
 //!
 //! It says what may be typed and nothing of what is done about it.
 
+mod mariadb;
 mod postgres;
 mod server;
 mod wal;
 
+pub(crate) use mariadb::{MariadbBackupArgs, MariadbRestoreArgs};
 pub(crate) use postgres::{
     PostgresBackupArgs, PostgresCommand, PostgresRestoreArgs, PostgresStatusArgs,
 };
@@ -256,13 +258,15 @@ impl From<RouteChoice> for RoutePolicy {
 #[derive(Debug, Args)]
 pub(crate) struct BackupArgs {
     /// Files and directories to back up.
-    #[arg(required_unless_present_any = ["output_name", "sqlite", "postgres"], value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    #[arg(required_unless_present_any = ["output_name", "sqlite", "postgres", "mariadb", "mariadb_binlogs"], value_name = "PATH", value_hint = ValueHint::AnyPath)]
     pub(crate) paths: Vec<PathBuf>,
     /// A SQLite database that may be in use: backed up as it stands at one moment; may be repeated.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) sqlite: Vec<PathBuf>,
     #[command(flatten)]
     pub(crate) cluster: PostgresBackupArgs,
+    #[command(flatten)]
+    pub(crate) mariadb: MariadbBackupArgs,
     /// Back up what a command writes to its standard output, as a file of this name: `--command app.sql -- pg_dump app`.
     /// There is a snapshot only if the command succeeds.
     #[arg(
@@ -334,6 +338,8 @@ pub(crate) struct RestoreArgs {
     pub(crate) verify: bool,
     #[command(flatten)]
     pub(crate) cluster: PostgresRestoreArgs,
+    #[command(flatten)]
+    pub(crate) mariadb: MariadbRestoreArgs,
     #[command(flatten)]
     pub(crate) route: RouteArgs,
 }

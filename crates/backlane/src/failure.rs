@@ -169,9 +169,10 @@ fn advice_about(cause: &(dyn std::error::Error + 'static)) -> Option<Cow<'static
             "restore without --delete, or from another snapshot; --delete-despite-warnings deletes all the same"
         }
         Some(error) if about_cluster(error).is_some() => about_cluster(error)?,
-        _ => match cause.downcast_ref() {
-            Some(error) => about_postgres(error)?,
-            None => about_repository(of_repository(cause)?)?,
+        _ => match (cause.downcast_ref(), cause.downcast_ref()) {
+            (Some(error), _) => about_postgres(error)?,
+            (_, Some(error)) => about_mariadb(error)?,
+            _ => about_repository(of_repository(cause)?)?,
         },
     };
     Some(hint.into())
@@ -182,6 +183,13 @@ fn about_cluster(error: &backlane_client::Error) -> Option<&'static str> {
     use backlane_client::Error as Job;
     Some(match error {
         Job::Postgres(error) => return about_postgres(error),
+        Job::Mariadb(error) => return about_mariadb(error),
+        Job::NoPhysicalBackup { .. } => {
+            "`backlane snapshots --tag mariadb` lists those; without --mariadb it is restored as files"
+        }
+        Job::MariadbTargetNotEmpty { .. } => {
+            "name an empty directory, or move away what is in this one"
+        }
         Job::NoBaseBackup { .. } => {
             "`backlane snapshots --tag postgresql` lists those; without --postgres it is restored as files"
         }
@@ -220,6 +228,23 @@ fn about_postgres(error: &backlane_source::postgres::Error) -> Option<&'static s
             "back up on the machine that the server runs on; --pgdata says where its directory is here"
         }
         Postgres::Timeline { .. } => "run the backup again",
+        _ => return None,
+    })
+}
+
+fn about_mariadb(error: &backlane_source::mariadb::Error) -> Option<&'static str> {
+    use backlane_source::mariadb::Error as Mariadb;
+    Some(match error {
+        Mariadb::NoProgram { .. } => {
+            "install MariaDB's tools, of the server's version (Debian: mariadb-client, mariadb-backup)"
+        }
+        Mariadb::Failed { .. } => {
+            "docs/guide.md says under \"MariaDB\" what the user needs, and where user and password come from; -vv shows all that the program says"
+        }
+        Mariadb::NoBinlog => "set log_bin in the server's configuration, and restart it",
+        Mariadb::Setting { .. } => {
+            "take the file out with `backlane dump … | mbstream -x`, look at it, and prepare the backup by hand"
+        }
         _ => return None,
     })
 }

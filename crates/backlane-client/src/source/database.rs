@@ -21,7 +21,7 @@ impl Database<'_> {
                 "a PostgreSQL server runs on it: its files are no backup of it; `backlane backup --postgres` takes the cluster, and `--command` what pg_dump writes"
             }
             Self::InnoDb => {
-                "a MariaDB or MySQL server runs on it: its files are no backup of it; `backlane backup --command` takes what mariadb-dump writes"
+                "a MariaDB or MySQL server runs on it: its files are no backup of it; `backlane backup --mariadb` takes the server (MariaDB's alone), and `--command` what mariadb-dump writes"
             }
             Self::Sqlite(_) => {
                 "it is a SQLite database in use: its file is no backup of it; `backlane backup --sqlite` takes it as it stands at one moment"

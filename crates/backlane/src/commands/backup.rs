@@ -2,6 +2,7 @@
 
 use super::{
     documents::{BackupDocument, WarningsDocument},
+    mariadb::MariadbDocument,
     postgres::{self, PostgresDocument},
     session::{self, Client},
 };
@@ -39,23 +40,39 @@ fn back_up(args: &BackupArgs, context: &Context, client: &Client) -> Result<Back
     let repository = client.repository_or_new(args.dry_run)?;
     let bar = Bar::new(context.output, client.carried());
     let cancel = context.cancel.token();
+    let access = args.mariadb.access();
+    let progress = bar.clone();
     let done = if let Some((name, command)) = &output {
         let output = (*name, command);
-        backlane_client::backup_output(&repository, output, &options, bar.clone(), &cancel)
-            .map(|summary| (summary, None))
+        backlane_client::backup_output(&repository, output, &options, progress, &cancel)
+            .map(|summary| document(summary, client))
     } else if let Some(cluster) = &cluster {
-        let bar = bar.clone();
-        backlane_client::backup_postgres(&repository, cluster, &options, bar, &cancel)
-            .map(|(summary, backup)| (summary, Some(backup)))
+        backlane_client::backup_postgres(&repository, cluster, &options, progress, &cancel).map(
+            |(summary, backup)| BackupDocument {
+                postgres: Some(PostgresDocument::new(backup)),
+                ..document(summary, client)
+            },
+        )
+    } else if args.mariadb.mariadb {
+        backlane_client::backup_mariadb(&repository, &access, &options, progress, &cancel).map(
+            |(summary, backup)| BackupDocument {
+                mariadb: Some(MariadbDocument::Server(backup)),
+                ..document(summary, client)
+            },
+        )
+    } else if args.mariadb.mariadb_binlogs {
+        backlane_client::backup_binlogs(&repository, &access, &options, progress, &cancel).map(
+            |(summary, backup)| BackupDocument {
+                mariadb: Some(MariadbDocument::Binlogs(backup)),
+                ..document(summary, client)
+            },
+        )
     } else {
-        backlane_client::backup(&repository, &options, bar.clone(), cancel)
-            .map(|summary| (summary, None))
+        backlane_client::backup(&repository, &options, progress, cancel)
+            .map(|summary| document(summary, client))
     };
     bar.finish();
-    let (summary, backup) = done?;
-    let mut document = document(summary, client);
-    document.postgres = backup.map(PostgresDocument::new);
-    Ok(document)
+    Ok(done?)
 }
 
 fn options(args: &BackupArgs, client: &Client) -> BackupOptions {
@@ -98,6 +115,12 @@ fn command(args: &BackupArgs) -> String {
     if let Some(connection) = &args.cluster.postgres {
         words.extend(["--postgres".to_owned(), connection.clone()]);
     }
+    for (flag, is_given) in [
+        ("--mariadb", args.mariadb.mariadb),
+        ("--mariadb-binlogs", args.mariadb.mariadb_binlogs),
+    ] {
+        words.extend(is_given.then(|| flag.to_owned()));
+    }
     if let Some(name) = &args.output_name {
         words.extend([
             "--command".to_owned(),
@@ -133,6 +156,7 @@ fn document(summary: BackupSummary, client: &Client) -> BackupDocument {
         blobs_missing: archive.blobs_missing,
         blobs_stored_again: archive.blobs_stored_again,
         postgres: None,
+        mariadb: None,
         seconds: archive.seconds,
         routes: client.routes(),
         warnings: WarningsDocument::from(&summary.warnings),
@@ -159,6 +183,9 @@ fn text(document: &BackupDocument) -> String {
     ));
     if let Some(postgres) = &document.postgres {
         text.push_str(&postgres.text());
+    }
+    if let Some(mariadb) = &document.mariadb {
+        text.push_str(&mariadb.text());
     }
     if document.packs_continued > 0 {
         text.push_str(&format!(

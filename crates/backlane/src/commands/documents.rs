@@ -1,6 +1,10 @@
 //! The documents of jobs and of enrolment. The demo reads them from the processes that it started.
 
-use super::{postgres::PostgresDocument, summary::Routes};
+use super::{
+    mariadb::{MariadbDocument, RestoredDocument},
+    postgres::PostgresDocument,
+    summary::Routes,
+};
 use backlane_client::{WarningKind, Warnings};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -53,6 +57,8 @@ pub(crate) struct BackupDocument {
     pub(crate) blobs_stored_again: u64,
     /// What it is, where it is of a PostgreSQL cluster.
     pub(crate) postgres: Option<PostgresDocument>,
+    /// The same of a MariaDB server or its binary logs.
+    pub(crate) mariadb: Option<MariadbDocument>,
     /// How long the job took.
     pub(crate) seconds: f64,
     /// What each route carried.
@@ -91,6 +97,8 @@ pub(crate) struct RestoreDocument {
     pub(crate) bytes_restored: u64,
     /// Bytes that stood there already and are right, in files that an interrupted restore had begun as well.
     pub(crate) bytes_kept: u64,
+    /// What it is, where it is of a MariaDB server, and what comes next.
+    pub(crate) mariadb: Option<RestoredDocument>,
     /// How long the job took.
     pub(crate) seconds: f64,
     /// What each route carried.

@@ -8,6 +8,7 @@ pub(crate) mod documents;
 mod join;
 mod key;
 mod maintain;
+mod mariadb;
 mod path;
 mod pool;
 mod postgres;

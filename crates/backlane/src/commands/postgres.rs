@@ -13,7 +13,10 @@ use crate::{
 use anyhow::{Result, bail};
 use backlane_client::{PostgresBackup, PostgresRestore};
 use backlane_repo::{Repository, SnapshotInfo};
-use backlane_source::postgres::{BaseBackup, TAG};
+use backlane_source::{
+    mariadb,
+    postgres::{BaseBackup, TAG},
+};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -90,31 +93,43 @@ fn restore_command(config: Option<&Path>) -> String {
     format!("backlane {config}wal fetch %f \"%p\"")
 }
 
-/// The snapshot that the user names; `latest` is the latest of a cluster.
+/// Whose backups are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Postgres,
+    Mariadb,
+}
+
+/// The snapshot that the user names; `latest` is the latest of a cluster, or of a server.
 ///
 /// # Errors
 /// When there is none, or of several clusters.
 pub(crate) fn resolve(
     repository: &Repository,
     wanted: &str,
+    kind: Kind,
     damaged: &mut Damage,
 ) -> Result<SnapshotInfo> {
     if wanted != "latest" {
         return Ok(damaged.resolve(repository, wanted)?);
     }
-    latest(damaged.snapshots(repository)?)
+    latest(damaged.snapshots(repository)?, kind)
 }
 
-fn latest(mut snapshots: Vec<SnapshotInfo>) -> Result<SnapshotInfo> {
-    snapshots.retain(|snapshot| snapshot.tags.iter().any(|tag| tag == TAG));
+fn latest(mut snapshots: Vec<SnapshotInfo>, kind: Kind) -> Result<SnapshotInfo> {
+    let (tag, one, several) = match kind {
+        Kind::Postgres => (TAG, "a PostgreSQL cluster", "clusters"),
+        Kind::Mariadb => (mariadb::TAG, "a MariaDB server", "servers"),
+    };
+    snapshots.retain(|snapshot| snapshot.tags.iter().any(|it| it == tag));
     if snapshots.windows(2).any(|two| two[0].paths != two[1].paths) {
-        return Err(anyhow::anyhow!("there are backups of several clusters")).advise(
-            "name the snapshot by its id; `backlane snapshots --tag postgresql` lists them",
-        );
+        return Err(anyhow::anyhow!("there are backups of several {several}")).advise(format!(
+            "name the snapshot by its id; `backlane snapshots --tag {tag}` lists them"
+        ));
     }
     match snapshots.pop() {
         Some(latest) => Ok(latest),
-        None => bail!("there is no backup of a PostgreSQL cluster"),
+        None => bail!("there is no backup of {one}"),
     }
 }
 
@@ -148,10 +163,14 @@ mod tests {
             snapshot(2, "/postgresql/7", TAG),
             snapshot(3, "/etc", "nightly"),
         ];
-        assert_eq!(latest(all.clone()).unwrap().id, ObjectId([2; 32]));
-        assert!(latest(all.split_off(2)).is_err());
+        assert_eq!(
+            latest(all.clone(), Kind::Postgres).unwrap().id,
+            ObjectId([2; 32])
+        );
+        assert!(latest(all.clone(), Kind::Mariadb).is_err());
+        assert!(latest(all.split_off(2), Kind::Postgres).is_err());
         all.push(snapshot(4, "/postgresql/8", TAG));
-        let error = latest(all).unwrap_err();
+        let error = latest(all, Kind::Postgres).unwrap_err();
         assert!(
             format!("{error:#}").contains("several clusters"),
             "{error:#}"

@@ -3,7 +3,9 @@
 use super::{
     damage::Damage,
     documents::{RestoreDocument, WarningsDocument},
-    postgres, session,
+    mariadb::RestoredDocument,
+    postgres::{self, Kind},
+    session,
 };
 use crate::{
     Context,
@@ -21,17 +23,22 @@ use std::{ffi::OsStr, os::unix::ffi::OsStrExt, path::Path, sync::Arc};
 /// # Errors
 /// When the job ended early. What could not be restored or set is a warning.
 pub(crate) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome> {
-    if args.cluster.postgres && !args.snapshot.path.is_empty() {
-        let what = "--postgres restores a whole cluster: name the snapshot alone";
+    let kind = match (args.cluster.postgres, args.mariadb.mariadb) {
+        (true, _) => Some(Kind::Postgres),
+        (_, true) => Some(Kind::Mariadb),
+        _ => None,
+    };
+    if kind.is_some() && !args.snapshot.path.is_empty() {
+        let what = "--postgres and --mariadb restore all of it: name the snapshot alone";
         return Err(Usage(what.to_owned()).into());
     }
     let document = session::job("restore", context, &args.route, |client| {
         let mut damaged = Damage::none(context);
         let repository = client.repository()?;
         let wanted = &args.snapshot.snapshot;
-        let snapshot = match args.cluster.postgres {
-            true => postgres::resolve(&repository, wanted, &mut damaged)?,
-            false => damaged.resolve(&repository, wanted)?,
+        let snapshot = match kind {
+            Some(kind) => postgres::resolve(&repository, wanted, kind, &mut damaged)?,
+            None => damaged.resolve(&repository, wanted)?,
         };
         if (args.delete || args.cluster.delta) && !damaged.is_empty() {
             return Err(anyhow::anyhow!(
@@ -52,11 +59,15 @@ pub(crate) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome> {
         };
         let bar = Bar::new(context.output, client.carried());
         let cancel = context.cancel.token();
-        let done = if args.cluster.postgres {
+        let progress: Arc<dyn Progress> = bar.clone();
+        let target = &args.target;
+        let done = if kind == Some(Kind::Postgres) {
             let how = postgres::how(&args.cluster, args.verify, context);
-            let progress: Arc<dyn Progress> = bar.clone();
-            let target = &args.target;
             backlane_client::restore_postgres(&reader, &snapshot, target, &how, &progress, &cancel)
+                .map(|summary| (summary, None))
+        } else if kind == Some(Kind::Mariadb) {
+            backlane_client::restore_mariadb(&reader, &snapshot, target, &progress, &cancel)
+                .map(|(summary, backup)| (summary, Some(RestoredDocument::new(backup, target))))
         } else {
             backlane_client::restore(
                 &reader,
@@ -64,12 +75,15 @@ pub(crate) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome> {
                 path.filter(|path| !path.as_os_str().is_empty()),
                 &args.target,
                 &options,
-                bar.clone(),
+                progress,
                 cancel,
             )
+            .map(|summary| (summary, None))
         };
         bar.finish();
-        let mut document = document(&done?, client.routes());
+        let (summary, mariadb) = done?;
+        let mut document = document(&summary, client.routes());
+        document.mariadb = mariadb;
         damaged.add_to(&mut document.warnings);
         Ok(document)
     })?;
@@ -92,6 +106,7 @@ fn document(summary: &RestoreSummary, routes: super::summary::Routes) -> Restore
         bytes: summary.bytes_restored + summary.bytes_kept,
         bytes_restored: summary.bytes_restored,
         bytes_kept: summary.bytes_kept,
+        mariadb: None,
         seconds: summary.seconds,
         routes,
         warnings: WarningsDocument::from(&summary.warnings),
@@ -135,5 +150,8 @@ fn text(document: &RestoreDocument) -> String {
     }
     text.push_str(&document.routes.text(document.seconds));
     text.push_str(&document.warnings.text());
+    if let Some(mariadb) = &document.mariadb {
+        text.push_str(&mariadb.text());
+    }
     text
 }

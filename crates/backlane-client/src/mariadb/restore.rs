@@ -1,0 +1,388 @@
+//! Brings a server's files back, and has mariadb-backup prepare them.
+//!
+//! Invariants: nothing is written but below the target, whatever the snapshot says, and mariadb-backup is given no setting
+//! of the snapshot's that could have it do so. Until the files are prepared they are in a directory of their own in the
+//! target, so that no server starts on them.
+
+use crate::{
+    error::Error,
+    progress::{Progress, Reporter, WarningKind},
+    restore::RestoreSummary,
+};
+use backlane_repo::{Cancel, Reader, SnapshotInfo};
+use backlane_source::mariadb::{self, Access, LAST, PhysicalBackup, Sink, Stream, Tool};
+use rustix::fs::syncfs;
+use std::{
+    collections::BTreeMap,
+    ffi::OsStr,
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, ErrorKind, Write},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{DirBuilderExt, FileExt, OpenOptionsExt},
+    },
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
+
+/// Where files are until they are prepared.
+const UNFINISHED: &str = ".backlane-mariadb";
+
+/// What the files are prepared by.
+const SETTINGS: &str = "backup-my.cnf";
+
+/// The settings in it that say nothing but how the files are written.
+const HARMLESS: &[&str] = &[
+    "innodb_checksum_algorithm",
+    "innodb_compression_level",
+    "innodb_log_block_size",
+    "innodb_log_file_size",
+    "innodb_log_files_in_group",
+    "innodb_page_size",
+    "innodb_undo_tablespaces",
+];
+
+/// Restores a physical backup into `target`, which is empty or isn't there, and prepares it: a server can be started on it.
+///
+/// # Errors
+/// As [`restore`](crate::restore); [`Error::NoPhysicalBackup`] or [`Error::MariadbTargetNotEmpty`] before anything is
+/// written; [`Error::Mariadb`] when the files can't be prepared.
+pub fn restore_mariadb(
+    reader: &Reader,
+    snapshot: &SnapshotInfo,
+    target: &Path,
+    progress: &Arc<dyn Progress>,
+    cancel: &Cancel,
+) -> Result<(RestoreSummary, PhysicalBackup), Error> {
+    let began = Instant::now();
+    let description = snapshot.description.as_deref();
+    let backup = description.and_then(PhysicalBackup::from_description);
+    let (Some(backup), Some(path)) = (backup, snapshot.paths.first()) else {
+        return Err(Error::NoPhysicalBackup {
+            snapshot: snapshot.id.to_string(),
+        });
+    };
+    let node = reader.node_at(snapshot.tree, path.as_bytes())?;
+    let at = |source| Error::Target {
+        path: target.to_owned(),
+        source,
+    };
+    prepare_target(target)?;
+    let unfinished = target.join(UNFINISHED);
+    let reporter = Reporter::new(Arc::clone(progress), cancel.clone());
+    let mut unpacking = Unpacking {
+        stream: Stream::default(),
+        files: Files::new(unfinished.clone(), &reporter),
+        failure: None,
+    };
+    let dumped = reader.dump(&node, &mut unpacking);
+    if let Some(error) = unpacking.failure.take() {
+        return Err(error);
+    }
+    dumped?;
+    unpacking.stream.end(LAST).map_err(mariadb::Error::from)?;
+    let files = unpacking.files;
+    check_settings(&unfinished.join(SETTINGS))?;
+    prepare(&unfinished)?;
+    publish(&unfinished, target).map_err(at)?;
+    let summary = RestoreSummary {
+        snapshot: snapshot.id.to_string(),
+        dry_run: false,
+        files_restored: files.files,
+        files_kept: 0,
+        files_verified: 0,
+        directories: files.directories,
+        others: 0,
+        hard_links: 0,
+        deleted: 0,
+        bytes_restored: files.bytes,
+        bytes_kept: 0,
+        bytes_fetched: files.bytes,
+        failed: 0,
+        warnings: reporter.warnings(),
+        seconds: began.elapsed().as_secs_f64(),
+    };
+    Ok((summary, backup))
+}
+
+/// Makes the target, or removes what an interrupted restore left in it.
+fn prepare_target(target: &Path) -> Result<(), Error> {
+    let at = |source| Error::Target {
+        path: target.to_owned(),
+        source,
+    };
+    let unfinished = target.join(UNFINISHED);
+    match fs::read_dir(target) {
+        Ok(entries) => {
+            for entry in entries {
+                if entry.map_err(at)?.file_name() != UNFINISHED {
+                    let path = target.to_owned();
+                    return Err(Error::MariadbTargetNotEmpty { path });
+                }
+            }
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            make_directory(target, Parents::Too).map_err(at)?;
+        }
+        Err(error) => return Err(at(error)),
+    }
+    match fs::remove_dir_all(&unfinished) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(at(error)),
+        _ => {}
+    }
+    make_directory(&unfinished, Parents::No).map_err(at)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Parents {
+    Too,
+    No,
+}
+
+fn make_directory(path: &Path, parents: Parents) -> io::Result<()> {
+    let mut make = DirBuilder::new();
+    make.mode(0o700).recursive(parents == Parents::Too);
+    make.create(path)
+}
+
+/// The stream on its way into files.
+struct Unpacking<'a> {
+    stream: Stream,
+    files: Files<'a>,
+    failure: Option<Error>,
+}
+
+impl Write for Unpacking<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let fed = match self.files.reporter.cancel.is_cancelled() {
+            true => Err(Error::Cancelled),
+            false => self
+                .stream
+                .feed(bytes, &mut self.files)
+                .map_err(|error| mariadb::Error::from(error).into()),
+        };
+        fed.map_err(|error| {
+            let said = io::Error::other(error.to_string());
+            self.failure = Some(error);
+            said
+        })?;
+        self.files.reporter.progress.advanced(0, bytes.len() as u64);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The files of a stream, below a directory of our own in which nobody else writes.
+struct Files<'a> {
+    directory: PathBuf,
+    reporter: &'a Reporter,
+    open: BTreeMap<PathBuf, File>,
+    files: u64,
+    directories: u64,
+    bytes: u64,
+}
+
+impl<'a> Files<'a> {
+    fn new(directory: PathBuf, reporter: &'a Reporter) -> Self {
+        Self {
+            directory,
+            reporter,
+            open: BTreeMap::new(),
+            files: 0,
+            directories: 0,
+            bytes: 0,
+        }
+    }
+
+    fn make_parents(&mut self, path: &Path) -> io::Result<()> {
+        let mut directory = self.directory.clone();
+        for name in path.parent().into_iter().flatten() {
+            directory.push(name);
+            match make_directory(&directory, Parents::No) {
+                Ok(()) => self.directories += 1,
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Sink for Files<'_> {
+    fn data(&mut self, path: &Path, at: u64, bytes: &[u8]) -> io::Result<()> {
+        if !self.open.contains_key(path) {
+            self.make_parents(path)?;
+            let mut make = OpenOptions::new();
+            make.write(true).create_new(true).mode(0o600);
+            let file = make.open(self.directory.join(path))?;
+            self.open.insert(path.to_owned(), file);
+            self.reporter.progress.current(path);
+        }
+        if let Some(file) = self.open.get(path) {
+            file.write_all_at(bytes, at)?;
+        }
+        self.bytes += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn closed(&mut self, path: &Path) -> io::Result<()> {
+        self.open.remove(path);
+        self.files += 1;
+        self.reporter.progress.advanced(1, 0);
+        if path.extension() == Some(OsStr::new("isl")) {
+            // It says where the table was: where another server may have it still. The table itself is in the backup.
+            fs::remove_file(self.directory.join(path))?;
+            let what = "the table that it belongs to was outside of the server's directory, and is in it now";
+            self.reporter.warn(WarningKind::NotRestored, path, what);
+        }
+        Ok(())
+    }
+
+    fn renamed(&mut self, from: &Path, to: &Path) -> io::Result<()> {
+        self.make_parents(to)?;
+        fs::rename(self.directory.join(from), self.directory.join(to))
+    }
+
+    fn removed(&mut self, path: &Path) -> io::Result<()> {
+        self.files -= 1;
+        fs::remove_file(self.directory.join(path))
+    }
+}
+
+/// Looks whether the settings that the files are prepared by are harmless: mariadb-backup would take any, those that name
+/// plugins and other directories too.
+fn check_settings(path: &Path) -> Result<(), Error> {
+    let text = fs::read(path).map_err(|source| Error::Target {
+        path: path.to_owned(),
+        source,
+    })?;
+    for line in text.split(|byte| *byte == b'\n') {
+        let line = OsStr::from_bytes(line.trim_ascii()).to_string_lossy();
+        if !is_harmless(&line) {
+            return Err(Error::Mariadb(mariadb::Error::Setting {
+                path: path.to_owned(),
+                line: line.into_owned(),
+            }));
+        }
+    }
+    Ok(())
+}
+
+fn is_harmless(line: &str) -> bool {
+    if line.is_empty() || line.starts_with('#') || line == "[mysqld]" {
+        return true;
+    }
+    let Some((name, value)) = line.split_once('=') else {
+        return false;
+    };
+    match name.trim().replace('-', "_").as_str() {
+        // Files of the backup itself.
+        "innodb_data_file_path" => !value.contains('/') && !value.contains(".."),
+        "innodb_undo_directory" => matches!(value.trim(), "." | "./"),
+        name => HARMLESS.contains(&name),
+    }
+}
+
+/// Makes the files consistent.
+fn prepare(directory: &Path) -> Result<(), Error> {
+    let mut command = Access::default().command(Tool::Backup);
+    command.arg("--prepare");
+    command.arg("--target-dir").arg(directory);
+    let output = command
+        .output()
+        .map_err(|error| Tool::Backup.cannot_start(error))?;
+    let said = Tool::Backup.listen(&output.stderr[..]);
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(Tool::Backup.failed(output.status, said).into()),
+    }
+}
+
+/// Puts prepared files in their place, the one last without which no server starts.
+fn publish(unfinished: &Path, target: &Path) -> io::Result<()> {
+    const LAST_OF_ALL: &str = "ibdata1";
+    syncfs(File::open(unfinished)?)?;
+    let mut names = Vec::new();
+    for entry in fs::read_dir(unfinished)? {
+        names.push(entry?.file_name());
+    }
+    names.sort_by_key(|name| name == LAST_OF_ALL);
+    for name in names {
+        fs::rename(unfinished.join(&name), target.join(&name))?;
+    }
+    fs::remove_dir(unfinished)?;
+    syncfs(File::open(target)?)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_of_a_snapshot_lead_nowhere() {
+        for line in [
+            "",
+            "# a word",
+            "[mysqld]",
+            "innodb_page_size=16384",
+            "innodb_data_file_path=ibdata1:12M:autoextend",
+            "innodb_undo_directory=./",
+        ] {
+            assert!(is_harmless(line), "{line}");
+        }
+        for line in [
+            "plugin_load=/tmp/x.so",
+            "plugin-load-add=x",
+            "!include /etc/x",
+            "[client]",
+            "datadir=/var/lib/mysql",
+            "innodb_undo_directory=/var/lib/mysql",
+            "innodb_data_file_path=/var/lib/mysql/ibdata1:12M",
+            "innodb_data_file_path=../ibdata1:12M",
+        ] {
+            assert!(!is_harmless(line), "{line}");
+        }
+    }
+
+    fn open() -> (tempfile::TempDir, Reporter) {
+        let directory = tempfile::tempdir().unwrap();
+        let reporter = Reporter::new(Arc::new(()), Cancel::default());
+        (directory, reporter)
+    }
+
+    #[test]
+    fn a_link_to_a_table_elsewhere_does_not_come_back() {
+        let (directory, reporter) = open();
+        let mut files = Files::new(directory.path().to_owned(), &reporter);
+        for (path, content) in [("app/t.isl", "/srv/app/t.ibd"), ("app/t.ibd", "page")] {
+            let path = Path::new(path);
+            files.data(path, 0, content.as_bytes()).unwrap();
+            files.closed(path).unwrap();
+        }
+        assert!(directory.path().join("app/t.ibd").exists());
+        assert!(!directory.path().join("app/t.isl").exists());
+        assert_eq!(reporter.warnings().count(WarningKind::NotRestored), 1);
+    }
+
+    #[test]
+    fn only_an_interrupted_restore_is_begun_again() {
+        let (directory, _) = open();
+        let target = directory.path().join("new");
+        prepare_target(&target).unwrap();
+        fs::write(target.join(UNFINISHED).join("ibdata1"), "half").unwrap();
+        prepare_target(&target).unwrap();
+        assert_eq!(fs::read_dir(target.join(UNFINISHED)).unwrap().count(), 0);
+        fs::write(target.join("ibdata1"), "precious").unwrap();
+        let refused = prepare_target(&target).unwrap_err();
+        assert!(
+            matches!(refused, Error::MariadbTargetNotEmpty { .. }),
+            "{refused}"
+        );
+        assert_eq!(fs::read(target.join("ibdata1")).unwrap(), b"precious");
+    }
+}

@@ -1,0 +1,62 @@
+//! MariaDB, by its own tools: mariadb-backup copies a server's files while it runs, and makes them consistent before they
+//! are used; the client asks the server.
+//!
+//! Invariants: credentials are the tools' business, which find them in option files or do with the socket; no password
+//! comes through here, and none is on a command line.
+
+mod facts;
+mod server;
+mod stream;
+
+pub use facts::{BINLOG_TAG, BinlogBackup, PhysicalBackup, TAG};
+pub use server::{Access, Binlogs, Server, Tool};
+pub use stream::{Sink, Stream, StreamError};
+
+use std::{io, path::PathBuf};
+
+/// Files of which mariadb-backup writes one last, by its version.
+pub const LAST: &[&str] = &["xtrabackup_info", "mariadb_backup_info"];
+
+/// Why a server can't be backed up, or its backup not be restored.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// One of MariaDB's programs can't be started.
+    #[error("{program} can't be started: {source}")]
+    NoProgram {
+        /// The program.
+        program: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// One of them failed.
+    #[error("{program} failed ({status}): {said}")]
+    Failed {
+        /// The program.
+        program: &'static str,
+        /// How it ended.
+        status: String,
+        /// What it said last.
+        said: String,
+    },
+    /// The server's answer is not what was asked for.
+    #[error("the server's answer makes no sense: {what}")]
+    Answer {
+        /// What is wrong.
+        what: String,
+    },
+    /// The server keeps no binary log.
+    #[error("the server keeps no binary log")]
+    NoBinlog,
+    /// What mariadb-backup wrote is no backup.
+    #[error("what mariadb-backup wrote is no whole backup: {0}")]
+    Stream(#[from] StreamError),
+    /// The backup wants to be prepared with settings that may do anything.
+    #[error("the backup's {} has a setting that a restore doesn't take: {line}", path.display())]
+    Setting {
+        /// The file.
+        path: PathBuf,
+        /// The line.
+        line: String,
+    },
+}

@@ -1,0 +1,101 @@
+//! Backups of MariaDB servers and of their binary logs, and their restore, as parts of `backlane backup` and `backlane
+//! restore`.
+
+use backlane_source::mariadb::{BinlogBackup, PhysicalBackup};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// What `backup` prints of a server or its binary logs.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum MariadbDocument {
+    Server(PhysicalBackup),
+    Binlogs(BinlogBackup),
+}
+
+impl MariadbDocument {
+    /// A line for people.
+    pub(crate) fn text(&self) -> String {
+        match self {
+            Self::Server(backup) => format!("{}\n", ends(backup)),
+            Self::Binlogs(backup) => format!(
+                "MariaDB in {}: binary logs {} to {}\n",
+                backup.data_directory.display(),
+                backup.first,
+                backup.last,
+            ),
+        }
+    }
+}
+
+fn ends(backup: &PhysicalBackup) -> String {
+    let what = format!(
+        "MariaDB {} in {}",
+        backup.version,
+        backup.data_directory.display()
+    );
+    match &backup.binlog {
+        Some(binlog) => format!("{what}: ends in {} at {}", binlog.file, binlog.position),
+        None => format!("{what}: without binary logs"),
+    }
+}
+
+/// What `restore` prints of a server.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct RestoredDocument {
+    #[serde(flatten)]
+    backup: PhysicalBackup,
+    /// Commands for what comes next.
+    next: Vec<String>,
+}
+
+impl RestoredDocument {
+    pub(crate) fn new(backup: PhysicalBackup, target: &Path) -> Self {
+        let target = quoted(target);
+        let mut next = vec![
+            format!("chown -R mysql:mysql {target}"),
+            format!("mariadbd --user=mysql --datadir={target}"),
+        ];
+        if let Some(binlog) = &backup.binlog {
+            let file = quoted(Path::new(&binlog.file));
+            next.push(format!(
+                "mariadb-binlog --start-position={} [--stop-datetime='YYYY-MM-DD hh:mm:ss'] {file} [later ones…] | mariadb",
+                binlog.position
+            ));
+        }
+        Self { backup, next }
+    }
+
+    /// Lines for people.
+    pub(crate) fn text(&self) -> String {
+        let mut text = format!("{}\nnext, to start a server on it:\n", ends(&self.backup));
+        for (index, command) in self.next.iter().enumerate() {
+            if index == 2 {
+                text.push_str("and to bring it to a later moment, by its binary logs:\n");
+            }
+            text.push_str(&format!("  {command}\n"));
+        }
+        text
+    }
+}
+
+/// For a shell.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
+    match !text.is_empty() && text.chars().all(is_plain) {
+        true => text,
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_a_snapshot_are_quoted_for_the_shell() {
+        assert_eq!(quoted(Path::new("/var/lib/mysql-2")), "/var/lib/mysql-2");
+        assert_eq!(quoted(Path::new("a'; rm -rf b")), r"'a'\''; rm -rf b'");
+    }
+}
