@@ -22,6 +22,12 @@ pub fn ready_for_postgresql() -> bool {
     is_there(missing(&["setpriv"]).or_else(crate::postgres::missing))
 }
 
+/// As [`ready`], and a MariaDB can be run.
+#[must_use]
+pub fn ready_for_mariadb() -> bool {
+    is_there(missing(&["setpriv"]).or_else(crate::mariadb::missing))
+}
+
 fn is_there(missing: Option<String>) -> bool {
     match missing {
         None => true,

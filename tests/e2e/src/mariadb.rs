@@ -1,0 +1,227 @@
+//! MariaDB servers, below one directory. Everything is gone when the last of them is dropped.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
+
+use crate::process::{Process, output, until};
+
+/// Whom Debian's packages run the server as, with a group of the same name.
+const USER: &str = "mysql";
+
+/// The programs that are needed.
+const PROGRAMS: &[&str] = &[
+    "mariadbd",
+    "mariadb-backup",
+    "mariadb",
+    "mariadb-dump",
+    "mariadb-binlog",
+    "mariadb-install-db",
+];
+
+/// A directory for servers, which their user may write to.
+#[derive(Debug)]
+pub struct Servers {
+    dir: tempfile::TempDir,
+}
+
+/// A server's files, and the server if it runs.
+#[derive(Debug)]
+pub struct Server {
+    // Ended before the directory goes.
+    server: Option<Process>,
+    all: Arc<Servers>,
+    name: String,
+    /// Where its files are.
+    pub data: PathBuf,
+}
+
+/// What is missing for MariaDB to run, if anything is.
+pub(crate) fn missing() -> Option<String> {
+    let is_there = |program: &&&str| Command::new(program).arg("--help").output().is_err();
+    let why = match PROGRAMS.iter().find(is_there) {
+        Some(program) => format!("{program} can't be started"),
+        None => format!("{:#}", output(Command::new("id").arg(USER)).err()?),
+    };
+    Some(format!(
+        "no MariaDB ({why}): `apt-get install mariadb-server mariadb-backup mariadb-client` has it"
+    ))
+}
+
+impl Servers {
+    /// Makes the directory.
+    ///
+    /// # Errors
+    /// When it can't be made.
+    pub fn new() -> Result<Arc<Self>> {
+        let dir = tempfile::Builder::new()
+            .prefix(&format!("{}-", crate::sweep::unique("my")))
+            .tempdir_in(crate::sweep::base())?;
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
+        Ok(Arc::new(Self { dir }))
+    }
+
+    /// A path in the directory.
+    pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Makes a directory for the servers' user.
+    ///
+    /// # Errors
+    /// When it can't be made.
+    pub fn directory(&self, name: &str) -> Result<PathBuf> {
+        let path = self.path(name);
+        let mut make = Command::new("install");
+        make.args(["-d", "-m", "750", "-o", USER, "-g", USER]);
+        output(make.arg(&path))?;
+        Ok(path)
+    }
+
+    fn program(name: &str) -> Command {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", USER, "--regid", USER, "--clear-groups", name]);
+        command
+    }
+
+    /// Makes a server, which lets `root` in by the socket, the system's root alone.
+    ///
+    /// # Errors
+    /// When it can't be made.
+    pub fn server(self: &Arc<Self>, name: &str) -> Result<Server> {
+        let data = self.directory(name)?;
+        let mut make = Self::program("mariadb-install-db");
+        make.args(["--no-defaults", "--skip-test-db", "--skip-log-bin"]);
+        make.arg("--auth-root-authentication-method=socket");
+        output(make.arg(format!("--datadir={}", data.display())))?;
+        Ok(self.restored(name))
+    }
+
+    /// A server whose files are there already, or come later.
+    #[must_use]
+    pub fn restored(self: &Arc<Self>, name: &str) -> Server {
+        Server {
+            server: None,
+            all: Arc::clone(self),
+            name: name.to_owned(),
+            data: self.path(name),
+        }
+    }
+}
+
+impl Server {
+    /// Its socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        // As short as socket paths have to be.
+        self.data.join("s")
+    }
+
+    /// Gives its files to the servers' user.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub fn own(&self) -> Result<()> {
+        let owner = format!("{USER}:{USER}");
+        output(Command::new("chown").arg("-R").arg(owner).arg(&self.data)).map(drop)
+    }
+
+    /// Starts the server with binary logs and some settings more, and returns when it answers.
+    ///
+    /// # Errors
+    /// When it ends before.
+    pub fn start(&mut self, settings: &[&str]) -> Result<()> {
+        let mut command = Servers::program("mariadbd");
+        command.args(["--no-defaults", "--skip-networking", "--server-id=1"]);
+        command.args([
+            "--innodb-buffer-pool-size=32M",
+            "--innodb-log-file-size=64M",
+        ]);
+        command.args(["--innodb-flush-log-at-trx-commit=0", "--log-bin=binlog"]);
+        command.arg(format!("--datadir={}", self.data.display()));
+        command.arg(format!("--socket={}", self.socket().display()));
+        command.arg(format!("--pid-file={}.pid", self.data.display()));
+        let pid = self.all.path(format!("{}.pid", self.name));
+        fs::write(&pid, "")?;
+        let user = format!("{USER}:{USER}");
+        output(Command::new("chown").arg(user).arg(&pid))?;
+        let mut server = Process::start(command.args(settings), self.all.dir.path(), None)?;
+        until("the server answers", || {
+            ensure!(server.is_running()?, "the server ended: {}", server.said());
+            Ok(self.sql("SELECT 1").is_ok())
+        })?;
+        self.server = Some(server);
+        Ok(())
+    }
+
+    /// One of MariaDB's programs, for this server, as root. Option files of this machine have no say.
+    pub fn program(&self, name: &str) -> Command {
+        let mut command = Command::new(name);
+        command.arg("--no-defaults");
+        command.arg(format!("--socket={}", self.socket().display()));
+        command
+    }
+
+    /// Asks the server; rows are lines, and columns parted by tabs.
+    ///
+    /// # Errors
+    /// When it refuses.
+    pub fn sql(&self, statements: &str) -> Result<String> {
+        let mut client = self.program("mariadb");
+        client.args(["--batch", "--skip-column-names", "--execute", statements]);
+        Ok(output(&mut client)?.trim().to_owned())
+    }
+
+    /// Starts a client that reads statements from standard input.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn client(&self, statements: &str) -> Result<Process> {
+        let mut client = self.program("mariadb");
+        Process::start(&mut client, self.all.dir.path(), Some(statements))
+    }
+
+    /// Waits until the server says so.
+    ///
+    /// # Errors
+    /// When it doesn't.
+    pub fn says(&self, question: &str, answer: &str) -> Result<()> {
+        until(question, || Ok(self.sql(question)? == answer))
+    }
+
+    /// Has the server look at all tables, of all databases.
+    ///
+    /// # Errors
+    /// When anything is wrong with one.
+    pub fn check(&self) -> Result<()> {
+        let tables = "SELECT concat('`', table_schema, '`.`', table_name, '`') FROM \
+            information_schema.tables WHERE table_type = 'BASE TABLE' AND table_schema NOT IN \
+            ('performance_schema', 'information_schema')";
+        let tables = self.sql(tables)?;
+        let statements: Vec<_> = tables
+            .lines()
+            .map(|table| format!("CHECK TABLE {table} EXTENDED"))
+            .collect();
+        ensure!(statements.len() > 20, "{tables}");
+        for line in self.sql(&statements.join(";"))?.lines() {
+            let is_clean = line.ends_with("\tOK") || line.contains("doesn't support check");
+            ensure!(is_clean, "{line}");
+        }
+        Ok(())
+    }
+
+    /// Asks the server to stop, and waits until it has.
+    ///
+    /// # Errors
+    /// When none runs, or it doesn't.
+    pub fn stop(&mut self) -> Result<()> {
+        let server = self.server.take().context("no server runs")?;
+        server.signal(Signal::TERM)?;
+        server.wait()?.success().map(drop)
+    }
+}
