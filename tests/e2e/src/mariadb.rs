@@ -63,7 +63,9 @@ impl Servers {
             .prefix(&format!("{}-", crate::sweep::unique("my")))
             .tempdir_in(crate::sweep::base())?;
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
-        Ok(Arc::new(Self { dir }))
+        let all = Self { dir };
+        all.directory("tmp")?;
+        Ok(Arc::new(all))
     }
 
     /// A path in the directory.
@@ -83,9 +85,11 @@ impl Servers {
         Ok(path)
     }
 
-    fn program(name: &str) -> Command {
+    fn program(&self, name: &str) -> Command {
         let mut command = Command::new("setpriv");
         command.args(["--reuid", USER, "--regid", USER, "--clear-groups", name]);
+        // Servers that run at once are in each other's way in one directory.
+        command.env("TMPDIR", self.path("tmp"));
         command
     }
 
@@ -95,7 +99,7 @@ impl Servers {
     /// When it can't be made.
     pub fn server(self: &Arc<Self>, name: &str) -> Result<Server> {
         let data = self.directory(name)?;
-        let mut make = Self::program("mariadb-install-db");
+        let mut make = self.program("mariadb-install-db");
         make.args(["--no-defaults", "--skip-test-db", "--skip-log-bin"]);
         make.arg("--auth-root-authentication-method=socket");
         output(make.arg(format!("--datadir={}", data.display())))?;
@@ -136,7 +140,7 @@ impl Server {
     /// # Errors
     /// When it ends before.
     pub fn start(&mut self, settings: &[&str]) -> Result<()> {
-        let mut command = Servers::program("mariadbd");
+        let mut command = self.all.program("mariadbd");
         command.args(["--no-defaults", "--skip-networking", "--server-id=1"]);
         command.args([
             "--innodb-buffer-pool-size=32M",
