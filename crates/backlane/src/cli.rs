@@ -80,7 +80,7 @@ pub(crate) enum Command {
     /// Enrol this host at a server, with a token from `backlane server enroll`.
     Join(JoinArgs),
     /// Back up files and directories.
-    Backup(BackupArgs),
+    Backup(Box<BackupArgs>),
     /// Restore a snapshot, or a part of one, below a directory.
     Restore(RestoreArgs),
     /// List the snapshots of this host's repository.

@@ -10,20 +10,22 @@ pub(crate) struct MariadbBackupArgs {
     /// option files, or the socket lets root in.
     #[arg(
         long,
+        group = "of_mariadb",
         conflicts_with_all = ["paths", "sqlite", "output_name", "postgres", "excludes", "exclude_files", "one_file_system", "dry_run"]
     )]
     pub(crate) mariadb: bool,
     /// Have it begin another binary log, and back up those before it: with them a backup is brought to a later moment.
     #[arg(
         long,
-        conflicts_with_all = ["mariadb", "paths", "sqlite", "output_name", "postgres", "excludes", "exclude_files", "one_file_system", "dry_run"]
+        group = "of_mariadb",
+        conflicts_with_all = ["paths", "sqlite", "output_name", "postgres", "excludes", "exclude_files", "one_file_system", "dry_run"]
     )]
     pub(crate) mariadb_binlogs: bool,
     /// MariaDB's option file to read in place of the usual ones.
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, value_name = "FILE", requires = "of_mariadb", value_hint = ValueHint::FilePath)]
     pub(crate) defaults_file: Option<PathBuf>,
     /// The MariaDB server's socket [default: what the option files say].
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, value_name = "FILE", requires = "of_mariadb", value_hint = ValueHint::FilePath)]
     pub(crate) socket: Option<PathBuf>,
 }
 
