@@ -325,16 +325,29 @@ fn a_backup_that_does_not_end_well_leaves_no_snapshot() -> Result<()> {
         ended.refused(words).with_context(|| script)?;
         fs::remove_file(&program)?;
     }
-    // It waits for a lock when it is interrupted; whose end the server notices.
+    // It waits for a lock when it is interrupted, whose end the server notices; killed, when it writes on.
     let waiting = "SELECT count(*) FROM information_schema.processlist WHERE state LIKE 'Waiting%'";
-    let mut locked = server.client("LOCK TABLES app.fixed WRITE; DO sleep(600);")?;
-    ensure!(locked.is_running()?);
-    let job = world.start(&mut world.backup_command(&server, "--mariadb"))?;
-    server.says(waiting, "1")?;
-    job.signal(Signal::INT)?;
-    let ended = job.wait()?;
-    ensure!(ended.code() != 0, "{ended}");
-    server.says(waiting, "0")?;
+    let connections = |which: &str| {
+        format!(
+            "SELECT count(*) FROM information_schema.processlist \
+             WHERE id <> connection_id() AND user <> 'system user' AND info {which}"
+        )
+    };
+    for signal in [Signal::INT, Signal::KILL] {
+        let _locking = server.client("LOCK TABLES app.fixed WRITE; DO sleep(600);")?;
+        server.says(&connections("LIKE 'DO sleep%'"), "1")?;
+        let job = world.start(&mut world.backup_command(&server, "--mariadb"))?;
+        server.says(waiting, "1")?;
+        job.signal(signal)?;
+        let ended = job.wait()?;
+        ensure!(ended.code() != 0, "{ended}");
+        if signal == Signal::INT {
+            server.says(waiting, "0")?;
+        }
+        let holder = "SELECT id FROM information_schema.processlist WHERE info LIKE 'DO sleep%'";
+        server.sql(&format!("KILL {}", server.sql(holder)?))?;
+        server.says(&connections("IS NOT NULL"), "0")?;
+    }
     ensure!(world.snapshots()?.is_empty());
     server.stop()
 }
@@ -368,8 +381,16 @@ fn credentials_come_from_option_files_and_few_rights_are_enough() -> Result<()> 
         let done = backup(what, "secret")?.success()?;
         ensure!(!done.text().contains("secret"), "{done}");
     }
+    // What is purged before it is in a backup is missed.
+    backup("--mariadb-binlogs", "secret")?.success()?;
+    server.sql("FLUSH BINARY LOGS")?;
+    let status = server.sql("SHOW MASTER STATUS")?;
+    let newest = status.split('\t').next().context("no file")?;
+    server.sql(&format!("PURGE BINARY LOGS TO '{newest}'"))?;
+    let gap = backup("--mariadb-binlogs", "secret")?;
+    ensure!(gap.code() == 3 && gap.text().contains("purged"), "{gap}");
     let snapshots = world.snapshots()?;
-    ensure!(snapshots.len() == 2 && !format!("{snapshots:?}").contains("secret"));
+    ensure!(snapshots.len() == 4 && !format!("{snapshots:?}").contains("secret"));
     server.stop()
 }
 

@@ -1,6 +1,6 @@
 //! Backups of a server's binary logs: the files that it writes to no more.
 //!
-//! Invariant: a file is open before its entry is given out. What the server has purged in between is named.
+//! Invariants: a file is open before its entry is given out. What the server has purged before it was in a backup is named.
 
 use super::super::source::walk::metadata;
 use crate::{
@@ -51,6 +51,15 @@ pub fn backup_binlogs(
     };
     let directory = File::open(&binlogs.directory).map_err(at)?.into();
     let reporter = Arc::new(Reporter::new(progress, cancel.clone()));
+    if let Some(earlier) = newest(repository, &path)?
+        && !backup.follows(&earlier)
+    {
+        let last = &earlier.last;
+        let what = format!(
+            "the server has purged some after {last}, which are in no backup: nothing from before can be brought past that"
+        );
+        reporter.warn(WarningKind::LeftOut, &binlogs.directory, what);
+    }
     let archive = options.archive(vec![path.as_os_str().as_bytes().to_vec()], cancel.clone());
     let source = Source {
         directory: Arc::new(directory),
@@ -61,6 +70,17 @@ pub fn backup_binlogs(
     };
     let archived = repository.archive(&archive, Arc::new(source));
     Ok((summary(archived, options, &[path], &reporter)?, backup))
+}
+
+/// What the newest snapshot of this server's binary logs has.
+fn newest(repository: &Repository, path: &Path) -> Result<Option<BinlogBackup>, Error> {
+    // What is damaged is named by others.
+    let (snapshots, _) = repository.readable_snapshots()?;
+    let of_server = snapshots
+        .iter()
+        .filter(|snapshot| snapshot.paths.iter().map(Path::new).eq([path]));
+    let found = of_server.filter_map(|snapshot| snapshot.description.as_deref());
+    Ok(found.filter_map(BinlogBackup::from_description).next_back())
 }
 
 /// The files as the repository wants them.

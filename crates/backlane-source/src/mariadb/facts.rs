@@ -97,6 +97,21 @@ impl BinlogBackup {
     pub fn description(&self) -> String {
         description(BINLOG_HEAD, self)
     }
+
+    /// Understands a description; more may follow in it. `None` of another snapshot's.
+    #[must_use]
+    pub fn from_description(text: &str) -> Option<Self> {
+        from_description(BINLOG_HEAD, text)
+    }
+
+    /// Whether no file is missing between those of an earlier backup and these. Files are numbered: `binlog.000012`.
+    #[must_use]
+    pub fn follows(&self, earlier: &Self) -> bool {
+        let number = |name: &str| name.rsplit_once('.')?.1.parse::<u64>().ok();
+        let (last, first) = (number(&earlier.last), number(&self.first));
+        last.zip(first)
+            .is_none_or(|(last, first)| first <= last + 1)
+    }
 }
 
 fn description(head: &str, document: &impl Serialize) -> String {
@@ -113,6 +128,21 @@ fn from_description<T: DeserializeOwned>(head: &str, text: &str) -> Option<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_missing_binary_log_is_noticed() {
+        let of = |first: u32, last: u32| BinlogBackup {
+            data_directory: "/d".into(),
+            first: format!("host.log.{first:06}"),
+            last: format!("host.log.{last:06}"),
+        };
+        assert!(of(9, 12).follows(&of(3, 10)));
+        assert!(of(11, 12).follows(&of(3, 10)));
+        assert!(!of(12, 12).follows(&of(3, 10)));
+        let said = of(1, 2).description();
+        assert_eq!(BinlogBackup::from_description(&said), Some(of(1, 2)));
+        assert_eq!(PhysicalBackup::from_description(&said), None);
+    }
 
     #[test]
     fn a_description_says_where_the_backup_ends() {
