@@ -94,6 +94,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_restore_says_how_to_go_on() {
+        let description = r#"MariaDB {"version":"10.11.14-MariaDB","data_directory":"/var/lib/mysql","binlog":
+            {"file":"binlog.000007","position":58211,"gtid":null},"began":"2026-01-31T12:00:00Z","ended":"2026-01-31T12:01:00Z"}"#;
+        let mut backup = PhysicalBackup::from_description(description).unwrap();
+        let said = RestoredDocument::new(backup.clone(), Path::new("/srv/new")).text();
+        assert_eq!(
+            said,
+            "MariaDB 10.11.14-MariaDB in /var/lib/mysql: ends in binlog.000007 at 58211\n\
+             next, to start a server on it:\n  \
+             chown -R mysql:mysql /srv/new\n  \
+             mariadbd --user=mysql --datadir=/srv/new\n\
+             and to bring it to a later moment, by its binary logs:\n  \
+             mariadb-binlog --start-position=58211 [--stop-datetime='YYYY-MM-DD hh:mm:ss'] binlog.000007 [later ones…] | mariadb\n"
+        );
+        backup.binlog = None;
+        let said = RestoredDocument::new(backup, Path::new("/srv/new")).text();
+        assert!(said.contains("without binary logs") && !said.contains("mariadb-binlog"));
+    }
+
+    #[test]
     fn names_of_a_snapshot_are_quoted_for_the_shell() {
         assert_eq!(quoted(Path::new("/var/lib/mysql-2")), "/var/lib/mysql-2");
         assert_eq!(quoted(Path::new("a'; rm -rf b")), r"'a'\''; rm -rf b'");
