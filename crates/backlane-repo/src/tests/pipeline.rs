@@ -63,8 +63,8 @@ fn a_snapshot_is_the_same_on_any_number_of_threads() {
 
     let (_, repository) = memory_repository();
     let summary = repository.archive(&on_threads(5), mixed()).unwrap();
-    // `/b/again` and 150 small files are known, and of the runs a piece or two.
-    assert!(summary.bytes_added < 52 * MIB as u64, "{summary:?}");
+    // `/b/again` and 150 small files are known, and of the runs all but two pieces.
+    assert!(summary.bytes_added < 56 * MIB as u64, "{summary:?}");
     let reader = repository.reader().unwrap();
     let all = nodes(&reader, &summary);
     let of = |path: &[u8]| &all.iter().find(|(found, _)| found == path).unwrap().1;
