@@ -10,12 +10,14 @@ pub const HEADER_BYTES: usize = 128;
 /// The part of the header that the SHA-256 in it covers, with everything behind the header.
 pub const SUMMED_BYTES: usize = 96;
 
+/// PostgreSQL's largest segments have so many bytes: the offset of a piece is below.
+const SEGMENT_BYTES_MAX: u32 = 1 << 30;
 /// Segments of a log of the smallest segments that PostgreSQL makes, 1 MiB.
 const SEGMENTS_MAX: u32 = 4096;
 const MAGIC: [u8; 8] = *b"BKLNWAL\0";
 const VERSION: u32 = 1;
 
-/// The name of a file that PostgreSQL archives, with the cluster that it is of.
+/// The name of a file that PostgreSQL archives, or of a piece of one, with the cluster that it is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WalName {
     /// The cluster's system identifier.
@@ -35,6 +37,8 @@ pub enum WalFile {
     Partial(SegmentPlace),
     /// Says that a base backup began in a segment, at an offset.
     Backup(SegmentPlace, u32),
+    /// What was written of a segment from an offset on, while it was growing.
+    Piece(SegmentPlace, u32),
     /// Where the timeline comes from.
     History,
 }
@@ -98,8 +102,12 @@ impl WalName {
                 "" => WalFile::Segment(place),
                 ".partial" => WalFile::Partial(place),
                 _ => {
-                    let offset = rest.strip_prefix('.')?.strip_suffix(".backup")?;
-                    WalFile::Backup(place, hex(offset)?)
+                    let (offset, kind) = rest.strip_prefix('.')?.split_once('.')?;
+                    match kind {
+                        "backup" => WalFile::Backup(place, hex(offset)?),
+                        "piece" => WalFile::Piece(place, hex(offset)?),
+                        _ => return None,
+                    }
                 }
             }
         };
@@ -126,6 +134,7 @@ impl WalName {
                 1 => WalFile::Partial(place),
                 2 => WalFile::Backup(place, number(id, 21..25)),
                 3 => WalFile::History,
+                4 => WalFile::Piece(place, number(id, 21..25)),
                 _ => return None,
             },
         };
@@ -142,6 +151,7 @@ impl WalName {
             WalFile::Partial(place) => (Some(place), 1, 0),
             WalFile::Backup(place, offset) => (Some(place), 2, offset),
             WalFile::History => (None, 3, 0),
+            WalFile::Piece(place, offset) => (Some(place), 4, offset),
         };
         let mut id = [0; 32];
         id[..8].copy_from_slice(&self.system.to_be_bytes());
@@ -155,7 +165,7 @@ impl WalName {
         ObjectId(id)
     }
 
-    /// The file's name as PostgreSQL gives it.
+    /// The file's name as PostgreSQL gives it; that of a piece is Backlane's own.
     #[must_use]
     pub fn file_name(self) -> String {
         let timeline = self.timeline;
@@ -165,6 +175,7 @@ impl WalName {
             WalFile::Segment(place) => segment(place),
             WalFile::Partial(place) => format!("{}.partial", segment(place)),
             WalFile::Backup(place, offset) => format!("{}.{offset:08X}.backup", segment(place)),
+            WalFile::Piece(place, offset) => format!("{}.{offset:08X}.piece", segment(place)),
             WalFile::History => format!("{timeline:08X}.history"),
         }
     }
@@ -173,6 +184,9 @@ impl WalName {
         let fits = match self.file {
             WalFile::Segment(place) | WalFile::Partial(place) | WalFile::Backup(place, _) => {
                 place.segment < SEGMENTS_MAX
+            }
+            WalFile::Piece(place, offset) => {
+                place.segment < SEGMENTS_MAX && offset < SEGMENT_BYTES_MAX
             }
             WalFile::History => true,
         };
@@ -277,7 +291,8 @@ mod tests {
         let file = prop_oneof![
             place.clone().prop_map(WalFile::Segment),
             place.clone().prop_map(WalFile::Partial),
-            (place, any::<u32>()).prop_map(|(place, offset)| WalFile::Backup(place, offset)),
+            (place.clone(), any::<u32>()).prop_map(|(place, at)| WalFile::Backup(place, at)),
+            (place, 0..SEGMENT_BYTES_MAX).prop_map(|(place, at)| WalFile::Piece(place, at)),
             Just(WalFile::History),
         ];
         (1_u64.., 1_u32.., file).prop_map(|(system, timeline, file)| WalName {
@@ -298,6 +313,8 @@ mod tests {
             "000000010000000000000010",
             "000000010000000000000010.partial",
             "000000010000000000000010.00000028.backup",
+            "000000010000000000000010.00000000.piece",
+            "000000010000000000000010.0000A028.piece",
             "000000010000000100000000",
             "00000002.history",
             "000000020000000100000000",
@@ -305,7 +322,7 @@ mod tests {
         let ids: Vec<_> = in_order.map(|name| parsed(name).unwrap().id()).into();
         assert!(ids.is_sorted(), "{ids:?}");
         let id = "6466592a6a41811500000002000000010000000000000000000000000000";
-        assert_eq!(ids[6].to_string(), format!("{id}0000"));
+        assert_eq!(ids[8].to_string(), format!("{id}0000"));
     }
 
     #[test]
@@ -321,6 +338,9 @@ mod tests {
             "+0000001000000000000000F",
             "000000010000000000000010.Partial",
             "000000010000000000000010.28.backup",
+            "000000010000000000000010.28.piece",
+            "000000010000000000000010.40000000.piece",
+            "000000010000000000000010.00000028.pieces",
             "00000001.history.tmp",
             "00000000.history",
             "0000000100000000000000é",

@@ -17,7 +17,7 @@ pub(crate) use server::{
 };
 
 pub(crate) use wal::{
-    WalCommand, WalExpireArgs, WalFetchArgs, WalPushArgs, WalReadArgs, WalRunArgs,
+    WalCommand, WalExpireArgs, WalFetchArgs, WalPushArgs, WalReadArgs, WalReceiveArgs, WalRunArgs,
 };
 
 use backlane_net::EngineChoice;

@@ -2,6 +2,7 @@
 //!
 //! Invariant: what can't be read is an error, never a shorter answer.
 
+use super::pieces::Around;
 use crate::Error;
 use backlane_proto::{
     ByteRange, ObjectInfo, ObjectKind, ObjectName, WalFile, WalHeader, WalName,
@@ -33,8 +34,23 @@ pub struct ArchivedTimeline {
     pub timeline: u32,
     /// Segments without a gap between them, in their order.
     pub ranges: Vec<SegmentRange>,
+    /// What there is in pieces of the segment behind them all.
+    pub tail: Option<Tail>,
     /// Where it comes from, as its history says.
     pub origin: Option<Origin>,
+}
+
+/// A segment of which pieces are archived, and not the whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tail {
+    /// Its number.
+    pub number: u64,
+    /// The last piece to which all of them follow each other from its beginning on; none where the first is missing.
+    pub last: Option<WalName>,
+    /// Up to which offset.
+    pub end: u32,
+    /// Whether there are pieces behind one that is missing.
+    pub is_broken: bool,
 }
 
 /// Segments that follow each other.
@@ -104,7 +120,20 @@ fn read_system(
         timeline.timeline = name.timeline;
         match (name.file, segment_bytes) {
             (WalFile::Segment(place), Some(size)) => {
+                timeline.tail = None;
                 timeline.add(number(place, size), object.bytes);
+            }
+            // They come behind their segment, if that is there whole.
+            (WalFile::Piece(place, _), Some(size)) => {
+                let number = number(place, size);
+                let is_whole = timeline.ranges.last().is_some_and(|it| it.last >= number);
+                if !is_whole && timeline.tail.is_none_or(|tail| tail.number < number) {
+                    let segment = WalName {
+                        file: WalFile::Segment(place),
+                        ..*name
+                    };
+                    timeline.tail = Some(tail(store, segment, number, files)?);
+                }
             }
             (WalFile::History, _) => {
                 let body = store.read(wal(*name), None).map_err(RepoError::from)?;
@@ -123,6 +152,26 @@ fn read_system(
         files: files.len() as u64,
         stored_bytes: files.iter().map(|file| file.1.bytes).sum(),
         timelines: timelines.into_values().collect(),
+    })
+}
+
+fn tail(
+    store: &dyn ObjectStore,
+    segment: WalName,
+    number: u64,
+    files: &[(WalName, ObjectInfo)],
+) -> Result<Tail, Error> {
+    let around = Around::of(segment, files.iter().map(|file| file.0));
+    let reached = around.reach(store, segment);
+    let reached = reached.map_err(|why| Error::WalFile {
+        path: segment.to_string().into(),
+        why,
+    })?;
+    Ok(Tail {
+        number,
+        last: reached.last,
+        end: reached.end,
+        is_broken: reached.broken.is_some(),
     })
 }
 
@@ -169,6 +218,14 @@ impl ArchivedSystem {
                 let (first, last) = (pair[0].last + 1, pair[1].first - 1);
                 gaps.extend(self.gap(timeline.timeline, first, last));
             }
+            let Some(tail) = timeline.tail else { continue };
+            let last = timeline.ranges.last();
+            if let Some(last) = last.filter(|last| last.last + 1 < tail.number) {
+                gaps.extend(self.gap(timeline.timeline, last.last + 1, tail.number - 1));
+            }
+            if tail.is_broken {
+                gaps.extend(self.gap(timeline.timeline, tail.number, tail.number));
+            }
         }
         gaps
     }
@@ -210,6 +267,17 @@ impl ArchivedSystem {
         })
     }
 
+    /// The address up to which WAL is archived on the newest timeline that has any.
+    #[must_use]
+    pub fn newest_address(&self) -> Option<u64> {
+        let size = self.segment_bytes?;
+        self.timelines.iter().rev().find_map(|timeline| {
+            let whole = timeline.ranges.last().map(|it| (it.last + 1) * size);
+            let tail = timeline.tail.filter(|tail| tail.last.is_some());
+            tail.map(|tail| tail.address(size)).or(whole)
+        })
+    }
+
     /// The name of a segment by its number.
     #[must_use]
     pub fn segment(&self, timeline: u32, number: u64) -> Option<WalName> {
@@ -227,6 +295,13 @@ impl ArchivedSystem {
             timeline,
             file,
         }
+    }
+}
+
+impl Tail {
+    /// The address up to which it comes, where segments have so many bytes.
+    pub(super) fn address(&self, segment_bytes: u64) -> u64 {
+        self.number * segment_bytes + u64::from(self.end)
     }
 }
 
@@ -319,6 +394,25 @@ mod tests {
                 ("000000010000000100000000", "000000010000000100000001"),
             ],
         );
+    }
+
+    #[test]
+    fn what_is_missing_before_pieces_or_of_them_is_named() {
+        let growing = |number, is_broken| {
+            let mut it = timeline(1, &[3, 4], None);
+            it.tail = Some(Tail {
+                number,
+                last: None,
+                end: 100,
+                is_broken,
+            });
+            it
+        };
+        check(vec![growing(5, false)], &[]);
+        let [five, six] = ["000000010000000000000005", "000000010000000000000006"];
+        check(vec![growing(6, false)], &[(five, five)]);
+        check(vec![growing(5, true)], &[(five, five)]);
+        check(vec![growing(7, false)], &[(five, six)]);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 use crate::Error;
 use backlane_proto::{WalFile, WalName, wal::SegmentPlace};
 use backlane_source::postgres::BaseBackup;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// From which segment on each cluster's files are needed, on whatever timeline.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,11 +49,31 @@ impl Needed {
         }
     }
 
-    /// Whether nothing needs a file any more. Histories of timelines are small, and always needed.
+    /// What of an archive nothing needs any more: what comes before the first segment that is needed, and the pieces of
+    /// segments that are there whole.
     #[must_use]
-    pub fn is_expired(&self, name: WalName) -> bool {
+    pub fn expired(&self, archive: &[WalName]) -> Vec<WalName> {
+        let whole: BTreeSet<WalName> = archive.iter().copied().collect();
+        let is_superseded = |name: &WalName| match name.file {
+            WalFile::Piece(place, _) => whole.contains(&WalName {
+                file: WalFile::Segment(place),
+                ..*name
+            }),
+            _ => false,
+        };
+        let names = archive.iter().copied();
+        names
+            .filter(|name| self.is_expired(*name) || is_superseded(name))
+            .collect()
+    }
+
+    /// Whether it comes before all that is needed. Histories of timelines are small, and always needed.
+    fn is_expired(&self, name: WalName) -> bool {
         let place = match name.file {
-            WalFile::Segment(place) | WalFile::Partial(place) | WalFile::Backup(place, _) => place,
+            WalFile::Segment(place)
+            | WalFile::Partial(place)
+            | WalFile::Backup(place, _)
+            | WalFile::Piece(place, _) => place,
             WalFile::History => return false,
         };
         self.0.get(&name.system).is_some_and(|from| place < *from)
@@ -115,6 +135,29 @@ mod tests {
         }
         assert!(!expired(&needed, 9, "000000010000000000000001"));
         Needed::default().add("7/nothing").unwrap_err();
+    }
+
+    #[test]
+    fn pieces_go_once_their_segment_is_there_whole_and_no_sooner() {
+        let name = |file| WalName::from_file_name(7, file).unwrap();
+        let pieces = [
+            "000000010000000000000005.00000000.piece",
+            "000000010000000000000005.00000400.piece",
+        ]
+        .map(name);
+        let others = [
+            "000000010000000000000006.00000000.piece",
+            "000000020000000000000005.00000000.piece",
+        ]
+        .map(name);
+        let whole = name("000000010000000000000005");
+        let archive = [&pieces[..], &others[..]].concat();
+        assert_eq!(Needed::default().expired(&archive), []);
+        let archive = [&archive[..], &[whole]].concat();
+        assert_eq!(Needed::default().expired(&archive), pieces);
+        let needed = needed(&["7/000000010000000000000006"]);
+        let before = [&pieces[..], &others[1..], &[whole]].concat();
+        assert_eq!(needed.expired(&archive), before);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::protocol::{Answer, Request, connect};
 use crate::Error;
-use backlane_proto::WalName;
+use backlane_proto::{WalFile, WalName};
 use std::{io::Write, path::Path, time::Duration};
 use tempfile::NamedTempFile;
 
@@ -18,11 +18,26 @@ pub enum Fetched {
     Absent,
 }
 
+/// What does for a segment that isn't in the archive whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Partly {
+    /// Nothing: the whole one may still come.
+    Absent,
+    /// Its pieces put together, with zeros behind them: recovery ends there.
+    Pieces,
+}
+
 /// Fetches the file `name` of the cluster `system` to `target`.
 ///
 /// # Errors
 /// When it isn't known whether there is one, or it can't be had whole or written.
-pub fn fetch(name: &str, target: &Path, system: u64, socket: &Path) -> Result<Fetched, Error> {
+pub fn fetch(
+    name: &str,
+    target: &Path,
+    system: u64,
+    partly: Partly,
+    socket: &Path,
+) -> Result<Fetched, Error> {
     let refused = |why: String| Error::WalFile {
         path: name.into(),
         why,
@@ -32,8 +47,12 @@ pub fn fetch(name: &str, target: &Path, system: u64, socket: &Path) -> Result<Fe
             "that is no name in the write-ahead log of a cluster with the system identifier {system}"
         ))
     })?;
+    let request = match (partly, name.file) {
+        (Partly::Pieces, WalFile::Segment(_)) => Request::FetchPieces(name),
+        _ => Request::Fetch(name),
+    };
     let asked = connect(socket, WAIT).and_then(|mut stream| {
-        Request::Fetch(name).write(&mut stream)?;
+        request.write(&mut stream)?;
         Answer::read(&mut stream)
     });
     let answer = asked.map_err(|source| Error::Spooler {

@@ -6,7 +6,7 @@ use backlane_source::postgres::Control;
 use std::{fs::File, io::Read, path::Path};
 
 /// Of the header of a segment's first page.
-const LONG_HEADER_BYTES: usize = 40;
+pub(super) const LONG_HEADER_BYTES: usize = 40;
 /// In its flags: it is such a header.
 const LONG_HEADER_FLAG: u16 = 2;
 
@@ -17,11 +17,11 @@ pub(super) struct ReadyFile {
 }
 
 /// The header of a segment's first page (`XLogLongPageHeaderData`).
-struct FirstPage {
+pub(super) struct FirstPage {
     timeline: u32,
     address: u64,
-    system: u64,
-    segment_bytes: u32,
+    pub(super) system: u64,
+    pub(super) segment_bytes: u32,
 }
 
 /// Reads a file that PostgreSQL wants archived.
@@ -49,6 +49,7 @@ pub(super) fn read(path: &Path) -> Result<ReadyFile, Error> {
                 .map_err(refused)?;
             page.system
         }
+        WalFile::Piece(..) => return Err(unnamed()),
         WalFile::Backup(..) | WalFile::History => {
             // By its path and not by links: a pg_wal elsewhere has no pg_control beside it.
             let data = path.parent().and_then(Path::parent);
@@ -63,7 +64,7 @@ pub(super) fn read(path: &Path) -> Result<ReadyFile, Error> {
     clippy::host_endian_bytes,
     reason = "PostgreSQL writes its files in the order of its machine, which is this one"
 )]
-fn first_page(segment: &[u8]) -> Option<FirstPage> {
+pub(super) fn first_page(segment: &[u8]) -> Option<FirstPage> {
     fn field<const N: usize>(header: &[u8; LONG_HEADER_BYTES], at: usize) -> [u8; N] {
         let mut field = [0; N];
         field.copy_from_slice(&header[at..at + N]);
@@ -81,7 +82,12 @@ fn first_page(segment: &[u8]) -> Option<FirstPage> {
 
 impl FirstPage {
     /// Whether a file of so many bytes with this beginning is the segment of a timeline and a place.
-    fn check(&self, timeline: u32, place: SegmentPlace, bytes: usize) -> Result<(), String> {
+    pub(super) fn check(
+        &self,
+        timeline: u32,
+        place: SegmentPlace,
+        bytes: usize,
+    ) -> Result<(), String> {
         let size = self.segment_bytes;
         if !size.is_power_of_two() || bytes != size as usize {
             return Err(format!(

@@ -8,14 +8,17 @@ pub mod archive;
 pub mod expire;
 mod fetch;
 mod file;
+mod pieces;
 mod protocol;
 mod push;
 mod read_ahead;
+mod receive;
 mod spooler;
 mod window;
 
-pub use fetch::{Fetched, fetch};
+pub use fetch::{Fetched, Partly, fetch};
 pub use push::push;
+pub use receive::Receiver;
 pub use spooler::{Archive, Spooler};
 pub use window::Span;
 

@@ -23,6 +23,10 @@ pub(super) enum Request {
         hash: [u8; 32],
     },
     Fetch(WalName),
+    /// A segment, of its pieces where it isn't there whole.
+    FetchPieces(WalName),
+    /// Up to where there are pieces of a segment.
+    End(WalName),
 }
 
 /// What it answers.
@@ -32,6 +36,8 @@ pub(super) enum Answer {
     Done,
     File(Vec<u8>),
     Absent,
+    /// There are pieces up to this offset.
+    End(u32),
     Failed(String),
 }
 
@@ -46,6 +52,10 @@ pub(super) fn connect(socket: &Path, wait: Duration) -> io::Result<UnixStream> {
 impl Request {
     pub(super) fn write(&self, to: &mut impl Write) -> io::Result<()> {
         let mut bytes = Vec::new();
+        let named = |kind: u8, name: WalName, bytes: &mut Vec<u8>| {
+            bytes.push(kind);
+            bytes.extend(name.id().0);
+        };
         match self {
             Self::Push {
                 name,
@@ -57,10 +67,9 @@ impl Request {
                 bytes.extend((*length as u64).to_le_bytes());
                 bytes.extend(hash);
             }
-            Self::Fetch(name) => {
-                bytes.push(b'F');
-                bytes.extend(name.id().0);
-            }
+            Self::Fetch(name) => named(b'F', *name, &mut bytes),
+            Self::FetchPieces(name) => named(b'G', *name, &mut bytes),
+            Self::End(name) => named(b'Q', *name, &mut bytes),
         }
         to.write_all(&bytes)
     }
@@ -75,6 +84,8 @@ impl Request {
                 hash: exactly(from)?,
             }),
             b'F' => Ok(Self::Fetch(name)),
+            b'G' => Ok(Self::FetchPieces(name)),
+            b'Q' => Ok(Self::End(name)),
             _ => Err(garbled()),
         }
     }
@@ -93,6 +104,10 @@ impl Answer {
             Self::Send => to.write_all(b"S"),
             Self::Done => to.write_all(b"D"),
             Self::Absent => to.write_all(b"A"),
+            Self::End(offset) => {
+                to.write_all(b"N")?;
+                to.write_all(&offset.to_le_bytes())
+            }
         }
     }
 
@@ -101,6 +116,7 @@ impl Answer {
             b'S' => Ok(Self::Send),
             b'D' => Ok(Self::Done),
             b'A' => Ok(Self::Absent),
+            b'N' => exactly(from).map(|bytes| Self::End(u32::from_le_bytes(bytes))),
             b'B' => {
                 let length = length(from, WAL_FILE_BYTES_MAX)?;
                 Ok(Self::File(bytes(from, length)?))
@@ -159,7 +175,12 @@ mod tests {
             bytes: 1 << 30,
             hash: [7; 32],
         };
-        for request in [push, Request::Fetch(name())] {
+        for request in [
+            push,
+            Request::Fetch(name()),
+            Request::FetchPieces(name()),
+            Request::End(name()),
+        ] {
             let mut raw = Vec::new();
             request.write(&mut raw).unwrap();
             assert_eq!(Request::read(&mut &raw[..]).unwrap(), request);
@@ -169,6 +190,7 @@ mod tests {
             Answer::Send,
             Answer::Done,
             Answer::Absent,
+            Answer::End(5),
             Answer::File(vec![1, 2, 3]),
             Answer::Failed("why".to_owned()),
         ] {

@@ -58,12 +58,21 @@ pub fn push(path: &Path, socket: &Path) -> Result<(), Error> {
 
 fn push_one(path: &Path, socket: &Path) -> Result<(), Error> {
     let file = file::read(path)?;
-    let pushed = offer(&file, socket).and_then(|mut stream| match Answer::read(&mut stream)? {
-        Answer::Send => send(stream, &file),
+    push_file(&file, path, socket)
+}
+
+/// Archives a file that was read at `path`; returns when it is durable at the server.
+pub(super) fn push_file(file: &ReadyFile, path: &Path, socket: &Path) -> Result<(), Error> {
+    let pushed = offer(file, socket).and_then(|mut stream| match Answer::read(&mut stream)? {
+        Answer::Send => send(stream, file),
         answer => Ok(answer),
     });
     match pushed {
         Ok(Answer::Done) => Ok(()),
+        Ok(Answer::Failed(why)) => Err(Error::WalFile {
+            path: path.to_owned(),
+            why,
+        }),
         Ok(other) => Err(Error::WalFile {
             path: path.to_owned(),
             why: format!("the spooler answers {other:?}"),

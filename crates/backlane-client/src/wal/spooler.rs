@@ -5,6 +5,7 @@
 //! by a time.
 
 use super::{
+    pieces::Around,
     protocol::{self, Answer, Request},
     read_ahead::ReadAhead,
 };
@@ -171,10 +172,7 @@ impl Spooler {
         let archive = self.archive()?;
         let object = object(name);
         match archive.store.read(object, None) {
-            Ok(body) => match archive.key.open(name, &body) {
-                Ok(file) => Ok(Some(file)),
-                Err(error) => Err(error.to_string()),
-            },
+            Ok(body) => open(&archive, name, &body).map(Some),
             Err(StoreError::NotFound { name }) if name == object => Ok(None),
             Err(error) => Err(error.to_string()),
         }
@@ -202,6 +200,38 @@ impl Spooler {
     }
 }
 
+impl Spooler {
+    /// A segment, of its pieces where it isn't there whole.
+    fn fetch_pieces(self: &Arc<Self>, name: WalName) -> Answer {
+        let whole = self.fetch(name);
+        if whole != Answer::Absent {
+            return whole;
+        }
+        let archive = match self.archive() {
+            Ok(archive) => archive,
+            Err(why) => return Answer::Failed(why),
+        };
+        let around = Around::read(&*archive.store, name);
+        match around.and_then(|around| around.segment(&archive, name)) {
+            Ok(Some(file)) => {
+                tracing::info!(object = %object(name), bytes = file.len(), "put together of pieces");
+                Answer::File(file)
+            }
+            Ok(None) => Answer::Absent,
+            Err(why) => Answer::Failed(why),
+        }
+    }
+
+    /// Up to where there are pieces of a segment.
+    fn end(&self, name: WalName) -> Answer {
+        let end = self.archive().and_then(|archive| {
+            let store = &*archive.store;
+            Around::read(store, name)?.end(store, name)
+        });
+        end.map_or_else(Answer::Failed, Answer::End)
+    }
+}
+
 /// One program's connection; counted as long as it lives.
 struct Connection<'a>(&'a Arc<Spooler>);
 
@@ -211,6 +241,8 @@ impl Connection<'_> {
         stream.set_write_timeout(Some(SILENCE_MAX))?;
         let answer = match Request::read(&mut stream)? {
             Request::Fetch(name) => self.0.fetch(name),
+            Request::FetchPieces(name) => self.0.fetch_pieces(name),
+            Request::End(name) => self.0.end(name),
             Request::Push { name, hash, .. } if self.0.is_confirmed(name, hash) => Answer::Done,
             Request::Push { name, bytes, hash } => {
                 let _room = Room::take(self.0, bytes);
@@ -262,7 +294,12 @@ impl Drop for Room<'_> {
     }
 }
 
-fn object(name: WalName) -> ObjectName {
+pub(super) fn open(archive: &Archive, name: WalName, body: &[u8]) -> Result<Vec<u8>, String> {
+    let opened = archive.key.open(name, body);
+    opened.map_err(|error| error.to_string())
+}
+
+pub(super) fn object(name: WalName) -> ObjectName {
     ObjectName {
         kind: ObjectKind::Wal,
         id: name.id(),

@@ -17,7 +17,7 @@ pub struct Span {
 }
 
 impl ArchivedSystem {
-    /// The last segment to which recovery from a base backup comes without a gap, on the newest timeline that leaves its own
+    /// The last segment or piece to which recovery from a base backup comes without a gap, on the newest timeline that leaves its own
     /// behind its end, as recovery to the latest timeline does. `None` if it doesn't come to the backup's end.
     #[must_use]
     pub fn reach(&self, backup: Span) -> Option<WalName> {
@@ -27,10 +27,17 @@ impl ArchivedSystem {
         loop {
             let here = self.timelines.iter().find(|it| it.timeline == timeline);
             let last = here.and_then(|here| here.without_gap_from(at));
+            let behind = last.map_or(at, |last| last + 1);
+            let tail = here.and_then(|here| here.tail);
+            let tail = tail.filter(|tail| tail.number == behind && tail.last.is_some());
+            let end = tail.map_or(behind * size, |tail| tail.address(size));
             // A stop at the very beginning of a segment needs nothing of it.
-            let last = last.filter(|last| reached.is_some() || *last >= (backup.stop - 1) / size);
-            reached = last
-                .and_then(|last| self.segment(timeline, last))
+            let comes_to_the_end = reached.is_some() || end >= backup.stop;
+            let last = last.filter(|_| comes_to_the_end);
+            let piece = tail.filter(|_| comes_to_the_end);
+            reached = piece
+                .and_then(|tail| tail.last)
+                .or_else(|| last.and_then(|last| self.segment(timeline, last)))
                 .or(reached);
             let next = self.timelines.iter().rev().find_map(|next| {
                 let origin = next.origin?;
@@ -59,7 +66,7 @@ impl ArchivedTimeline {
 
 #[cfg(test)]
 mod tests {
-    use super::super::archive::{Origin, SegmentRange};
+    use super::super::archive::{Origin, SegmentRange, Tail};
     use super::*;
 
     const SIZE: u64 = 16 << 20;
@@ -77,6 +84,7 @@ mod tests {
         ArchivedTimeline {
             timeline,
             ranges: ranges.iter().map(range).collect(),
+            tail: None,
             origin: origin.map(|(parent, segment)| Origin {
                 parent,
                 address: segment * SIZE + 40,
@@ -111,6 +119,28 @@ mod tests {
         for short in [&[(3, 3)][..], &[(4, 9)], &[(1, 2), (4, 9)], &[]] {
             assert_eq!(reach(vec![timeline(1, short, None)]), None, "{short:?}");
         }
+    }
+
+    #[test]
+    fn recovery_comes_as_far_as_pieces_do() {
+        let growing = |ranges: &[(u64, u64)], number: u64, end: u32| {
+            let piece = format!("00000001{number:016X}.{end:08X}.piece");
+            let mut one = timeline(1, ranges, None);
+            one.tail = Some(Tail {
+                number,
+                last: WalName::from_file_name(7, &piece),
+                end,
+                is_broken: false,
+            });
+            reach(vec![one])
+        };
+        let piece = |text: &str| Some(format!("0000000100000000{text}.piece"));
+        assert_eq!(growing(&[(3, 6)], 7, 9), piece("00000007.00000009"));
+        assert_eq!(growing(&[(3, 3)], 4, 500), piece("00000004.000001F4"));
+        // Not to the backup's end, and behind a gap.
+        assert_eq!(growing(&[(3, 3)], 4, 499), None);
+        let last = Some("000000010000000000000006".to_owned());
+        assert_eq!(growing(&[(3, 6)], 8, 9), last);
     }
 
     #[test]

@@ -81,6 +81,15 @@ impl Session {
         Ok(session)
     }
 
+    /// The number that the server's directories are named by.
+    ///
+    /// # Errors
+    /// As [`Session::open`].
+    pub fn major(&mut self, is_cancelled: &dyn Fn() -> bool) -> Result<u32, Error> {
+        let query = "SELECT current_setting('server_version_num')::int / 10000";
+        self.ask("asking the server for its version", query, is_cancelled)
+    }
+
     /// Asks for one JSON value.
     ///
     /// # Errors

@@ -2,12 +2,15 @@
 
 use super::{KeyedArgs, RouteArgs};
 use clap::{Args, Subcommand, ValueHint};
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum WalCommand {
     /// Hold a session with the server, and serve `wal push` and `wal fetch` on a socket.
     Run(WalRunArgs),
+    /// Receive the WAL of a PostgreSQL server as it is written, by its own pg_receivewal and a replication slot, and archive it:
+    /// segments, and every few seconds what has grown of the last one. Needs a running `wal run`.
+    Receive(WalReceiveArgs),
     /// Archive a file, for archive_command = 'backlane wal push %p'; ends when it is durable at the server.
     #[command(
         after_help = "Exit codes: 0 archived, 1 not archived: PostgreSQL keeps the file and tries again."
@@ -50,6 +53,31 @@ pub(crate) struct WalRunArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct WalReceiveArgs {
+    /// The server, whose user may replicate: give `postgresql://…`, `service=…` or keywords, and keep the password in .pgpass or
+    /// a service file.
+    #[arg(long, value_name = "CONNECTION")]
+    pub(crate) postgres: String,
+    /// The replication slot; made where it is missing. It keeps the server's WAL until that is received.
+    #[arg(long, default_value = "backlane", value_name = "NAME")]
+    pub(crate) slot: String,
+    /// Directory for what is received and not archived yet, of this slot alone [default: `wal-spool/SLOT` in the state directory].
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) spool: Option<PathBuf>,
+    /// How often what is new is archived.
+    #[arg(long, default_value = "5s", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub(crate) every: Duration,
+    /// Write to disk and acknowledge at once, as a server wants it that has pg_receivewal in synchronous_standby_names.
+    #[arg(long)]
+    pub(crate) synchronous: bool,
+    /// The pg_receivewal to run [default: that of the server's version, or else the one in PATH].
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub(crate) program: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) socket: SocketArgs,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct WalPushArgs {
     /// The file, as PostgreSQL gives it for %p.
     #[arg(value_name = "PATH", value_hint = ValueHint::FilePath)]
@@ -69,6 +97,10 @@ pub(crate) struct WalFetchArgs {
     /// directory, which is the data directory where PostgreSQL runs a restore_command].
     #[arg(long, value_name = "NUMBER")]
     pub(crate) system: Option<u64>,
+    /// Put a segment that isn't archived whole together of the pieces that `wal receive` archived, with zeros behind them:
+    /// recovery ends there. Not for a standby, to which the whole segment may still come.
+    #[arg(long)]
+    pub(crate) pieces: bool,
     #[command(flatten)]
     pub(crate) socket: SocketArgs,
 }

@@ -9,6 +9,7 @@ use super::{
     key::Escrow,
     server,
     session::{self, Client},
+    wal::expire::{self, Expired},
 };
 use crate::{
     Context,
@@ -134,14 +135,6 @@ impl Held {
         })
     }
 
-    /// Every object of a kind.
-    ///
-    /// # Errors
-    /// When the list can't be had whole.
-    pub(super) fn list(&self, kind: ObjectKind) -> Result<Vec<ObjectInfo>> {
-        Ok(self.store.list(kind)?)
-    }
-
     /// Reads of packs what they hold, and records it at the server. Returns what is wrong with those that don't say.
     ///
     /// # Errors
@@ -180,6 +173,12 @@ pub(super) trait Place {
 
     fn remove(&self, name: ObjectName) -> Result<(), StoreError>;
 
+    /// All archived WAL.
+    fn wal(&self) -> Result<Vec<ObjectInfo>>;
+
+    /// Whether archived WAL can be removed from here.
+    fn may_remove_wal(&self) -> bool;
+
     /// When all is done: says what of the removed can be had back.
     fn settle(&self, context: &Context) -> Result<()>;
 }
@@ -199,6 +198,14 @@ impl Place for Held {
 
     fn remove(&self, name: ObjectName) -> Result<(), StoreError> {
         self.store.remove(name)
+    }
+
+    fn wal(&self) -> Result<Vec<ObjectInfo>> {
+        Ok(self.store.list(ObjectKind::Wal)?)
+    }
+
+    fn may_remove_wal(&self) -> bool {
+        true
     }
 
     fn settle(&self, context: &Context) -> Result<()> {
@@ -244,6 +251,15 @@ impl Place for Helper<'_> {
 
     fn remove(&self, name: ObjectName) -> Result<(), StoreError> {
         self.client.remove(name)
+    }
+
+    fn wal(&self) -> Result<Vec<ObjectInfo>> {
+        Ok(self.client.store().list(ObjectKind::Wal)?)
+    }
+
+    // Never by a host (`wal.md` §3).
+    fn may_remove_wal(&self) -> bool {
+        false
     }
 
     fn settle(&self, context: &Context) -> Result<()> {
@@ -342,6 +358,8 @@ struct ForgetDocument {
     /// Damaged snapshots that stay, because nothing is known of them.
     damaged: Damage,
     prune: Option<PruneSummary>,
+    /// What the prune removed, or would remove, of archived WAL.
+    wal: Option<Expired>,
 }
 
 /// Removes snapshots: those that are named, or those that a policy doesn't keep.
@@ -409,12 +427,17 @@ fn forget_at(
         true if dry == DryRun::No => Some(uninterrupted(prune_at(place, dry, context), context)?),
         _ => None,
     };
+    let wal = match args.prune && damaged.is_empty() {
+        true => expire::at_prune(place, &named.gone(), dry, context)?,
+        false => None,
+    };
     let document = ForgetDocument {
         dry_run: args.repository.dry_run,
         decisions: named.decisions,
         damaged_forgotten: named.damaged.iter().map(ToString::to_string).collect(),
         damaged,
         prune,
+        wal,
     };
     context.output.result(&document, ForgetDocument::text)?;
     if args.prune && !document.damaged.is_empty() {
@@ -532,6 +555,14 @@ struct Named {
     damaged: Vec<ObjectId>,
 }
 
+impl Named {
+    /// What is forgotten of it.
+    fn gone(&self) -> BTreeSet<ObjectId> {
+        let decisions = self.decisions.iter().filter(|it| !it.keep);
+        decisions.map(|it| it.snapshot.id).collect()
+    }
+}
+
 fn forget_named(
     place: &dyn Place,
     wanted: &[String],
@@ -618,6 +649,9 @@ impl ForgetDocument {
         if let Some(prune) = &self.prune {
             text.push_str(&prune_text(prune, self.dry_run));
         }
+        if let Some(wal) = &self.wal {
+            text.push_str(&wal.line(self.dry_run));
+        }
         text
     }
 }
@@ -627,6 +661,8 @@ struct PruneDocument {
     dry_run: bool,
     #[serde(flatten)]
     summary: PruneSummary,
+    /// What was, or would be, removed of archived WAL.
+    wal: Option<Expired>,
 }
 
 /// Removes what no snapshot needs.
@@ -635,13 +671,17 @@ struct PruneDocument {
 /// When the repository can't be held, is not whole, or something can't be removed.
 pub(crate) fn prune(args: &PruneArgs, context: &Context) -> Result<Outcome> {
     with("prune", &args.repository, context, |place| {
-        let pruned = prune_at(place, dry_run(&args.repository), context);
+        let dry = dry_run(&args.repository);
+        let summary = uninterrupted(prune_at(place, dry, context), context)?;
         let document = PruneDocument {
             dry_run: args.repository.dry_run,
-            summary: uninterrupted(pruned, context)?,
+            summary,
+            wal: expire::at_prune(place, &BTreeSet::new(), dry, context)?,
         };
         context.output.result(&document, |document| {
-            prune_text(&document.summary, document.dry_run)
+            let wal = document.wal.as_ref();
+            let wal = wal.map_or(String::new(), |wal| wal.line(document.dry_run));
+            prune_text(&document.summary, document.dry_run) + &wal
         })?;
         Ok(Outcome::Done)
     })

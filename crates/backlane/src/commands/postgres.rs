@@ -11,7 +11,7 @@ use crate::{
     output::Outcome,
 };
 use anyhow::{Result, bail};
-use backlane_client::{PostgresBackup, PostgresRestore};
+use backlane_client::{PostgresBackup, PostgresRestore, wal::Partly};
 use backlane_repo::{Repository, SnapshotInfo};
 use backlane_source::{
     mariadb,
@@ -70,16 +70,21 @@ pub(crate) fn cluster(args: &PostgresBackupArgs) -> Option<PostgresBackup> {
 
 /// How to restore a cluster.
 pub(crate) fn how(args: &PostgresRestoreArgs, verify: bool, context: &Context) -> PostgresRestore {
+    // To a standby whole segments may still come, and nobody asks again for what it has.
+    let partly = match args.standby {
+        true => Partly::Absent,
+        false => Partly::Pieces,
+    };
     PostgresRestore {
         is_delta: args.delta,
         tablespaces: args.tablespaces.clone(),
-        recovery: args.recovery(restore_command(context.config.as_deref())),
+        recovery: args.recovery(restore_command(context.config.as_deref(), partly)),
         verify,
     }
 }
 
 /// The command by which the restored server gets its WAL.
-fn restore_command(config: Option<&Path>) -> String {
+fn restore_command(config: Option<&Path>, partly: Partly) -> String {
     // In a shell; a per cent sign begins what the server puts in.
     let quoted = |path: &Path| {
         path.display()
@@ -90,7 +95,11 @@ fn restore_command(config: Option<&Path>) -> String {
     let config = config.map_or(String::new(), |path| {
         format!("--config '{}' ", quoted(path))
     });
-    format!("backlane {config}wal fetch %f \"%p\"")
+    let pieces = match partly {
+        Partly::Pieces => "--pieces ",
+        Partly::Absent => "",
+    };
+    format!("backlane {config}wal fetch {pieces}%f \"%p\"")
 }
 
 /// Whose backups are asked for.
@@ -179,9 +188,12 @@ mod tests {
 
     #[test]
     fn restored_servers_fetch_wal_by_the_configuration_that_restored_them() {
-        assert_eq!(restore_command(None), r#"backlane wal fetch %f "%p""#);
+        assert_eq!(
+            restore_command(None, Partly::Absent),
+            r#"backlane wal fetch %f "%p""#
+        );
         let config = Path::new("/etc/it's 5%.toml");
-        let expected = r#"backlane --config '/etc/it'\''s 5%%.toml' wal fetch %f "%p""#;
-        assert_eq!(restore_command(Some(config)), expected);
+        let expected = r#"backlane --config '/etc/it'\''s 5%%.toml' wal fetch --pieces %f "%p""#;
+        assert_eq!(restore_command(Some(config), Partly::Pieces), expected);
     }
 }

@@ -1,14 +1,16 @@
-//! `backlane wal run`, `push`, `fetch`, `list`, `check`, `expire`: the write-ahead log of PostgreSQL, archived at the server
+//! `backlane wal run`, `receive`, `push`, `fetch`, `list`, `check`, `expire`: the write-ahead log of PostgreSQL, archived at the server
 //! (`docs/design/wal.md`).
 
+pub(super) mod expire;
+mod receive;
+
 use super::{
-    maintain::{self, Place as _},
     server::time,
     session::{self, Client},
 };
 use crate::{
     Context,
-    cli::{WalCommand, WalExpireArgs, WalFetchArgs, WalPushArgs, WalReadArgs, WalRunArgs},
+    cli::{WalCommand, WalFetchArgs, WalPushArgs, WalReadArgs, WalRunArgs},
     config::{self, ClientFile},
     failure::Advise,
     output::{Outcome, bytes, table},
@@ -16,14 +18,12 @@ use crate::{
 };
 use anyhow::{Context as _, Result, bail};
 use backlane_client::wal::{
-    self, Archive, Fetched, Spooler,
+    self, Archive, Fetched, Partly, Spooler,
     archive::{self, ArchivedSystem, ArchivedTimeline, Gap},
-    expire::Needed,
 };
 use backlane_net::Session;
-use backlane_proto::{ObjectId, ObjectKind, ObjectName, WalName};
-use backlane_server::Removal;
-use backlane_source::postgres::{BaseBackup, Control, Lsn, TAG};
+use backlane_proto::{ObjectId, ObjectKind, WalName};
+use backlane_source::postgres::{Control, Lsn};
 use rustix::fs::Mode;
 use sd_notify::NotifyState;
 use serde::Serialize;
@@ -55,11 +55,12 @@ const TERMINATED: i32 = 143;
 pub(super) fn run(command: &WalCommand, context: &Context) -> Result<Outcome> {
     match command {
         WalCommand::Run(args) => serve(args, context),
+        WalCommand::Receive(args) => receive::receive(args, context),
         WalCommand::Push(args) => push(args, context),
         WalCommand::Fetch(args) => fetch(args, context),
         WalCommand::List(args) => list(args, context),
         WalCommand::Check(args) => check(args, context),
-        WalCommand::Expire(args) => expire(args, context),
+        WalCommand::Expire(args) => expire::expire(args, context),
     }
 }
 
@@ -206,7 +207,17 @@ fn fetch(args: &WalFetchArgs, context: &Context) -> Result<Outcome> {
                 .system
         }
     };
-    match wal::fetch(&args.name, &args.target, system, &args.socket.socket)? {
+    let partly = match args.pieces {
+        true => Partly::Pieces,
+        false => Partly::Absent,
+    };
+    match wal::fetch(
+        &args.name,
+        &args.target,
+        system,
+        partly,
+        &args.socket.socket,
+    )? {
         Fetched::Written => Ok(Outcome::Done),
         Fetched::Absent => {
             let name = &args.name;
@@ -400,63 +411,4 @@ fn check(args: &WalReadArgs, context: &Context) -> Result<Outcome> {
         true => Outcome::Done,
         false => Outcome::Failed,
     })
-}
-
-#[derive(Serialize)]
-struct ExpireDocument {
-    dry_run: bool,
-    files: u64,
-    stored_bytes: u64,
-}
-
-fn expire(args: &WalExpireArgs, context: &Context) -> Result<Outcome> {
-    let (host, key_file) = (&args.repository.host, args.repository.key_file.as_deref());
-    let held = maintain::hold_with(host, key_file, Removal::Recoverable, context)?;
-    let (snapshots, damaged) = held.repository().readable_snapshots()?;
-    if let Some(error) = damaged.into_iter().next() {
-        // It may be the oldest base backup.
-        return Err(error)
-            .context("what a damaged snapshot needs is not known, so that nothing is removed");
-    }
-    let mut backups = Vec::new();
-    for snapshot in &snapshots {
-        let description = snapshot.description.as_deref();
-        match description.and_then(BaseBackup::from_description) {
-            Some(backup) => backups.push(backup),
-            None if snapshot.tags.iter().any(|tag| tag == TAG) => bail!(
-                "snapshot {} has the tag {TAG} and doesn't say what WAL it needs, so that nothing is removed",
-                snapshot.id
-            ),
-            None => {}
-        }
-    }
-    let needed = Needed::by(&backups)?;
-    let needed = match &args.before {
-        Some(segment) => needed.from_segment(segment)?,
-        None => needed,
-    };
-    let kind = ObjectKind::Wal;
-    let mut expired = held.list(kind)?;
-    expired.retain(|it| WalName::from_id(it.id).is_some_and(|name| needed.is_expired(name)));
-    if !args.dry_run {
-        for object in &expired {
-            context.check_cancelled()?;
-            held.remove(ObjectName {
-                kind,
-                id: object.id,
-            })?;
-        }
-        held.settle(context)?;
-    }
-    let document = ExpireDocument {
-        dry_run: args.dry_run,
-        files: expired.len() as u64,
-        stored_bytes: expired.iter().map(|it| it.bytes).sum(),
-    };
-    context.output.result(&document, |document| {
-        let verb = if document.dry_run { "would be" } else { "were" };
-        let size = bytes(document.stored_bytes);
-        format!("{} files {verb} removed, {size}\n", document.files)
-    })?;
-    Ok(Outcome::Done)
 }

@@ -1,6 +1,7 @@
 //! Pushes and fetches over a real socket, to a store in memory.
 
 use super::*;
+use crate::wal::Partly;
 use crate::{
     Error,
     wal::{
@@ -123,7 +124,11 @@ impl Bench {
     }
 
     fn fetch(&self, name: &str) -> Result<Fetched, Error> {
-        fetch(name, &self.target(), SYSTEM, &self.socket())
+        self.fetch_or(name, Partly::Absent)
+    }
+
+    fn fetch_or(&self, name: &str, partly: Partly) -> Result<Fetched, Error> {
+        fetch(name, &self.target(), SYSTEM, partly, &self.socket())
     }
 
     fn target(&self) -> PathBuf {
@@ -217,6 +222,7 @@ fn without_a_session_everything_fails_with_the_reason_and_nothing_is_absent() {
         "000000010000000000000007",
         &bench.target(),
         SYSTEM,
+        Partly::Absent,
         &elsewhere,
     ));
     assert!(why.contains("nobody.sock"), "{why}");

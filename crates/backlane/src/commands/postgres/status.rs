@@ -13,7 +13,7 @@ use backlane_client::wal::{
 };
 use backlane_proto::{ObjectId, ObjectKind, WalFile, WalName};
 use backlane_repo::SnapshotInfo;
-use backlane_source::postgres::{BaseBackup, WalMode};
+use backlane_source::postgres::{BaseBackup, Lsn, WalMode};
 use serde::Serialize;
 use std::{
     collections::BTreeMap,
@@ -43,17 +43,19 @@ struct ClusterDocument {
 #[derive(Serialize)]
 struct WindowDocument {
     from: String,
-    /// When the last segment arrived that can be reached.
+    /// When the last segment, or piece of one, arrived that can be reached.
     to: String,
     /// The base backup that it begins with.
     snapshot: String,
-    /// The last segment.
+    /// That one.
     last_wal: String,
 }
 
 #[derive(Serialize)]
 struct NewestDocument {
     file: String,
+    /// The address up to which WAL is archived.
+    lsn: Option<String>,
     arrived: String,
     lag_seconds: u64,
 }
@@ -163,7 +165,7 @@ fn cluster(
     }
     let segments = arrivals.iter().filter_map(|(id, at)| {
         let name = WalName::from_id(*id)?;
-        let is_segment = matches!(name.file, WalFile::Segment(_));
+        let is_segment = matches!(name.file, WalFile::Segment(_) | WalFile::Piece(..));
         (name.system == system && is_segment).then_some((*at, name))
     });
     let newest = segments.max_by_key(|(at, _)| *at);
@@ -174,6 +176,9 @@ fn cluster(
         windows,
         newest_wal: newest.map(|(at, name)| NewestDocument {
             file: name.file_name(),
+            lsn: archived
+                .and_then(ArchivedSystem::newest_address)
+                .map(|address| Lsn(address).to_string()),
             arrived: time(at),
             lag_seconds: now.duration_since(at).unwrap_or(Duration::ZERO).as_secs(),
         }),
@@ -214,8 +219,12 @@ impl ClusterDocument {
         }
         match &self.newest_wal {
             Some(newest) => text.push_str(&format!(
-                "  newest archived WAL: {}, {} ago\n",
+                "  newest archived WAL: {}{}, {} ago\n",
                 newest.file,
+                newest
+                    .lsn
+                    .as_ref()
+                    .map_or(String::new(), |lsn| format!(" (up to {lsn})")),
                 humantime::format_duration(Duration::from_secs(newest.lag_seconds))
             )),
             None => text.push_str("  no WAL is archived\n"),
@@ -297,6 +306,7 @@ mod tests {
             timelines: vec![ArchivedTimeline {
                 timeline: 1,
                 ranges: ranges.iter().map(range).collect(),
+                tail: None,
                 origin: None,
             }],
         };
