@@ -231,6 +231,10 @@ fn whoever_is_killed_what_was_acknowledged_comes_back() -> Result<()> {
 
     // What is in the spool is archived although there is no server to receive from.
     scene.start_receive()?;
+    let receive = scene.receive.as_ref().context("it was started")?;
+    until("it has looked for the server", || {
+        Ok(receive.said().contains("not receiving"))
+    })?;
     scene.end_receive(Signal::TERM)?.success()?;
     let checked = scene.run(&["wal", "check"])?.success()?.json()?;
     ensure!(checked["clean"] == true, "{checked}");
