@@ -275,3 +275,52 @@ fn a_push_that_dies_leaves_nothing_and_its_room_to_others() {
     assert_eq!(bench.objects.writes.load(Ordering::Relaxed), 0);
     bench.push(&bench.ready(7)).unwrap();
 }
+
+#[test]
+fn a_receiver_that_begins_anew_goes_on_where_the_pieces_end_and_keeps_the_newest_file() {
+    let bench = Bench::new();
+    let spool = bench.directory.path().join("spool");
+    fs::create_dir(&spool).unwrap();
+    let whole = segment(1, 7, 9);
+    let name = "000000010000000000000007";
+    let receiver = || crate::wal::Receiver::new(&spool, &bench.socket());
+    let grow = |written: usize| {
+        let mut content = whole.clone();
+        content[written..].fill(0);
+        fs::write(spool.join(format!("{name}.partial")), content).unwrap();
+    };
+    let stored = || bench.objects.stored.lock().unwrap().len();
+    let mut first = receiver();
+    for (written, pieces) in [(100, 1), (5000, 2), (5000, 2)] {
+        grow(written);
+        first.pass().unwrap();
+        assert_eq!(stored(), pieces);
+    }
+    grow(9000);
+    let mut second = receiver();
+    second.pass().unwrap();
+    assert_eq!(stored(), 3);
+    let fetched = bench.fetch_or(name, Partly::Pieces).unwrap();
+    assert_eq!(fetched, Fetched::Written);
+    let partial = fs::read(spool.join(format!("{name}.partial"))).unwrap();
+    assert!(
+        fs::read(bench.target()).unwrap() == partial,
+        "another segment"
+    );
+    assert_eq!(bench.fetch(name).unwrap(), Fetched::Absent);
+
+    // Whole, and the newest: it stays until there is a later one.
+    fs::write(spool.join(name), &whole).unwrap();
+    fs::remove_file(spool.join(format!("{name}.partial"))).unwrap();
+    second.pass().unwrap();
+    assert_eq!(bench.fetch(name).unwrap(), Fetched::Written);
+    assert!(spool.join(name).exists());
+    fs::write(
+        spool.join("000000010000000000000008.partial"),
+        vec![0; 1 << 20],
+    )
+    .unwrap();
+    second.pass().unwrap();
+    assert!(!spool.join(name).exists());
+    assert!(spool.join("000000010000000000000008.partial").exists());
+}
