@@ -451,14 +451,14 @@ impl<'a> Pipeline<'a> {
     fn work(&self) -> Result<(), RepoError> {
         let mut compressor = Compressor::new(self.level)?;
         while let Some(job) = self.pool.take() {
-            if self.must_end() {
-                self.pool.end();
-                break;
-            }
             match job {
                 Job::File(file) => self.read(&mut compressor, *file)?,
                 Job::Piece(piece) => self.store_piece(&mut compressor, piece)?,
                 Job::Tree(whole) => self.store_trees(&mut compressor, *whole)?,
+            }
+            // It may have been given up half-way, and be the last that there was: the others would wait for ever.
+            if self.must_end() {
+                self.pool.end();
             }
         }
         Ok(())

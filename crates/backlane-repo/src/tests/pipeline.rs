@@ -1,13 +1,17 @@
 //! What holds however many threads a backup has, and however large a file or a directory is.
 
+use std::io::{self, Read};
 use std::num::NonZero;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::support::{
     MadeUp, back_up, content, dir, file, memory_repository, nodes, noise, options, other, read_as,
+    snapshots,
 };
-use crate::{ArchiveOptions, CheckOptions, FileKind, Parent, RepoError, Repository, Source};
+use crate::{
+    ArchiveOptions, Cancel, CheckOptions, FileKind, Parent, RepoError, Repository, Source,
+};
 
 const MIB: usize = 1 << 20;
 
@@ -126,7 +130,7 @@ fn the_list_of_a_large_directory_is_whole_and_the_same_again() {
 fn a_source_that_panics_fails_the_backup_in_its_words() {
     let (_, repository) = memory_repository();
     let opens = MadeUp::new(|| {
-        let panics = || -> std::io::Result<_> { panic!("what a source says") };
+        let panics = || -> io::Result<_> { panic!("what a source says") };
         vec![file(b"/a", noise(1, 100)), read_as(b"/b", 10, panics)]
     });
     let walks = MadeUp::streaming(|| {
@@ -144,6 +148,36 @@ fn a_source_that_panics_fails_the_backup_in_its_words() {
     assert_eq!(back_up(&repository, mixed()).files_new, 205);
 }
 
+/// Gives the same for ever, and cancels after a while.
+struct Endless(Cancel, usize);
+
+impl Read for Endless {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.1 += 1;
+        if self.1 == 100 {
+            self.0.cancel();
+        }
+        Ok(buffer.len())
+    }
+}
+
+#[test]
+fn the_last_file_of_all_can_be_given_up() {
+    let (store, repository) = memory_repository();
+    let options = on_threads(2);
+    let cancel = options.cancel.clone();
+    let source = MadeUp::new(move || {
+        let endless = Endless(cancel.clone(), 0);
+        vec![read_as(b"/endless", 1 << 50, move || {
+            Ok(Box::new(endless) as _)
+        })]
+    });
+    let ended = repository.archive(&options, Arc::clone(&source) as Arc<dyn Source>);
+    assert!(matches!(ended, Err(RepoError::Cancelled)), "{ended:?}");
+    assert_eq!(source.warnings(), []);
+    assert_eq!(snapshots(&store), 0);
+}
+
 #[test]
 fn few_files_are_begun_before_others_are_done() {
     let (_, repository) = memory_repository();
@@ -159,7 +193,7 @@ fn few_files_are_begun_before_others_are_done() {
                 let waiting = Arc::clone(&waiting);
                 read_as(format!("/{n:04}").as_bytes(), 0, move || {
                     waiting.fetch_sub(1, Ordering::SeqCst);
-                    Ok(Box::new(std::io::empty()) as _)
+                    Ok(Box::new(io::empty()) as _)
                 })
             });
             Box::new(entries)
