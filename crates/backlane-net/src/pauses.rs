@@ -28,10 +28,15 @@ impl Pauses {
 
     /// What was attempted has ended; when this returns, the next attempt begins.
     pub(crate) async fn pause(&mut self) {
+        self.pause_at_most(PAUSE_MAX).await;
+    }
+
+    /// The same, but soon: there is more hope than the attempts before gave.
+    pub(crate) async fn pause_at_most(&mut self, most: Duration) {
         if self.begun.elapsed() >= LASTED {
             self.next = PAUSE_MIN;
         }
-        sleep(self.next).await;
+        sleep(self.next.min(most)).await;
         self.next = (self.next * 2).min(PAUSE_MAX);
         self.begun = Instant::now();
     }
@@ -55,5 +60,17 @@ mod tests {
             seen.push(paused(lasted).await);
         }
         assert_eq!(seen, [1, 2, 4, 8, 16, 32, 60, 60, 1, 2]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_short_pause_makes_the_next_ones_no_shorter() {
+        let mut pauses = Pauses::new();
+        let mut seen = Vec::new();
+        for most in [60, 60, 60, 4, 4, 60] {
+            let begun = Instant::now();
+            pauses.pause_at_most(Duration::from_secs(most)).await;
+            seen.push(begun.elapsed().as_secs());
+        }
+        assert_eq!(seen, [1, 2, 4, 4, 4, 32]);
     }
 }

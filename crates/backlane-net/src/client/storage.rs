@@ -39,7 +39,11 @@ use uuid::Uuid;
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(20);
 
 /// Pause before storage is tried again on a pool that isn't left.
-const BIND_AGAIN_AFTER: Duration = Duration::from_secs(5);
+const BIND_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// How long a client waits at most that can open the pool while the server can't, and how often.
+const EARLY_PAUSE: Duration = Duration::from_secs(4);
+const EARLY_MAX: u32 = 8;
 
 /// How long a thread waits for a coordinator at a time.
 const READY_STEP_WAIT: Duration = Duration::from_millis(250);
@@ -71,6 +75,8 @@ struct Held {
     pool: Option<(Pool, SlotIndex)>,
     /// The server has proved itself behind this pool.
     bound: bool,
+    /// It has, since the pool was joined.
+    used: bool,
     /// The events connection stands.
     attached: bool,
     /// When the driver was last told that the server lives.
@@ -110,6 +116,8 @@ impl Keeper {
     /// Joins the pool, and again whenever it was left.
     pub(super) async fn run(self) {
         let mut pauses = Pauses::new();
+        // How often the devices were there, and the server wasn't ready.
+        let mut early = 0;
         let mut membership = self.hand.membership.subscribe();
         while self.hand.is_there() {
             let joined = join(self.choice.clone(), self.host.clone(), &self.hand).await;
@@ -121,13 +129,20 @@ impl Keeper {
                     let left = async { drop(membership.wait_for(left).await) };
                     // That none stands matters to whoever needs one, who asks again.
                     let (_, ()) = tokio::join!(self.hand.stand(&joined), left);
+                    early = if self.hand.was_used() { 0 } else { early + 1 };
                 }
                 Err(down) => {
                     self.hand.leave(Membership::Absent(down));
+                    early = 0;
                 }
             }
+            // Devices that were lost to both sides return to both, and whoever comes second needn't wait for long.
+            let most = match early {
+                1..=EARLY_MAX => EARLY_PAUSE,
+                _ => Duration::MAX,
+            };
             tokio::select! {
-                () = pauses.pause() => {}
+                () = pauses.pause_at_most(most) => {}
                 () = self.hand.wanted.notified() => {}
             }
         }
@@ -441,6 +456,7 @@ impl Hand {
             Some(pool.clone())
         } else {
             held.bound = false;
+            held.used = false;
             held.pool
                 .replace((pool.clone(), slot))
                 .map(|(before, _)| before)
@@ -451,10 +467,16 @@ impl Hand {
         }
     }
 
+    /// Whether a data pair was open since the pool was joined.
+    fn was_used(&self) -> bool {
+        self.lock().used
+    }
+
     /// The data pair through the pool is open.
     fn bind(&self) {
         let mut held = self.lock();
         held.bound = true;
+        held.used = true;
         held.tell();
     }
 
