@@ -202,7 +202,10 @@ fn recovery_ends_where_it_is_told_to() -> Result<()> {
         ];
         let mut restored = world.restored("restored", &[&how[..], more].concat(), &["-n"])?;
         let settings = fs::read_to_string(restored.data.join("postgresql.auto.conf"))?;
-        ensure!(settings.matches("wal fetch %f").count() == 1, "{settings}");
+        ensure!(
+            settings.matches("wal fetch --pieces %f").count() == 1,
+            "{settings}"
+        );
         restored.start(&[&fetched])?;
         restored.says("SELECT pg_is_in_recovery()", "f")?;
         let found = restored.sql("SELECT count(*) FROM steps")?;
