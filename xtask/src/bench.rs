@@ -109,7 +109,8 @@ fn image(directory: &Path, name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-fn must(command: &mut Command) -> Result<()> {
+/// Runs a command, which has to succeed.
+pub(crate) fn must(command: &mut Command) -> Result<()> {
     let status = command
         .status()
         .with_context(|| format!("cannot start {command:?}"))?;

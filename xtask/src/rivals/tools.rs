@@ -1,5 +1,6 @@
 //! The tools, and what a run of one takes.
 
+use crate::bench::must;
 use anyhow::{Context, Result, ensure};
 use std::{
     fs,
@@ -345,12 +346,4 @@ impl Drop for Place {
     fn drop(&mut self) {
         self.stop();
     }
-}
-
-fn must(command: &mut Command) -> Result<()> {
-    let status = command
-        .status()
-        .with_context(|| format!("cannot start {command:?}"))?;
-    ensure!(status.success(), "{command:?}: {status}");
-    Ok(())
 }
