@@ -1,9 +1,8 @@
 //! The repository: rustic_core behind one crate, and its backend over a blocking trait.
 //!
 //! Repositories have the restic format, version 2. This is the only crate that names rustic_core, and none of its types
-//! appears in an interface. What rustic_core does: init, keys, check, forget, prune. What is done
-//! here, in the same format, because it is what the time goes into: backup ([`Repository::archive`]); and what restore
-//! stands on: index, trees and blobs ([`Reader`]).
+//! appears in an interface. What rustic_core does: init, keys, check, forget, prune. What is done here, in the same
+//! format: backup ([`Repository::archive`]), and what restore stands on, index, trees and blobs ([`Reader`]).
 //!
 //! Invariants:
 //! - A write that was acknowledged early is durable before anything that refers to it is written, and visible to every

@@ -83,7 +83,7 @@ impl Cut {
                 continue;
             }
             let part = &bytes[self.at..until];
-            // Before the shortest chunk's end nothing is zero in all of no bits.
+            // Nothing ends before the shortest chunk does.
             let found = match mask {
                 Some(mask) => gear.find(&mut self.hash, part, mask),
                 None => {

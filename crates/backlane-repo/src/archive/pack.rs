@@ -17,7 +17,7 @@ use crate::error::RepoError;
 use crate::headers::write_header;
 use crate::index::{BlobId, BlobJson, BlobKind, HexId, KindJson, PackJson};
 use crate::repository::{Inner, PACK_BLOBS_MAX, PACK_TARGET_BYTES, TREE_PACK_TARGET_BYTES};
-use crate::seal::{SEAL_BYTES, sha256};
+use crate::seal::sha256;
 
 /// Packs of pieces of files that are open at once.
 const OPEN_PACKS_MAX: usize = 4;
@@ -247,5 +247,3 @@ fn unsealed() -> RepoError {
         what: "the system has no randomness".to_owned(),
     }
 }
-
-const _: () = assert!(SEAL_BYTES == 32);

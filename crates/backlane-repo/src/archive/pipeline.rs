@@ -8,33 +8,29 @@
 //! nothing is begun any more; memory is bounded by the number of threads, whatever is backed up, but for the lists of
 //! directories that are open and what is known of blobs.
 
+mod walk;
+mod work;
+
 use std::any::Any;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use super::chunker::{BYTES_MIN, Cut, Gear};
-use super::compress::Compressor;
+use super::chunker::Gear;
 use super::known::Known;
-use super::node::{Draft, Leads};
-use super::order::{Order, parts};
-use super::pack::{Blob, Packer};
-use super::pool::{Job, Pool};
-use super::previous::{Previous, is_unchanged};
-use super::read::{Buffer, Buffers, Content, STEP_BYTES};
-use super::trees::{Before, Ended, Own, Place, Trees, Whole};
+use super::node::Draft;
+use super::pack::Packer;
+use super::pool::Pool;
+use super::read::Buffers;
+use super::trees::{Place, Trees, Whole};
 use super::{Cancel, DryRun};
 use crate::error::RepoError;
-use crate::index::{BlobId, BlobKind};
-use crate::node::{FileKind, Metadata};
+use crate::index::BlobId;
 use crate::reader::Reader;
-use crate::seal::sha256;
-use crate::source::{Entry, OpenFile, Source, Warning, WarningKind};
-
-/// What the directories above what is backed up are like where the source doesn't say.
-const MODE_UNKNOWN: u32 = 0o755;
+use crate::source::{OpenFile, Source, Warning, WarningKind};
+use work::Piece;
 
 /// A backup under way.
 pub(crate) struct Pipeline<'a> {
@@ -79,6 +75,15 @@ pub(crate) struct ByChange {
 }
 
 impl ByChange {
+    fn add(&self, change: Change) {
+        let count = match change {
+            Change::New => &self.new,
+            Change::Changed => &self.changed,
+            Change::Unmodified => &self.unmodified,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// All of them.
     pub(crate) fn total(&self) -> u64 {
         let counts = [&self.new, &self.changed, &self.unmodified];
@@ -108,40 +113,6 @@ enum Change {
     New,
     Changed,
     Unmodified,
-}
-
-/// A file of more than one piece.
-struct Large(Mutex<LargeState>);
-
-struct LargeState {
-    /// What isn't known yet is `None`.
-    content: Vec<Option<BlobId>>,
-    unknown: usize,
-    bytes: u64,
-    reading: Reading,
-    entry: Option<Unread>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Reading {
-    GoesOn,
-    Ended,
-    Failed,
-}
-
-/// A piece of a large file.
-struct Piece {
-    of: Arc<Large>,
-    number: usize,
-    buffer: Buffer,
-}
-
-/// A directory that the walk is in.
-struct Open {
-    /// Its path, without a slash at the beginning; nothing for the root.
-    path: Vec<u8>,
-    number: u64,
-    previous: Previous,
 }
 
 /// What a pipeline needs to know.
@@ -263,451 +234,8 @@ impl<'a> Pipeline<'a> {
         self.source.warn(warning);
     }
 
-    // The walk.
-
-    fn walk(&self, parent: Option<BlobId>) -> Result<(), RepoError> {
-        let before = parent.map_or(Before::NotThere, Before::Tree);
-        let mut open = vec![self.enter(Vec::new(), None, before)?];
-        let mut order = Order::default();
-        for found in self.source.entries() {
-            if self.must_end() {
-                break;
-            }
-            let entry = match found {
-                Ok(entry) => entry,
-                Err(warning) => {
-                    self.tell(&warning);
-                    continue;
-                }
-            };
-            if let Err(what) = order.admit(&entry) {
-                let path = entry.path;
-                return Err(RepoError::BadSource { path, what });
-            }
-            if entry.path != b"/" {
-                self.trees.wait_for_room(|| self.must_end());
-                self.visit(&mut open, entry)?;
-            }
-        }
-        if self.must_end() {
-            self.pool.end();
-            return Ok(());
-        }
-        while let Some(last) = open.pop() {
-            self.leave(&last);
-        }
-        Ok(())
-    }
-
-    /// Makes a directory the current one.
-    fn enter(&self, path: Vec<u8>, own: Option<Own>, before: Before) -> Result<Open, RepoError> {
-        let read = match before {
-            Before::Tree(id) => Previous::read(self.reader, id)?,
-            _ => None,
-        };
-        let before = match read {
-            None if before != Before::NotThere => Before::Different,
-            _ => before,
-        };
-        Ok(Open {
-            path,
-            number: self.trees.open(own, before),
-            previous: read.unwrap_or_else(Previous::nothing),
-        })
-    }
-
-    fn leave(&self, open: &Open) {
-        if let Some(whole) = self.trees.close(open.number) {
-            self.pool.push_tree(Box::new(whole));
-        }
-    }
-
-    /// Puts an entry into its directory, which becomes the current one, or makes it that.
-    fn visit(&self, open: &mut Vec<Open>, entry: Entry) -> Result<(), RepoError> {
-        let relative = entry
-            .path
-            .strip_prefix(b"/")
-            .unwrap_or(&entry.path)
-            .to_vec();
-        let relative = relative.as_slice();
-        let depth = |open: &Vec<Open>| open.last().map_or(0, |last| last.path.len());
-        while open.len() > 1
-            && !open
-                .last()
-                .is_some_and(|last| is_below(relative, &last.path))
-        {
-            if let Some(last) = open.pop() {
-                self.leave(&last);
-            }
-        }
-        let skip = if open.len() > 1 { depth(open) + 1 } else { 0 };
-        let mut names = parts(&relative[skip..]).peekable();
-        while let Some(name) = names.next() {
-            if names.peek().is_none() {
-                return self.add(open, name.to_vec(), entry);
-            }
-            let meta = Metadata {
-                mode: Some(MODE_UNKNOWN),
-                ..Metadata::default()
-            };
-            let draft = Draft {
-                name: name.to_vec(),
-                kind: FileKind::Directory,
-                meta,
-            };
-            self.add_directory(open, draft)?;
-        }
-        Ok(())
-    }
-
-    fn add_directory(&self, open: &mut Vec<Open>, draft: Draft) -> Result<(), RepoError> {
-        let Some(above) = open.last_mut() else {
-            return Ok(());
-        };
-        let before = match above.previous.take(&draft.name) {
-            None => Before::NotThere,
-            Some(node) => node.subtree.map_or(Before::Different, Before::Tree),
-        };
-        let mut path = above.path.clone();
-        if open.len() > 1 {
-            path.push(b'/');
-        }
-        path.extend_from_slice(&draft.name);
-        let place = self
-            .trees
-            .place(open.last().map_or(0, |above| above.number));
-        let own = Own { place, draft };
-        open.push(self.enter(path, Some(own), before)?);
-        Ok(())
-    }
-
-    fn add(&self, open: &mut Vec<Open>, name: Vec<u8>, entry: Entry) -> Result<(), RepoError> {
-        let Entry {
-            path,
-            kind,
-            meta,
-            open: file,
-        } = entry;
-        let mut draft = Draft { name, kind, meta };
-        for what in draft.purge() {
-            self.warn(&path, WarningKind::Incomplete, what);
-        }
-        if draft.kind == FileKind::Directory {
-            return self.add_directory(open, draft);
-        }
-        let Some(above) = open.last_mut() else {
-            return Ok(());
-        };
-        let before = above.previous.take(&draft.name);
-        let place = self.trees.place(above.number);
-        let is_there = |id: &BlobId| self.known.was_there(BlobKind::Data, *id);
-        let change = match &before {
-            None => Change::New,
-            Some(before)
-                if is_unchanged(before, &draft.kind, &draft.meta)
-                    && before.content.iter().all(is_there) =>
-            {
-                Change::Unmodified
-            }
-            Some(_) => Change::Changed,
-        };
-        if draft.kind == FileKind::File && !matches!(change, Change::Unmodified) {
-            let entry = Unread {
-                draft,
-                place,
-                change,
-            };
-            self.pool.push_file(Box::new(File {
-                path,
-                open: file,
-                entry,
-            }));
-            return Ok(());
-        }
-        let content = before.map_or_else(Vec::new, |before| before.content);
-        let leads = match draft.kind {
-            FileKind::File => Leads::ToContent(&content),
-            _ => Leads::Nowhere,
-        };
-        self.count(change, draft.meta.size);
-        let whole = self.trees.fill(place, Some(draft.json(leads)?))?;
-        debug_assert!(whole.is_none(), "the walk is still in it");
-        Ok(())
-    }
-
     fn count(&self, change: Change, bytes: u64) {
-        let by = &self.counts.files;
-        let count = match change {
-            Change::New => &by.new,
-            Change::Changed => &by.changed,
-            Change::Unmodified => &by.unmodified,
-        };
-        count.fetch_add(1, Ordering::Relaxed);
+        self.counts.files.add(change);
         self.counts.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
-
-    // The work.
-
-    fn work(&self) -> Result<(), RepoError> {
-        let mut compressor = Compressor::new(self.level)?;
-        while let Some(job) = self.pool.take() {
-            match job {
-                Job::File(file) => self.read(&mut compressor, *file)?,
-                Job::Piece(piece) => self.store_piece(&mut compressor, piece)?,
-                Job::Tree(whole) => self.store_trees(&mut compressor, *whole)?,
-            }
-            // It may have been given up half-way, and be the last that there was: the others would wait for ever.
-            if self.must_end() {
-                self.pool.end();
-            }
-        }
-        Ok(())
-    }
-
-    fn read(&self, compressor: &mut Compressor, file: File) -> Result<(), RepoError> {
-        let File { path, open, entry } = file;
-        let missing = || std::io::Error::other("the source gave no way to open it");
-        let mut content = match open.ok_or_else(missing).and_then(OpenFile::open) {
-            Ok(opened) => Content::new(opened, entry.draft.meta.size),
-            Err(error) => {
-                let reason = format!("can't be opened: {error}");
-                self.warn(&path, WarningKind::LeftOut, reason);
-                return self.finish(compressor, entry, None);
-            }
-        };
-        let mut buffer = self.buffers.take();
-        if !self.fill(&path, &mut content, &mut buffer, BYTES_MIN) {
-            return self.finish(compressor, entry, None);
-        }
-        if !content.has_ended() {
-            return self.read_large(compressor, (&path, entry), content, buffer);
-        }
-        drop(content);
-        let bytes = buffer.filled().len() as u64;
-        let mut ids = Vec::new();
-        if bytes > 0 {
-            ids.push(self.store(compressor, BlobKind::Data, buffer.filled())?);
-        }
-        self.buffers.give_back(buffer);
-        self.finish(compressor, entry, Some((ids, bytes)))
-    }
-
-    /// Reads on. Whether that went well; otherwise the source was told.
-    fn fill(&self, path: &[u8], content: &mut Content, buffer: &mut Buffer, more: usize) -> bool {
-        match content.fill(buffer, more) {
-            Ok(None) => true,
-            Ok(Some(left)) => {
-                let reason = format!("shrank by {left} bytes while it was read");
-                self.warn(path, WarningKind::Incomplete, reason);
-                true
-            }
-            Err(_) if self.must_end() => false,
-            Err(error) => {
-                let reason = format!("can't be read: {error}");
-                self.warn(path, WarningKind::LeftOut, reason);
-                false
-            }
-        }
-    }
-
-    fn read_large(
-        &self,
-        compressor: &mut Compressor,
-        (path, entry): (&[u8], Unread),
-        mut content: Content,
-        mut buffer: Buffer,
-    ) -> Result<(), RepoError> {
-        let large = Arc::new(Large(Mutex::new(LargeState {
-            content: Vec::new(),
-            unknown: 0,
-            bytes: 0,
-            reading: Reading::GoesOn,
-            entry: Some(entry),
-        })));
-        let mut cut = Cut::default();
-        let reading = loop {
-            if self.must_end() {
-                return Ok(());
-            }
-            if let Some(size) = cut.find(&self.gear, buffer.filled()) {
-                cut = Cut::default();
-                let mut rest = self.buffers.take();
-                buffer.split_into(size, &mut rest);
-                let whole = mem::replace(&mut buffer, rest);
-                self.hand_in(compressor, &large, whole)?;
-            } else if content.has_ended() {
-                break Reading::Ended;
-            } else if !self.fill(path, &mut content, &mut buffer, STEP_BYTES) {
-                break Reading::Failed;
-            }
-        };
-        drop(content);
-        match reading {
-            Reading::Ended if !buffer.filled().is_empty() => {
-                self.hand_in(compressor, &large, buffer)?;
-            }
-            _ => self.buffers.give_back(buffer),
-        }
-        let mut state = large.state();
-        state.reading = reading;
-        self.finish_large(compressor, state)
-    }
-
-    /// Hands in a piece, or stores it at once.
-    fn hand_in(
-        &self,
-        compressor: &mut Compressor,
-        large: &Arc<Large>,
-        buffer: Buffer,
-    ) -> Result<(), RepoError> {
-        let mut state = large.state();
-        let number = state.content.len();
-        state.content.push(None);
-        state.unknown += 1;
-        state.bytes += buffer.filled().len() as u64;
-        drop(state);
-        let of = Arc::clone(large);
-        match self.pool.offer(Piece { of, number, buffer }) {
-            Ok(()) => Ok(()),
-            Err(piece) => self.store_piece(compressor, piece),
-        }
-    }
-
-    fn store_piece(&self, compressor: &mut Compressor, piece: Piece) -> Result<(), RepoError> {
-        let id = self.store(compressor, BlobKind::Data, piece.buffer.filled())?;
-        self.buffers.give_back(piece.buffer);
-        let mut state = piece.of.state();
-        state.content[piece.number] = Some(id);
-        state.unknown -= 1;
-        self.finish_large(compressor, state)
-    }
-
-    /// Ends a file, when all of it is known.
-    fn finish_large(
-        &self,
-        compressor: &mut Compressor,
-        mut state: MutexGuard<'_, LargeState>,
-    ) -> Result<(), RepoError> {
-        if state.reading == Reading::GoesOn || state.unknown > 0 {
-            return Ok(());
-        }
-        let Some(entry) = state.entry.take() else {
-            return Ok(());
-        };
-        let ids = mem::take(&mut state.content)
-            .into_iter()
-            .flatten()
-            .collect();
-        let content = (state.reading == Reading::Ended).then_some((ids, state.bytes));
-        drop(state);
-        self.finish(compressor, entry, content)
-    }
-
-    /// Puts an entry into its directory with its content, or drops it.
-    fn finish(
-        &self,
-        compressor: &mut Compressor,
-        entry: Unread,
-        content: Option<(Vec<BlobId>, u64)>,
-    ) -> Result<(), RepoError> {
-        let Unread {
-            mut draft,
-            place,
-            change,
-        } = entry;
-        let json = match content {
-            None => None,
-            Some((ids, bytes)) => {
-                draft.meta.size = bytes;
-                self.count(change, bytes);
-                Some(draft.json(Leads::ToContent(&ids))?)
-            }
-        };
-        match self.trees.fill(place, json)? {
-            Some(whole) => self.store_trees(compressor, whole),
-            None => Ok(()),
-        }
-    }
-
-    /// Stores a directory, and those above that are whole with it.
-    fn store_trees(&self, compressor: &mut Compressor, first: Whole) -> Result<(), RepoError> {
-        let mut next = Some(first);
-        while let Some(whole) = next.take() {
-            let id = self.store_list(compressor, whole.list.end()?)?;
-            let by = &self.counts.directories;
-            let count = match whole.before {
-                Before::NotThere => &by.new,
-                Before::Tree(before) if before == id => &by.unmodified,
-                _ => &by.changed,
-            };
-            count.fetch_add(1, Ordering::Relaxed);
-            let Some(own) = whole.own else {
-                self.outcome().root = Some(id);
-                self.pool.end();
-                return Ok(());
-            };
-            let json = own.draft.json(Leads::ToTree(id))?;
-            next = self.trees.fill(own.place, Some(json))?;
-        }
-        Ok(())
-    }
-
-    fn store_list(&self, compressor: &mut Compressor, list: Ended) -> Result<BlobId, RepoError> {
-        let kind = BlobKind::Tree;
-        let (id, bytes) = match list {
-            Ended::Small(json) => (self.store(compressor, kind, &json)?, json.len() as u64),
-            Ended::Large {
-                id,
-                compressed,
-                plain_length,
-            } => {
-                if self.known.claim(kind, id) {
-                    self.packer.add(&Blob {
-                        kind,
-                        id,
-                        stored: &compressed,
-                        plain_length,
-                        is_compressed: true,
-                    })?;
-                }
-                (id, plain_length.into())
-            }
-        };
-        self.counts.list_bytes.fetch_add(bytes, Ordering::Relaxed);
-        Ok(id)
-    }
-
-    /// Stores a blob, if it isn't known.
-    fn store(
-        &self,
-        compressor: &mut Compressor,
-        kind: BlobKind,
-        plain: &[u8],
-    ) -> Result<BlobId, RepoError> {
-        let id = BlobId(sha256(plain));
-        if self.known.claim(kind, id) {
-            let plain_length = u32::try_from(plain.len());
-            let (stored, is_compressed) = compressor.compress(plain)?;
-            self.packer.add(&Blob {
-                kind,
-                id,
-                stored,
-                plain_length: plain_length.unwrap_or(u32::MAX),
-                is_compressed,
-            })?;
-        }
-        Ok(id)
-    }
-}
-
-impl Large {
-    fn state(&self) -> MutexGuard<'_, LargeState> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Whether a path leads to something below a directory.
-fn is_below(path: &[u8], directory: &[u8]) -> bool {
-    let rest = path.strip_prefix(directory);
-    rest.is_some_and(|rest| rest.starts_with(b"/"))
 }
