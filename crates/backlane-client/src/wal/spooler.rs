@@ -198,9 +198,7 @@ impl Spooler {
         tracing::info!(object = %object(name), bytes = file.len(), "fetched");
         Answer::File(file)
     }
-}
 
-impl Spooler {
     /// A segment, of its pieces where it isn't there whole.
     fn fetch_pieces(self: &Arc<Self>, name: WalName) -> Answer {
         let whole = self.fetch(name);

@@ -17,8 +17,9 @@ pub struct Span {
 }
 
 impl ArchivedSystem {
-    /// The last segment or piece to which recovery from a base backup comes without a gap, on the newest timeline that leaves its own
-    /// behind its end, as recovery to the latest timeline does. `None` if it doesn't come to the backup's end.
+    /// The last segment or piece to which recovery from a base backup comes without a gap, on the newest timeline that
+    /// leaves its own behind its end, as recovery to the latest timeline does. `None` if it doesn't come to the backup's
+    /// end.
     #[must_use]
     pub fn reach(&self, backup: Span) -> Option<WalName> {
         let size = self.segment_bytes?;

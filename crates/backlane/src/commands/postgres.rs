@@ -3,20 +3,14 @@
 
 mod status;
 
-use super::damage::Damage;
 use crate::{
     Context,
     cli::{PostgresBackupArgs, PostgresCommand, PostgresRestoreArgs},
-    failure::Advise,
     output::Outcome,
 };
-use anyhow::{Result, bail};
+use anyhow::Result;
 use backlane_client::{PostgresBackup, PostgresRestore, wal::Partly};
-use backlane_repo::{Repository, SnapshotInfo};
-use backlane_source::{
-    mariadb,
-    postgres::{BaseBackup, TAG},
-};
+use backlane_source::postgres::BaseBackup;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -102,89 +96,9 @@ fn restore_command(config: Option<&Path>, partly: Partly) -> String {
     format!("backlane {config}wal fetch {pieces}%f \"%p\"")
 }
 
-/// Whose backups are asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Postgres,
-    Mariadb,
-}
-
-/// The snapshot that the user names; `latest` is the latest of a cluster, or of a server.
-///
-/// # Errors
-/// When there is none, or of several clusters.
-pub(crate) fn resolve(
-    repository: &Repository,
-    wanted: &str,
-    kind: Kind,
-    damaged: &mut Damage,
-) -> Result<SnapshotInfo> {
-    if wanted != "latest" {
-        return Ok(damaged.resolve(repository, wanted)?);
-    }
-    latest(damaged.snapshots(repository)?, kind)
-}
-
-fn latest(mut snapshots: Vec<SnapshotInfo>, kind: Kind) -> Result<SnapshotInfo> {
-    let (tag, one, several) = match kind {
-        Kind::Postgres => (TAG, "a PostgreSQL cluster", "clusters"),
-        Kind::Mariadb => (mariadb::TAG, "a MariaDB server", "servers"),
-    };
-    snapshots.retain(|snapshot| snapshot.tags.iter().any(|it| it == tag));
-    if snapshots.windows(2).any(|two| two[0].paths != two[1].paths) {
-        return Err(anyhow::anyhow!("there are backups of several {several}")).advise(format!(
-            "name the snapshot by its id; `backlane snapshots --tag {tag}` lists them"
-        ));
-    }
-    match snapshots.pop() {
-        Some(latest) => Ok(latest),
-        None => bail!("there is no backup of {one}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use backlane_proto::ObjectId;
-    use backlane_repo::BlobId;
-
-    fn snapshot(id: u8, path: &str, tag: &str) -> SnapshotInfo {
-        SnapshotInfo {
-            id: ObjectId([id; 32]),
-            time: String::new(),
-            unix_seconds: i64::from(id),
-            host: "a".to_owned(),
-            paths: vec![path.to_owned()],
-            tags: vec![tag.to_owned()],
-            tree: BlobId([0; 32]),
-            parent: None,
-            description: None,
-            program: String::new(),
-            warnings: None,
-            summary: None,
-        }
-    }
-
-    #[test]
-    fn latest_is_the_latest_of_one_cluster() {
-        let mut all = vec![
-            snapshot(1, "/postgresql/7", TAG),
-            snapshot(2, "/postgresql/7", TAG),
-            snapshot(3, "/etc", "nightly"),
-        ];
-        assert_eq!(
-            latest(all.clone(), Kind::Postgres).unwrap().id,
-            ObjectId([2; 32])
-        );
-        assert!(latest(all.clone(), Kind::Mariadb).is_err());
-        assert!(latest(all.split_off(2), Kind::Postgres).is_err());
-        all.push(snapshot(4, "/postgresql/8", TAG));
-        let error = latest(all, Kind::Postgres).unwrap_err();
-        assert!(
-            format!("{error:#}").contains("several clusters"),
-            "{error:#}"
-        );
-    }
 
     #[test]
     fn restored_servers_fetch_wal_by_the_configuration_that_restored_them() {

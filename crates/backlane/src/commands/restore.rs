@@ -4,8 +4,7 @@ use super::{
     damage::Damage,
     documents::{RestoreDocument, WarningsDocument},
     mariadb::RestoredDocument,
-    postgres::{self, Kind},
-    session,
+    postgres as cluster, session,
 };
 use crate::{
     Context,
@@ -14,8 +13,10 @@ use crate::{
     output::{Outcome, bytes, rate},
     progress::Bar,
 };
-use anyhow::Result;
+use anyhow::{Result, bail};
 use backlane_client::{Progress, RestoreOptions, RestoreSummary};
+use backlane_repo::{Repository, SnapshotInfo};
+use backlane_source::{mariadb, postgres};
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt, path::Path, sync::Arc};
 
 /// Restores a snapshot, or a part of one.
@@ -37,7 +38,7 @@ pub(crate) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome> {
         let repository = client.repository()?;
         let wanted = &args.snapshot.snapshot;
         let snapshot = match kind {
-            Some(kind) => postgres::resolve(&repository, wanted, kind, &mut damaged)?,
+            Some(kind) => resolve(&repository, wanted, kind, &mut damaged)?,
             None => damaged.resolve(&repository, wanted)?,
         };
         if (args.delete || args.cluster.delta) && !damaged.is_empty() {
@@ -62,7 +63,7 @@ pub(crate) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome> {
         let progress: Arc<dyn Progress> = bar.clone();
         let target = &args.target;
         let done = if kind == Some(Kind::Postgres) {
-            let how = postgres::how(&args.cluster, args.verify, context);
+            let how = cluster::how(&args.cluster, args.verify, context);
             backlane_client::restore_postgres(&reader, &snapshot, target, &how, &progress, &cancel)
                 .map(|summary| (summary, None))
         } else if kind == Some(Kind::Mariadb) {
@@ -154,4 +155,86 @@ fn text(document: &RestoreDocument) -> String {
         text.push_str(&mariadb.text());
     }
     text
+}
+
+/// Of what a backup is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Postgres,
+    Mariadb,
+}
+
+/// The snapshot that the user names; `latest` is the latest of a cluster, or of a server.
+fn resolve(
+    repository: &Repository,
+    wanted: &str,
+    kind: Kind,
+    damaged: &mut Damage,
+) -> Result<SnapshotInfo> {
+    if wanted != "latest" {
+        return Ok(damaged.resolve(repository, wanted)?);
+    }
+    latest(damaged.snapshots(repository)?, kind)
+}
+
+fn latest(mut snapshots: Vec<SnapshotInfo>, kind: Kind) -> Result<SnapshotInfo> {
+    let (tag, one, several) = match kind {
+        Kind::Postgres => (postgres::TAG, "a PostgreSQL cluster", "clusters"),
+        Kind::Mariadb => (mariadb::TAG, "a MariaDB server", "servers"),
+    };
+    snapshots.retain(|snapshot| snapshot.tags.iter().any(|it| it == tag));
+    if snapshots.windows(2).any(|two| two[0].paths != two[1].paths) {
+        return Err(anyhow::anyhow!("there are backups of several {several}")).advise(format!(
+            "name the snapshot by its id; `backlane snapshots --tag {tag}` lists them"
+        ));
+    }
+    match snapshots.pop() {
+        Some(latest) => Ok(latest),
+        None => bail!("there is no backup of {one}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use backlane_proto::ObjectId;
+    use backlane_repo::BlobId;
+
+    fn snapshot(id: u8, path: &str, tag: &str) -> SnapshotInfo {
+        SnapshotInfo {
+            id: ObjectId([id; 32]),
+            time: String::new(),
+            unix_seconds: i64::from(id),
+            host: "a".to_owned(),
+            paths: vec![path.to_owned()],
+            tags: vec![tag.to_owned()],
+            tree: BlobId([0; 32]),
+            parent: None,
+            description: None,
+            program: String::new(),
+            warnings: None,
+            summary: None,
+        }
+    }
+
+    #[test]
+    fn latest_is_the_latest_of_one_cluster() {
+        let mut all = vec![
+            snapshot(1, "/postgresql/7", postgres::TAG),
+            snapshot(2, "/postgresql/7", postgres::TAG),
+            snapshot(3, "/etc", "nightly"),
+        ];
+        assert_eq!(
+            latest(all.clone(), Kind::Postgres).unwrap().id,
+            ObjectId([2; 32])
+        );
+        assert!(latest(all.clone(), Kind::Mariadb).is_err());
+        assert!(latest(all.split_off(2), Kind::Postgres).is_err());
+        all.push(snapshot(4, "/postgresql/8", postgres::TAG));
+        let error = latest(all, Kind::Postgres).unwrap_err();
+        assert!(
+            format!("{error:#}").contains("several clusters"),
+            "{error:#}"
+        );
+    }
 }

@@ -1,5 +1,5 @@
-//! `backlane wal run`, `receive`, `push`, `fetch`, `list`, `check`, `expire`: the write-ahead log of PostgreSQL, archived at the server
-//! (`docs/design/wal.md`).
+//! `backlane wal run`, `receive`, `push`, `fetch`, `list`, `check`, `expire`: the write-ahead log of PostgreSQL, archived at
+//! the server (`docs/design/wal.md`).
 
 pub(super) mod expire;
 mod receive;
