@@ -314,9 +314,12 @@ impl Inner {
         Err(StoreError::Damaged { name, what }.into())
     }
 
-    /// Seals an object of JSON.
+    /// Seals an object of JSON, compressed where the format's version knows that.
     pub(crate) fn sealed(&self, json: &[u8], doing: &'static str) -> Result<Bytes, RepoError> {
-        let sealed = self.key.seal_object(json);
+        let sealed = match self.config.version {
+            1 => self.key.seal(json),
+            _ => self.key.seal_object(json),
+        };
         sealed.ok_or_else(|| RepoError::Engine {
             doing,
             what: "it can't be sealed".to_owned(),

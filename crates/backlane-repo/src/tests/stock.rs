@@ -68,6 +68,25 @@ fn stock_restic_finds_nothing_wrong_and_restores_the_same() {
 }
 
 #[test]
+fn stock_restic_reads_a_repository_of_version_1_after_a_backup_into_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (root, data) = (folder.path().join("repository"), folder.path().join("data"));
+    make_tree(&data);
+    restic(&root, &["init", "--repository-version", "1"]);
+    let repository = Repository::open(Arc::new(LocalStore::new(&root)), PASSWORD).unwrap();
+    assert_eq!(repository.version(), 1);
+    let walked = data.clone();
+    let source = MadeUp::new(move || walk(&walked));
+    let first = repository.archive(&options(), source.clone()).unwrap();
+    restic(&root, &["check", "--read-data"]);
+    restic(&root, &["ls", &first.snapshot.unwrap().to_string()]);
+    assert!(repository.check(CheckOptions::ReadData).unwrap().is_clean());
+    let second = repository.archive(&options(), source).unwrap();
+    assert_eq!((second.files_new, second.files_changed), (0, 0));
+    assert_eq!(second.files_unmodified, first.files_new);
+}
+
+#[test]
 fn stock_restic_rebuilds_an_index_and_the_next_backup_stores_what_was_lost() {
     let folder = tempfile::tempdir().unwrap();
     let (root, data) = (folder.path().join("repository"), folder.path().join("data"));
