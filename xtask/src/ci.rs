@@ -38,6 +38,11 @@ pub(crate) fn run(root: &Path) -> Result<ExitCode> {
 fn steps(root: &Path) -> Vec<(&'static str, Vec<&'static str>)> {
     let mut steps = vec![
         ("format", vec!["fmt", "--all", "--check"]),
+        // The fuzz targets have a lock file of their own, which a new dependency of a crate leaves behind.
+        (
+            "locks",
+            vec!["fetch", "--locked", "--manifest-path", "fuzz/Cargo.toml"],
+        ),
         ("tidy", vec!["xtask", "tidy"]),
         (
             "clippy",
