@@ -7,6 +7,7 @@ use std::io::{Cursor, Read};
 
 use aws_lc_rs::digest::{Context, SHA256};
 
+use super::trees::BEGINNING;
 use crate::convert::node_from_json;
 use crate::error::Damage;
 use crate::index::{BlobId, BlobPlace};
@@ -14,9 +15,6 @@ use crate::node::Node;
 
 /// What is decompressed at a time.
 const PART_BYTES: usize = 64 << 10;
-
-/// How a list begins, as every program writes it.
-const BEGINNING: &[u8] = b"{\"nodes\":[";
 
 /// A list that is being read.
 pub(crate) struct LongList {

@@ -15,12 +15,19 @@ use aws_lc_rs::digest::{Context, SHA256};
 use super::node::Draft;
 use crate::error::RepoError;
 use crate::index::{BlobId, TREE_BYTES_MAX};
+use crate::seal::SEAL_BYTES;
 
 /// How much JSON may wait for its turn.
 const WAITING_BYTES_MAX: usize = 32 << 20;
 
 /// A list of this size is a large one.
 const LARGE_BYTES: usize = 1 << 20;
+
+/// How a list begins.
+pub(super) const BEGINNING: &[u8] = b"{\"nodes\":[";
+
+/// No list is longer: readers take no blob, sealed or plain, that is.
+const LIST_BYTES_MAX: u64 = (TREE_BYTES_MAX - SEAL_BYTES) as u64;
 
 /// How often a walk that waits for room looks whether the backup goes on.
 const LOOK: Duration = Duration::from_millis(100);
@@ -84,7 +91,10 @@ pub(crate) struct Whole {
 
 /// A directory's list.
 pub(crate) struct List {
+    /// What wasn't handed on.
     json: Vec<u8>,
+    /// All that there is.
+    bytes: u64,
     is_empty: bool,
     large: Option<Box<Large>>,
 }
@@ -93,7 +103,6 @@ pub(crate) struct List {
 struct Large {
     hash: Context,
     compressed: zstd::stream::write::Encoder<'static, Vec<u8>>,
-    plain_bytes: u64,
 }
 
 /// A list that has come to its end.
@@ -215,7 +224,8 @@ impl State {
 impl List {
     fn new() -> Self {
         Self {
-            json: b"{\"nodes\":[".to_vec(),
+            json: BEGINNING.to_vec(),
+            bytes: BEGINNING.len() as u64,
             is_empty: true,
             large: None,
         }
@@ -223,12 +233,21 @@ impl List {
 
     fn push(&mut self, json: &[u8], level: Option<i32>) -> Result<(), RepoError> {
         if !mem::replace(&mut self.is_empty, false) {
-            self.json.push(b',');
+            self.add(b",")?;
         }
-        self.json.extend_from_slice(json);
+        self.add(json)?;
         match level {
             Some(level) if self.json.len() >= LARGE_BYTES => self.hand_on(level),
             _ => Ok(()),
+        }
+    }
+
+    fn add(&mut self, json: &[u8]) -> Result<(), RepoError> {
+        self.json.extend_from_slice(json);
+        self.bytes += json.len() as u64;
+        match self.bytes > LIST_BYTES_MAX {
+            true => Err(too_large()),
+            false => Ok(()),
         }
     }
 
@@ -239,27 +258,21 @@ impl List {
             none => none.insert(Box::new(Large {
                 hash: Context::new(&SHA256),
                 compressed: zstd::stream::write::Encoder::new(Vec::new(), level).map_err(failed)?,
-                plain_bytes: 0,
             })),
         };
         large.hash.update(&self.json);
         large.compressed.write_all(&self.json).map_err(failed)?;
-        large.plain_bytes += self.json.len() as u64;
         self.json.clear();
-        if large.plain_bytes > TREE_BYTES_MAX.into() {
-            return Err(too_large());
-        }
         Ok(())
     }
 
     /// Ends the list.
     pub(crate) fn end(mut self) -> Result<Ended, RepoError> {
-        self.json.extend_from_slice(b"]}\n");
+        self.add(b"]}\n")?;
         if let Some(mut large) = self.large {
             large.hash.update(&self.json);
             large.compressed.write_all(&self.json).map_err(failed)?;
-            large.plain_bytes += self.json.len() as u64;
-            let plain_length = u32::try_from(large.plain_bytes);
+            let plain_length = u32::try_from(self.bytes);
             let mut id = [0; 32];
             id.copy_from_slice(large.hash.finish().as_ref());
             return Ok(Ended::Large {
@@ -268,10 +281,7 @@ impl List {
                 plain_length: plain_length.map_err(|_| too_large())?,
             });
         }
-        match self.json.len() > TREE_BYTES_MAX as usize {
-            true => Err(too_large()),
-            false => Ok(Ended::Small(self.json)),
-        }
+        Ok(Ended::Small(self.json))
     }
 }
 
@@ -285,5 +295,26 @@ fn failed(error: std::io::Error) -> RepoError {
     RepoError::Engine {
         doing: "compressing a directory's list",
         what: error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_list_becomes_longer_than_a_reader_takes() {
+        for level in [None, Some(1)] {
+            let almost = |room: u64| List {
+                bytes: LIST_BYTES_MAX - room,
+                ..List::new()
+            };
+            let mut list = almost(7);
+            list.push(b"{}", level).unwrap();
+            list.push(b"7", level).unwrap();
+            assert!(list.end().is_ok());
+            assert!(almost(1).push(b"{}", level).is_err());
+            assert!(almost(2).end().is_err());
+        }
     }
 }
