@@ -75,7 +75,10 @@ impl<F, P, T> Pool<F, P, T> {
         let blocked = |state: &mut State<F, P, T>| !state.has_ended && full(state);
         let state = self.room.wait_while(self.state(), blocked);
         let mut state = state.unwrap_or_else(PoisonError::into_inner);
-        push(&mut state);
+        // What comes after the end is dropped, as what was there before it.
+        if !state.has_ended {
+            push(&mut state);
+        }
         drop(state);
         self.work.notify_one();
     }
@@ -135,5 +138,23 @@ impl<F, P, T> Pool<F, P, T> {
     /// Whether it has ended.
     pub(crate) fn has_ended(&self) -> bool {
         self.state().has_ended
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn nothing_stays_after_the_end() {
+        let file = Arc::new(());
+        let pool = Pool::<_, (), ()>::new(1);
+        pool.push_file(Arc::clone(&file));
+        pool.end();
+        pool.push_file(Arc::clone(&file));
+        assert_eq!(Arc::strong_count(&file), 1);
+        assert!(pool.take().is_none());
     }
 }
