@@ -165,8 +165,8 @@ struct Adapter {
 }
 
 impl backlane_repo::Source for Adapter {
-    fn count(&self) {
-        let (items, bytes) = self.counted.count();
+    fn count(&self, is_over: &dyn Fn() -> bool) {
+        let (items, bytes) = self.counted.count(is_over);
         self.reporter.progress.total(items, bytes);
     }
 

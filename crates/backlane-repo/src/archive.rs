@@ -215,7 +215,8 @@ impl Repository {
         });
         let root = thread::scope(|scope| {
             scope.spawn(|| {
-                let expect = || expect(source.as_ref(), parent.as_ref());
+                let is_over = || pipeline.has_ended();
+                let expect = || expect(source.as_ref(), parent.as_ref(), &is_over);
                 // It serves the progress display alone.
                 drop(catch_unwind(AssertUnwindSafe(expect)));
             });
@@ -391,13 +392,13 @@ impl Pipeline<'_> {
 }
 
 /// Tells the source how much there will be to do.
-fn expect(source: &dyn Source, parent: Option<&SnapshotInfo>) {
+fn expect(source: &dyn Source, parent: Option<&SnapshotInfo>, is_over: &dyn Fn() -> bool) {
     match parent.and_then(|parent| parent.summary.as_ref()) {
         Some(summary) => {
             let files = summary.files_new + summary.files_changed + summary.files_unmodified;
             source.expect(files, summary.bytes_processed);
         }
-        None => source.count(),
+        None => source.count(is_over),
     }
 }
 

@@ -24,8 +24,10 @@ pub type Entries = Box<dyn Iterator<Item = Result<Entry, Warning>> + Send>;
 /// All calls come from threads of the backup. `entries` is called once.
 pub trait Source: Send + Sync + 'static {
     /// Counts what there is, for the progress display alone. Called on a thread of its own, beside a backup that is
-    /// compared with nothing, which does not end before it returns.
-    fn count(&self) {}
+    /// compared with nothing, which does not end before it returns: it has to, soon after `is_over` says so.
+    fn count(&self, is_over: &dyn Fn() -> bool) {
+        let _ = is_over;
+    }
 
     /// Is told instead how many files and bytes the snapshot had that the backup is compared with.
     fn expect(&self, files: u64, bytes: u64) {

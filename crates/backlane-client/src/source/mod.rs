@@ -102,9 +102,10 @@ impl Source {
         })
     }
 
-    /// How many entries and bytes there are, which is little work beside a backup.
-    pub(crate) fn count(&self) -> (u64, u64) {
-        self.walk().flatten().fold((0, 0), |(items, bytes), entry| {
+    /// How many entries and bytes there are, as far as it comes before it is over. Little work beside a backup.
+    pub(crate) fn count(&self, is_over: &dyn Fn() -> bool) -> (u64, u64) {
+        let entries = self.walk().take_while(|_| !is_over()).flatten();
+        entries.fold((0, 0), |(items, bytes), entry| {
             (items + 1, bytes + entry.meta.size)
         })
     }

@@ -191,6 +191,11 @@ impl<'a> Pipeline<'a> {
         }
     }
 
+    /// Whether nothing is begun any more.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.pool.has_ended()
+    }
+
     /// How many warnings were told.
     pub(crate) fn warnings(&self) -> u64 {
         self.warnings.load(Ordering::Acquire)
@@ -221,7 +226,7 @@ impl<'a> Pipeline<'a> {
 
     fn must_end(&self) -> bool {
         let window = self.reader.inner.backend.window();
-        self.cancel.is_cancelled() || window.failed() || self.pool.has_ended()
+        self.cancel.is_cancelled() || window.failed() || self.has_ended()
     }
 
     fn warn(&self, path: &[u8], kind: WarningKind, reason: String) {

@@ -3,14 +3,17 @@
 use std::io::{self, Read};
 use std::num::NonZero;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::support::{
     MadeUp, back_up, content, dir, file, memory_repository, nodes, noise, options, other, read_as,
     snapshots,
 };
 use crate::{
-    ArchiveOptions, Cancel, CheckOptions, FileKind, Parent, RepoError, Repository, Source,
+    ArchiveOptions, Cancel, CheckOptions, Entries, FileKind, Parent, RepoError, Repository, Source,
+    Warning,
 };
 
 const MIB: usize = 1 << 20;
@@ -146,6 +149,43 @@ fn a_source_that_panics_fails_the_backup_in_its_words() {
         assert!(ended.to_string().contains("what a source says"), "{ended}");
     }
     assert_eq!(back_up(&repository, mixed()).files_new, 205);
+}
+
+/// Has more to count than anyone waits for, and a walk that fails.
+struct Countless {
+    told: AtomicBool,
+}
+
+impl Source for Countless {
+    fn count(&self, is_over: &dyn Fn() -> bool) {
+        let end = Instant::now() + Duration::from_secs(60);
+        while Instant::now() < end && !self.told.load(Ordering::SeqCst) {
+            self.told.store(is_over(), Ordering::SeqCst);
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn entries(&self) -> Entries {
+        Box::new(
+            [file(b"/a", noise(1, 100))]
+                .into_iter()
+                .chain([()].into_iter().map(|()| panic!("no more"))),
+        )
+    }
+
+    fn warn(&self, _: &Warning) {}
+}
+
+#[test]
+fn nobody_counts_on_when_a_backup_is_over() {
+    let (_, repository) = memory_repository();
+    let source = Arc::new(Countless {
+        told: AtomicBool::new(false),
+    });
+    repository
+        .archive(&on_threads(2), source.clone())
+        .unwrap_err();
+    assert!(source.told.load(Ordering::SeqCst));
 }
 
 /// Gives the same for ever, and cancels after a while.
