@@ -1,8 +1,9 @@
 //! Archives what `pg_receivewal` writes into its directory: whole segments as they are, and what has grown of the one that
 //! is being written as pieces (`docs/design/wal.md` §7).
 //!
-//! Invariants: a file is removed only after the server has confirmed all of it; the newest one is never removed, since it
-//! tells `pg_receivewal` where to go on; nothing of a segment is archived before the whole ones before it.
+//! Invariants: a file is removed only right after the server has confirmed all of it, since a server may be put back to an
+//! older state at any time; the newest one is never removed, since it tells `pg_receivewal` where to go on; nothing of a
+//! segment is archived before the whole ones before it.
 
 use super::{
     file::{LONG_HEADER_BYTES, ReadyFile, first_page},
@@ -92,9 +93,9 @@ impl Receiver {
     }
 
     fn whole(&mut self, name: WalName, newest: Option<(SegmentPlace, u32)>) -> Result<(), Error> {
-        let path = self.path(name);
-        if !self.archived.contains(&name) {
-            push::push(&path, &self.socket)?;
+        let stays = place(name) == newest;
+        if !(stays && self.archived.contains(&name)) {
+            push::push(&self.path(name), &self.socket)?;
             self.archived.insert(name);
         }
         self.leave(name, newest)
@@ -141,6 +142,9 @@ impl Receiver {
         let Some(segment) = self.segment(name, &file, &path)? else {
             return Ok(());
         };
+        if place(name) != newest {
+            self.end = None;
+        }
         let mut end = self.end(segment)?;
         let written = written(&file, end).map_err(cannot)?;
         // Whatever fails on the way: the server knows how far it came.

@@ -324,3 +324,36 @@ fn a_receiver_that_begins_anew_goes_on_where_the_pieces_end_and_keeps_the_newest
     assert!(!spool.join(name).exists());
     assert!(spool.join("000000010000000000000008.partial").exists());
 }
+
+#[test]
+fn a_receiver_removes_nothing_on_the_word_of_a_server_that_was_put_back() {
+    let bench = Bench::new();
+    let spool = bench.directory.path().join("spool");
+    fs::create_dir(&spool).unwrap();
+    let mut receiver = crate::wal::Receiver::new(&spool, &bench.socket());
+    let put_back = || {
+        bench.objects.stored.lock().unwrap().clear();
+        bench.spooler.set_archive(Ok(bench.archive()));
+    };
+    let (seventh, eighth) = ("000000010000000000000007", "000000010000000000000008");
+    fs::write(spool.join(seventh), segment(1, 7, 9)).unwrap();
+    receiver.pass().unwrap();
+    put_back();
+    let growing = format!("{eighth}.partial");
+    fs::write(spool.join(&growing), segment(1, 8, 9)).unwrap();
+    receiver.pass().unwrap();
+    assert!(!spool.join(seventh).exists());
+    assert_eq!(bench.fetch(seventh).unwrap(), Fetched::Written);
+
+    // A timeline that ends in a segment leaves its beginning behind.
+    put_back();
+    fs::write(
+        spool.join("000000020000000000000008.partial"),
+        segment(2, 8, 9),
+    )
+    .unwrap();
+    receiver.pass().unwrap();
+    assert!(!spool.join(growing).exists());
+    let fetched = bench.fetch_or(eighth, Partly::Pieces).unwrap();
+    assert_eq!(fetched, Fetched::Written);
+}
