@@ -25,6 +25,7 @@ pub mod soak;
 mod sweep;
 mod system;
 mod terminal;
+mod wal;
 
 pub use chain::{CHAIN, Chain};
 pub use data::{plant, same};
@@ -42,3 +43,4 @@ pub use seed::commit_seed;
 pub use sweep::base;
 pub use system::{Client, Engine, Job, Setup, System};
 pub use terminal::Terminal;
+pub use wal::{start_spooler, wal_host};

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use backlane_e2e::{
-    Client, Cluster, Clusters, Ended, Process, Setup, System, ready_for_postgresql, until,
+    Client, Cluster, Clusters, Ended, Process, System, start_spooler, until, wal_host,
 };
 use rustix::process::Signal;
 use serde_json::Value;
@@ -29,17 +29,9 @@ struct Scene {
 impl Scene {
     /// `None` where this machine can't run it; that was said then.
     fn new() -> Result<Option<Self>> {
-        if !ready_for_postgresql() {
+        let Some((system, client, clusters)) = wal_host()? else {
             return Ok(None);
-        }
-        let system = System::new(&Setup::default())?;
-        let client = system.client("alpha")?;
-        // The first backup makes the repository.
-        let source = system.path("source");
-        fs::create_dir(&source)?;
-        system.backup(&client, &source, &[])?.success()?;
-        system.administer(&["allow-wal", "alpha"])?;
-        let clusters = Clusters::new()?;
+        };
         let mut scene = Self {
             spooler: None,
             // So that there are many segments soon.
@@ -63,13 +55,7 @@ impl Scene {
     }
 
     fn start_spooler(&mut self) -> Result<()> {
-        let mut run = self.system.client_command(&self.client);
-        run.args(["--verbose", "wal", "run", "--group", "postgres", "--socket"]);
-        run.arg(self.socket());
-        let spooler = Process::start(&mut run, &self.system.path(""), Some(""))?;
-        until("the spooler listens", || {
-            Ok(spooler.said().contains("serving"))
-        })?;
+        let spooler = start_spooler(&self.system, &self.client, &self.clusters)?;
         self.spooler = Some(spooler);
         Ok(())
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use backlane_e2e::{
-    Client, Cluster, Clusters, Ended, Process, Setup, System, ready_for_postgresql, until,
+    Client, Cluster, Clusters, Ended, Process, System, start_spooler, until, wal_host,
 };
 use rustix::process::Signal;
 use serde_json::Value;
@@ -28,28 +28,14 @@ struct Scene {
 impl Scene {
     /// `None` where this machine can't run it; that was said then.
     fn new() -> Result<Option<Self>> {
-        if !ready_for_postgresql() {
+        let Some((system, client, clusters)) = wal_host()? else {
             return Ok(None);
-        }
-        let system = System::new(&Setup::default())?;
-        let client = system.client("alpha")?;
-        // The first backup makes the repository.
-        let source = system.path("source");
-        fs::create_dir(&source)?;
-        system.backup(&client, &source, &[])?.success()?;
-        system.administer(&["allow-wal", "alpha"])?;
-        let clusters = Clusters::new()?;
+        };
         // So that there are many segments soon.
         let mut cluster = clusters.cluster("main", &["--wal-segsize=1"])?;
         cluster.start(&[])?;
         cluster.sql("CREATE TABLE rows (n int, content text)")?;
-        let mut run = system.client_command(&client);
-        run.args(["--verbose", "wal", "run", "--group", "postgres", "--socket"]);
-        run.arg(clusters.path("wal.sock"));
-        let spooler = Process::start(&mut run, &system.path(""), Some(""))?;
-        until("the spooler listens", || {
-            Ok(spooler.said().contains("serving"))
-        })?;
+        let spooler = start_spooler(&system, &client, &clusters)?;
         Ok(Some(Self {
             receive: None,
             _spooler: spooler,
