@@ -12,14 +12,19 @@ use backlane_proto::{
     wal::{HEADER_BYTES, SegmentPlace},
 };
 use backlane_repo::ObjectStore;
-use std::{fs::File, io, os::unix::fs::FileExt};
+use std::{fs::File, io, os::unix::fs::FileExt, thread};
+
+/// How many pieces are read at the same time.
+const AT_ONCE: usize = 8;
 
 /// How much of a file is looked at in one go.
 const LOOK_BYTES: usize = 1 << 20;
 
-/// What the archive has around a segment that it doesn't have whole.
+/// What the archive has of a segment in pieces, and around it.
 #[derive(Default)]
 pub(super) struct Around {
+    /// It is there whole.
+    pub(super) is_whole: bool,
     /// Offsets of its pieces, in their order.
     offsets: Vec<u32>,
     /// What is archived of the same timeline behind the segment.
@@ -47,6 +52,7 @@ impl Around {
                 continue;
             }
             match name.file {
+                WalFile::Segment(place) if place == wanted => around.is_whole = true,
                 WalFile::Piece(place, offset) if place == wanted => around.offsets.push(offset),
                 WalFile::Piece(place, _) | WalFile::Segment(place) if place > wanted => {
                     around.later = Some(name);
@@ -103,12 +109,25 @@ impl Around {
                 later.file_name()
             ));
         }
-        let mut pieces = Vec::new();
-        for offset in &self.offsets {
-            let name = piece(segment, *offset)?;
+        let read = |offset: u32| {
+            let name = piece(segment, offset)?;
             let body = archive.store.read(object(name), None);
             let body = body.map_err(|error| error.to_string())?;
-            pieces.push((*offset, open(archive, name, &body)?));
+            Ok::<_, String>((offset, open(archive, name, &body)?))
+        };
+        let mut pieces = Vec::new();
+        for some in self.offsets.chunks(AT_ONCE) {
+            thread::scope(|scope| {
+                let reads: Vec<_> = some
+                    .iter()
+                    .map(|offset| scope.spawn(|| read(*offset)))
+                    .collect();
+                for read in reads {
+                    let panicked = |_| Err("a read of a piece panicked".to_owned());
+                    pieces.push(read.join().unwrap_or_else(panicked)?);
+                }
+                Ok::<_, String>(())
+            })?;
         }
         assemble(segment, &pieces)
     }

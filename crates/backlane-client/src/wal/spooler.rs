@@ -209,7 +209,11 @@ impl Spooler {
             Ok(archive) => archive,
             Err(why) => return Answer::Failed(why),
         };
-        let around = Around::read(&*archive.store, name);
+        let around = match Around::read(&*archive.store, name) {
+            // It has come since it was asked for, and its pieces may go any time.
+            Ok(around) if around.is_whole => return self.fetch(name),
+            around => around,
+        };
         match around.and_then(|around| around.segment(&archive, name)) {
             Ok(Some(file)) => {
                 tracing::info!(object = %object(name), bytes = file.len(), "put together of pieces");

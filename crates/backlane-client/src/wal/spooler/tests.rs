@@ -30,11 +30,14 @@ struct Objects {
     writes: AtomicUsize,
     reads: AtomicUsize,
     refusal: Mutex<Option<&'static str>>,
+    /// Comes right before the next list.
+    arriving: Mutex<Option<(ObjectId, Bytes)>>,
 }
 
 impl ObjectStore for Objects {
     fn list(&self, _: ObjectKind) -> Result<Vec<ObjectInfo>, StoreError> {
-        let stored = self.stored.lock().unwrap();
+        let mut stored = self.stored.lock().unwrap();
+        stored.extend(self.arriving.lock().unwrap().take());
         let info = |(id, body): (&ObjectId, &Bytes)| ObjectInfo {
             id: *id,
             bytes: body.len() as u64,
@@ -356,4 +359,34 @@ fn a_receiver_removes_nothing_on_the_word_of_a_server_that_was_put_back() {
     assert!(!spool.join(growing).exists());
     let fetched = bench.fetch_or(eighth, Partly::Pieces).unwrap();
     assert_eq!(fetched, Fetched::Written);
+}
+
+#[test]
+fn a_whole_segment_that_arrives_meanwhile_is_taken_instead_of_its_pieces() {
+    let bench = Bench::new();
+    let spool = bench.directory.path().join("spool");
+    fs::create_dir(&spool).unwrap();
+    let name = "000000010000000000000007";
+    let whole = segment(1, 7, 9);
+    let mut beginning = whole.clone();
+    beginning[5000..].fill(0);
+    fs::write(spool.join(format!("{name}.partial")), &beginning).unwrap();
+    let mut receiver = crate::wal::Receiver::new(&spool, &bench.socket());
+    receiver.pass().unwrap();
+    let pieces = bench.objects.stored.lock().unwrap().clone();
+    fs::remove_file(spool.join(format!("{name}.partial"))).unwrap();
+    fs::write(spool.join(name), &whole).unwrap();
+    receiver.pass().unwrap();
+    let id = WalName::from_file_name(SYSTEM, name).unwrap().id();
+    let body = bench.objects.stored.lock().unwrap().remove(&id).unwrap();
+    for left in [pieces, BTreeMap::new()] {
+        *bench.objects.stored.lock().unwrap() = left;
+        *bench.objects.arriving.lock().unwrap() = Some((id, body.clone()));
+        let fetched = bench.fetch_or(name, Partly::Pieces).unwrap();
+        assert_eq!(fetched, Fetched::Written);
+        assert!(
+            fs::read(bench.target()).unwrap() == whole,
+            "not the whole one"
+        );
+    }
 }
