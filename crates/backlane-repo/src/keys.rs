@@ -3,21 +3,30 @@
 //! Invariants: a key that was added has been read back and opened before that is told; the key that a repository was
 //! opened with is not removed, so that one is always left.
 
-use backlane_proto::{ObjectId, ObjectKind};
-use rustic_core::KeyOptions;
+use backlane_proto::{ObjectId, ObjectKind, ObjectName};
+use bytes::Bytes;
 use rustic_core::repofile::KeyFile;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
 use crate::engine;
 use crate::error::{Damage, RepoError};
-use crate::repository::{Repository, damaged, name, unreadable};
-use crate::seal::SealKey;
+use crate::repository::{Repository, damaged, master_json, name, unreadable};
+use crate::seal::{SealKey, sha256};
 use crate::snapshot::as_text;
 use crate::store::ObjectStore;
 
 /// Memory that a key may make scrypt use: far above what any program writes, far below what would hurt.
 const SCRYPT_BYTES_MAX: u64 = 1 << 30;
+
+/// A password of so many characters is taken for one that nobody finds by trying, as those are that Backlane makes.
+const LONG_PASSWORD: usize = 40;
+
+/// The logarithm of scrypt's N for those, which is the least that restic takes: 32 MiB.
+const LONG_LOG_N: u32 = 15;
+
+/// The same for passwords that somebody may have thought of, which is what the engine takes: 128 MiB.
+const SHORT_LOG_N: u32 = 17;
 
 /// What is known of a key without its password. Nothing in it is authenticated.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -78,13 +87,13 @@ impl Repository {
     /// When it can't be stored, or doesn't open what is stored.
     pub fn add_key(&self, password: &str, host: &str) -> Result<ObjectId, RepoError> {
         let inner = &self.inner;
-        let id = engine::guarded(&inner.backend, "adding a key", || {
-            let options = KeyOptions::default()
-                .hostname(Some(host.to_owned()))
-                .with_created(true);
-            inner.engine()?.add_key(password, &options)
-        })?;
-        let id = crate::convert::object_id(&id);
+        let master = master_json(&inner.key);
+        let (name, body) = new_key(master.as_bytes(), password, Some(host.to_owned()))?;
+        inner
+            .backend
+            .write_after_all(name, body)
+            .map_err(|cause| RepoError::WriteFailed { cause })?;
+        let id = name.id;
         let opened = open_key(inner.store.as_ref(), id, password)?;
         match opened.is_some_and(|key| key.parts() == inner.key.parts()) {
             true => Ok(id),
@@ -126,6 +135,47 @@ impl Repository {
     }
 }
 
+/// An object that holds a master key, as JSON, for a password.
+pub(crate) fn new_key(
+    master: &[u8],
+    password: &str,
+    host: Option<String>,
+) -> Result<(ObjectName, Bytes), RepoError> {
+    let failed = |what: &str| RepoError::Engine {
+        doing: "making a key",
+        what: what.to_owned(),
+    };
+    let mut salt = vec![0; 64];
+    aws_lc_rs::rand::fill(&mut salt).map_err(|_| failed("the system has no randomness"))?;
+    let log_n = match password.chars().count() < LONG_PASSWORD {
+        true => SHORT_LOG_N,
+        false => LONG_LOG_N,
+    };
+    let mut file = KeyFile {
+        hostname: host,
+        username: None,
+        created: Some(jiff::Zoned::now()),
+        kdf: "scrypt".to_owned(),
+        n: 1 << log_n,
+        r: 8,
+        p: 1,
+        data: Vec::new(),
+        salt,
+    };
+    let key = engine::caught("making a key", || Ok(file.kdf_key(&password)?.to_keys()))?;
+    let sealed = seal_key(key).and_then(|key| key.seal(master));
+    file.data = sealed.ok_or_else(|| failed("it can't be sealed"))?.into();
+    let json = serde_json::to_vec(&file).map_err(|error| failed(&error.to_string()))?;
+    let id = ObjectId(sha256(&json));
+    Ok((name(ObjectKind::Key, id), json.into()))
+}
+
+/// The engine's key in three parts; `None` when one of them hasn't its length.
+fn seal_key((encrypt, k, r): (Vec<u8>, Vec<u8>, Vec<u8>)) -> Option<SealKey> {
+    let [encrypt, k, r] = [encrypt, k, r].map(Zeroizing::new);
+    SealKey::from_parts(&encrypt, &k, &r)
+}
+
 fn bad(id: ObjectId, what: &str) -> RepoError {
     let what = what.to_owned();
     damaged(name(ObjectKind::Key, id), Damage::Content { what })
@@ -158,11 +208,10 @@ pub(crate) fn open_key(
             Err(error) => Err(error),
         }
     })?;
-    let Some((encrypt, k, r)) = opened else {
+    let Some(parts) = opened else {
         return Ok(None);
     };
-    let [encrypt, k, r] = [encrypt, k, r].map(Zeroizing::new);
-    let key = SealKey::from_parts(&encrypt, &k, &r);
+    let key = seal_key(parts);
     key.map(Some)
         .ok_or_else(|| bad(id, "its key has a wrong length"))
 }

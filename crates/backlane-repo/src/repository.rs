@@ -11,14 +11,14 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use rustic_core::repofile::{ConfigFile, MasterKey};
-use rustic_core::{ConfigOptions, Credentials, KeyOptions};
+use rustic_core::{ConfigOptions, Credentials};
 use zeroize::Zeroizing;
 
 use crate::backend::Backend;
 use crate::engine::{self, Engine};
 use crate::error::{Damage, RepoError};
 use crate::index::{Index, Places};
-use crate::keys::open_key;
+use crate::keys::{new_key, open_key};
 use crate::parallel;
 use crate::progress::{Progress, ProgressSlot};
 use crate::reader::Reader;
@@ -85,13 +85,23 @@ impl Repository {
             .set_datapack_size_limit(bytes(PACK_TARGET_BYTES))
             .set_datapack_growfactor(0);
         config.set_compression = options.compression_level;
-        let key = KeyOptions::default()
-            .hostname(options.host.clone())
-            .with_created(true);
+        let master = MasterKey::new();
+        let json = serde_json::to_vec(&master).map(Zeroizing::new);
+        let json = json.map_err(|error| RepoError::Engine {
+            doing: "making a key",
+            what: error.to_string(),
+        })?;
+        let (name, key) = new_key(&json, password, options.host.clone())?;
+        let written = backend.write_after_all(name, key);
+        written.map_err(|cause| RepoError::WriteFailed { cause })?;
+        // The config comes last: with it there is a repository.
         engine::guarded(&backend, "making the repository", || {
-            let credentials = Credentials::password(password);
+            let (credentials, none) = (
+                Credentials::Masterkey(master),
+                rustic_core::KeyOptions::default(),
+            );
             engine::unopened(&backend, &ProgressSlot::default())?
-                .init(&credentials, &key, &config)
+                .init(&credentials, &none, &config)
                 .map(drop)
         })?;
         Self::open(store, password)
@@ -356,15 +366,19 @@ pub(crate) fn unreadable(object: ObjectName, error: &serde_json::Error) -> RepoE
 }
 
 /// The engine's form of the key, which can be made only by parsing.
-fn master_key(key: &SealKey) -> Result<MasterKey, RepoError> {
+/// The master key as key objects hold it.
+pub(crate) fn master_json(key: &SealKey) -> Zeroizing<String> {
     let (encrypt, k, r) = key.parts();
     let text = |bytes| Zeroizing::new(BASE64_STANDARD.encode(bytes));
     let (encrypt, k, r) = (text(encrypt), text(k), text(r));
-    let json = format!(
+    Zeroizing::new(format!(
         r#"{{"mac":{{"k":"{}","r":"{}"}},"encrypt":"{}"}}"#,
         *k, *r, *encrypt
-    );
-    serde_json::from_str(&Zeroizing::new(json)).map_err(|error| RepoError::Engine {
+    ))
+}
+
+fn master_key(key: &SealKey) -> Result<MasterKey, RepoError> {
+    serde_json::from_str(&master_json(key)).map_err(|error| RepoError::Engine {
         doing: "handing over the key",
         what: error.to_string(),
     })

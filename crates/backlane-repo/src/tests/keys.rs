@@ -10,6 +10,8 @@ use super::support::{PASSWORD, memory_repository};
 use crate::testing::LocalStore;
 use crate::{InitOptions, ObjectStore, RepoError, Repository};
 
+const LONG: &str = "0123456789abcdef0123456789abcdef01234567";
+
 fn key(id: ObjectId) -> ObjectName {
     let kind = ObjectKind::Key;
     ObjectName { kind, id }
@@ -89,8 +91,8 @@ fn stock_restic_lists_the_same_keys_and_opens_with_each() {
     let root = folder.path().join("repository");
     let store: Arc<dyn ObjectStore> = Arc::new(LocalStore::new(&root));
     let repository = Repository::init(store, PASSWORD, &InitOptions::default()).unwrap();
-    let added = repository.add_key("second", "there").unwrap();
-    for password in [PASSWORD, "second"] {
+    let added = repository.add_key(LONG, "there").unwrap();
+    for password in [PASSWORD, LONG] {
         let listed = restic_keys(&root, password);
         let id = |key: &serde_json::Value| key["id"].as_str().unwrap().to_owned();
         let mut ids: Vec<_> = listed.iter().map(id).collect();
@@ -102,7 +104,7 @@ fn stock_restic_lists_the_same_keys_and_opens_with_each() {
         let of_second = listed.iter().find(|key| id(key) == short(added));
         let of_second = of_second.unwrap();
         assert_eq!(of_second["hostName"], "there");
-        assert_eq!(of_second["current"], password == "second");
+        assert_eq!(of_second["current"], password == LONG);
     }
 }
 
@@ -120,4 +122,17 @@ fn restic_keys(root: &Path, password: &str) -> Vec<serde_json::Value> {
         .expect("stock restic is installed");
     assert!(output.status.success(), "{output:?}");
     serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn a_password_that_nobody_could_think_of_costs_less_than_one_that_somebody_may_have() {
+    let (store, repository) = memory_repository();
+    for (password, n) in [(LONG, 1 << 15), (&LONG[1..], 1 << 17)] {
+        let id = repository.add_key(password, "there").unwrap();
+        let json = store.read(key(id), None).unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+        let costs = [&json["N"], &json["r"], &json["p"]].map(|it| it.as_u64().unwrap());
+        assert_eq!(costs, [n, 8, 1], "{password}");
+        Repository::open(Arc::clone(&store) as Arc<dyn ObjectStore>, password).unwrap();
+    }
 }
