@@ -612,7 +612,10 @@ impl Connection {
     }
 
     fn acknowledge(&mut self, below: Sequence) -> Option<()> {
-        if self.send.acknowledge(below).ok()? {
+        let acknowledged = self.send.acknowledge(below).ok()?;
+        self.stats.frames_sent += acknowledged.frames;
+        self.stats.blocks_sent += acknowledged.blocks;
+        if acknowledged.is_news {
             self.events
                 .push_back(ConnectionEvent::Acknowledged { below });
             if self.send.take_relief() {

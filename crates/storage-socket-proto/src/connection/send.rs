@@ -54,6 +54,17 @@ enum FrameState {
     Written,
 }
 
+/// What an acknowledgement changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Acknowledged {
+    /// It is new.
+    pub(crate) is_news: bool,
+    /// Frames whose writes weren't told to be done yet: they are, if the peer has them.
+    pub(crate) frames: u64,
+    /// Their blocks.
+    pub(crate) blocks: u64,
+}
+
 /// What a completed write changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SendProgress {
@@ -234,8 +245,11 @@ impl SendHalf {
         progress
     }
 
-    /// Takes the peer's credit. Returns whether it is new.
-    pub(crate) fn acknowledge(&mut self, below: Sequence) -> Result<bool, PeerBrokeProtocol> {
+    /// Takes the peer's credit.
+    pub(crate) fn acknowledge(
+        &mut self,
+        below: Sequence,
+    ) -> Result<Acknowledged, PeerBrokeProtocol> {
         if below < self.acknowledged || below > self.next() {
             return Err(PeerBrokeProtocol);
         }
@@ -249,10 +263,19 @@ impl SendHalf {
         {
             return Err(PeerBrokeProtocol);
         }
-        self.frames.drain(..count);
+        let mut acknowledged = Acknowledged {
+            is_news: count > 0,
+            ..Acknowledged::default()
+        };
+        for frame in self.frames.drain(..count) {
+            if frame.state != FrameState::Written {
+                acknowledged.frames += 1;
+                acknowledged.blocks += u64::from(frame.blocks.0);
+            }
+        }
         self.acknowledged = below;
         self.advance_announced();
-        Ok(count > 0)
+        Ok(acknowledged)
     }
 
     /// Whether someone found no room and there is some now; asked once per time.

@@ -126,6 +126,7 @@ fn a_slot_is_not_written_while_a_write_of_its_old_frame_is_under_way() {
     );
     bench.run(Duration::from_secs(1), &mut [&mut a, &mut b], &mut always);
     check(&b, 2);
+    assert_eq!(a.connection.stats().frames_sent, 2);
 }
 
 /// Seed 4033453730004412: the last frame was read and acknowledged before its write was told, FIN went along with an
