@@ -75,7 +75,7 @@ struct Held {
     pool: Option<(Pool, SlotIndex)>,
     /// The server has proved itself behind this pool.
     bound: bool,
-    /// It has, since the pool was joined.
+    /// A data pair was open since the pool was joined.
     used: bool,
     /// The events connection stands.
     attached: bool,
@@ -256,6 +256,8 @@ impl Terms {
             return Err(RouteDown::new(Reason::OtherPool, text));
         }
         let (member, port) = self.meet(shared, joined).await?;
+        // From here on the server waits for rings.
+        shared.pool.bind();
         if !self.carries_control {
             shared.pool.stand(joined).await?;
         }
@@ -266,7 +268,7 @@ impl Terms {
         let (mut from, mut to) = stream.into_split();
         let greeted = greet(Turn::First, self.session, &mut from, &mut to).await;
         greeted.map_err(|error| stream_failed(&error))?;
-        shared.pool.bind();
+        shared.pool.lock().used = true;
         tracing::info!(
             server = %shared.server, route = %Route::Storage, slot = member.slot,
             devices = joined.pool.device_count(), "storage is used"
@@ -472,11 +474,10 @@ impl Hand {
         self.lock().used
     }
 
-    /// The data pair through the pool is open.
+    /// The server has proved itself behind the pool.
     fn bind(&self) {
         let mut held = self.lock();
         held.bound = true;
-        held.used = true;
         held.tell();
     }
 

@@ -108,6 +108,27 @@ pub(crate) async fn put(session: &Session, body: &Bytes) -> ObjectName {
     name
 }
 
+/// A server that has been told of a doorbell looks once a heartbeat: a client that doesn't ring yet waits for that.
+#[tokio::test(flavor = "multi_thread")]
+async fn storage_comes_up_without_waiting_for_a_heartbeat() {
+    let dir = tempfile::tempdir().unwrap();
+    let device = dir.path().join("device");
+    let slow = Timeouts::default();
+    let files = Files::at(dir, vec![device], 256 << 20, slow);
+    let world = world(&files).await;
+    let mut shortest = slow.heartbeat;
+    // Each comes when the server has just looked, if the one before had to wait for that.
+    for _ in 0..4 {
+        let begun = std::time::Instant::now();
+        let session = Session::connect(config(&world, &files, RoutePolicy::RequireStorage));
+        let session = in_time("a session", session).await.unwrap();
+        shortest = shortest.min(begun.elapsed());
+        session.close().await.unwrap();
+    }
+    assert!(shortest < slow.heartbeat / 2, "{shortest:?}");
+    world.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn require_storage_carries_every_body_through_the_pool() {
     for devices in [1, 3] {
