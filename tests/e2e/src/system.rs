@@ -383,6 +383,14 @@ impl System {
         Ok(())
     }
 
+    /// The number of the server's process.
+    ///
+    /// # Errors
+    /// When none runs.
+    pub fn server_id(&self) -> Result<u32> {
+        Ok(self.server.as_ref().context("no server runs")?.id())
+    }
+
     /// The server's process, to watch it.
     ///
     /// # Errors
