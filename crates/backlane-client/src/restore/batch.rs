@@ -1,12 +1,13 @@
 //! A part of a restore that is done as one: files, the links to them, and the directories that are complete with them.
 //!
 //! Phases, in this order: files that stand there already are read and, if they are right, kept; what an interrupted run
-//! has begun is read and, where it is right, gone on with; the blobs of all else are read pack by pack, checked, and
-//! written; written files are verified if that was asked for; links are made;
+//! has begun, or a copy of what stands there, is read and, where it is right, gone on with; the blobs of all else are read
+//! pack by pack, checked, and written; written files are verified if that was asked for; links are made;
 //! directories get their metadata. Memory: [`FILES_MAX`] files, about [`PIECES_MAX`] pieces, and for each worker one
 //! read of [`READ_BYTES_MAX`] and one blob.
 
 use super::{
+    RestoreOptions,
     content::{Piece, consists_of, has_holes},
     files::{FileWriter, PlannedFile, Stage, open_regular},
     job::{Job, add, is_local_damage},
@@ -23,6 +24,7 @@ use std::{
     ffi::{OsStr, OsString},
     io,
     ops::Range,
+    os::fd::OwnedFd,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -96,6 +98,9 @@ struct WantedBlob {
     /// File and offset in it.
     destinations: Vec<(usize, u64)>,
 }
+
+/// How a file may begin with something.
+type Way = fn(&OwnedFd, &PlannedFile, &RestoreOptions) -> io::Result<Option<Vec<bool>>>;
 
 /// Blobs that are read together.
 struct PlannedRead {
@@ -204,23 +209,32 @@ impl Batch {
         })
     }
 
-    /// Goes on with what an interrupted run has begun, and removes what is of no use.
+    /// Goes on with what an interrupted run has begun, removes what is of no use, and begins others with what is right of
+    /// the file that stands there.
     fn go_on(&self, job: &Job<'_>) -> Result<(), Error> {
-        let begun: Vec<_> = self.files.iter().filter(|file| file.begun).collect();
-        job.in_parallel(begun.len(), |at| {
-            let file = begun[at];
+        let some = |file: &&PlannedFile| file.begun || file.stands;
+        let files: Vec<_> = self.files.iter().filter(some).collect();
+        job.in_parallel(files.len(), |at| {
+            let file = files[at];
             // Whatever prevents it, the file is begun anew then.
             let Ok(dir) = job.places.handle(file.place) else {
                 return Ok(());
             };
-            if file.state().stage == Stage::Planned
-                && let Ok(Some(there)) = unfinished::go_on(&dir, file, job.options)
-            {
-                file.go_on(there);
-                job.reporter.progress.advanced(0, file.bytes_there());
-            } else if !job.options.dry_run {
-                // If it stays, that the file can't be made says so.
-                let _ = unlinkat(&*dir, &file.temporary, AtFlags::empty());
+            let is_planned = file.state().stage == Stage::Planned;
+            let ways = [
+                (file.begun, unfinished::go_on as Way),
+                (file.stands && is_planned, unfinished::begin_with_standing),
+            ];
+            for (_, way) in ways.into_iter().filter(|(is_there, _)| *is_there) {
+                if is_planned && let Ok(Some(there)) = way(&dir, file, job.options) {
+                    file.go_on(there);
+                    job.reporter.progress.advanced(0, file.bytes_there());
+                    break;
+                }
+                if !job.options.dry_run {
+                    // If it stays, that the file can't be made says so.
+                    let _ = unlinkat(&*dir, &file.temporary, AtFlags::empty());
+                }
             }
             Ok(())
         })

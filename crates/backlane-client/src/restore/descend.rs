@@ -438,11 +438,10 @@ impl<'a> Descender<'a> {
             return Ok(());
         };
         // Not by its time, which a file system may have rounded: to read it costs less than to fetch it.
-        let may_be_there = arrival.before.as_ref().is_some_and(|before| {
-            before.file_type == FileType::RegularFile
-                && before.size == size
-                && before.links <= meta.links.max(1)
-        });
+        let regular = |before: &&Facts| before.file_type == FileType::RegularFile;
+        let standing = arrival.before.as_ref().filter(regular);
+        let may_be_there =
+            standing.is_some_and(|before| before.size == size && before.links <= meta.links.max(1));
         let frame = self.frames.last_mut();
         let (temporary, begun) = match frame.and_then(|frame| frame.unfinished.as_mut()) {
             None => (job.names.next(), false),
@@ -459,6 +458,7 @@ impl<'a> Descender<'a> {
                 name: arrival.name.to_owned(),
                 temporary,
                 begun,
+                stands: standing.is_some(),
                 remaining: pieces.len().into(),
                 pieces,
                 size,

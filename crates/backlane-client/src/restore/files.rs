@@ -54,6 +54,8 @@ pub(crate) struct PlannedFile {
     pub(crate) temporary: OsString,
     /// Whether an interrupted run has left something under that name.
     pub(crate) begun: bool,
+    /// Whether a regular file stands under its own name.
+    pub(crate) stands: bool,
     pub(crate) meta: Metadata,
     pub(crate) pieces: Vec<Piece>,
     /// The sum of its pieces.
@@ -71,7 +73,7 @@ pub(crate) struct PlannedFile {
 #[derive(Default)]
 pub(crate) struct FileState {
     pub(crate) stage: Stage,
-    /// Of each piece, whether an interrupted run has written it; empty if there was none.
+    /// Of each piece, whether the temporary file began with it; empty if with none.
     there: Vec<bool>,
     handle: Option<Arc<File>>,
 }
@@ -158,7 +160,7 @@ impl PlannedFile {
         places.path_of(self.place, &self.name)
     }
 
-    /// Goes on with what an interrupted run has written: these pieces.
+    /// Goes on with a temporary file that has these pieces.
     pub(crate) fn go_on(&self, there: Vec<bool>) {
         let missing = there.iter().filter(|there| !**there).count();
         self.remaining.store(missing, Ordering::Release);
@@ -186,7 +188,7 @@ impl PlannedFile {
             .collect()
     }
 
-    /// Bytes that an interrupted run has written.
+    /// Bytes that the temporary file began with.
     pub(crate) fn bytes_there(&self) -> u64 {
         let state = self.state();
         let pieces = self.pieces.iter().zip(&state.there);

@@ -84,8 +84,8 @@ pub struct RestoreSummary {
     pub deleted: u64,
     /// Bytes that were written.
     pub bytes_restored: u64,
-    /// Bytes that stood there already and are right: of files that were kept, and of those that an interrupted restore
-    /// had begun.
+    /// Bytes that stood there already and are right: of files that were kept, of those that were changed, and of those that
+    /// an interrupted restore had begun.
     pub bytes_kept: u64,
     /// Bytes that were read from the repository's packs of data.
     pub bytes_fetched: u64,

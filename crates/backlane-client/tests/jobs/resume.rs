@@ -250,3 +250,64 @@ fn a_file_that_is_right_but_for_its_time_is_not_fetched_again() {
     assert_eq!(file.metadata().unwrap().ino(), inode);
     world.assert_same();
 }
+
+#[test]
+fn of_a_file_that_was_changed_only_what_differs_is_fetched() {
+    let world = World::with_file(&noise(1, 24 * MIB));
+    world.restore();
+    let file = world.target.join("large");
+    let elsewhere = world.dir.path().join("elsewhere");
+    let changes: [&dyn Fn(&File); 3] = [
+        &|file| file.write_all_at(b"changed", 13 * MIB).unwrap(),
+        &|file| file.set_len(20 * MIB).unwrap(),
+        &|file| file.write_all_at(&noise(3, MIB), 24 * MIB).unwrap(),
+    ];
+    for change in changes {
+        let open = File::options().write(true).open(&file).unwrap();
+        change(&open);
+        // Whoever has the file under another name keeps what they have.
+        fs::hard_link(&file, &elsewhere).unwrap();
+        let before = fs::read(&elsewhere).unwrap();
+        let dry = RestoreOptions {
+            dry_run: true,
+            ..RestoreOptions::default()
+        };
+        let would = world.restore_with(&dry).unwrap();
+        assert_eq!(world.unfinished(), [] as [PathBuf; 0]);
+        let kept = world.restore_again();
+        assert!(kept >= 12 * MIB, "{kept}");
+        assert_eq!(would.bytes_kept, kept);
+        assert!(fs::read(&elsewhere).unwrap() == before);
+        fs::remove_file(&elsewhere).unwrap();
+    }
+}
+
+#[test]
+fn nothing_is_taken_from_a_file_that_is_another() {
+    let world = World::with_file(&noise(1, 24 * MIB));
+    world.restore();
+    fs::write(world.target.join("large"), noise(2, 24 * MIB)).unwrap();
+    assert_eq!(world.restore_again(), 0);
+}
+
+#[test]
+fn holes_of_a_file_that_was_changed_come_back_as_they_were() {
+    let world = World::new();
+    let source = File::create(world.source.join("large")).unwrap();
+    source.write_all_at(&noise(1, 12 * MIB), 0).unwrap();
+    source.write_all_at(&noise(2, 12 * MIB), 36 * MIB).unwrap();
+    source.set_len(56 * MIB + 1000).unwrap();
+    source.sync_all().unwrap();
+    drop(source);
+    assert_eq!(world.back_up().warnings.total(), 0);
+    world.restore();
+    let file = world.target.join("large");
+    let file = File::options().write(true).open(file).unwrap();
+    file.write_all_at(&noise(3, MIB), 25 * MIB).unwrap();
+    file.write_all_at(b"changed", 5 * MIB).unwrap();
+    file.sync_all().unwrap();
+    let kept = world.restore_again();
+    assert!(kept >= 12 * MIB, "{kept}");
+    let found = fidelity::compare(&world.source, &world.target).unwrap();
+    assert!(found.is_empty(), "{found:?}");
+}
