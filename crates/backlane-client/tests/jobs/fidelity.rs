@@ -320,3 +320,37 @@ fn stock_restic_restores_the_same_tree() {
     let restored = out.join(world.source.strip_prefix("/").unwrap());
     assert_eq!(support::rsync_differences(&world.source, &restored), "");
 }
+
+/// How much of a file the system has in memory.
+fn resident(file: &Path) -> u64 {
+    let mut fincore = std::process::Command::new("fincore");
+    fincore.args(["--bytes", "--noheadings", "--output", "RES"]);
+    let printed = fincore.arg(file).output().unwrap();
+    let printed = String::from_utf8(printed.stdout).unwrap();
+    printed.trim().parse().unwrap()
+}
+
+#[test]
+fn what_the_system_has_in_memory_of_files_stays_and_no_more_comes() {
+    const BYTES: usize = 16 << 20;
+    let world = World::new();
+    let [cold, warm] = ["cold", "warm"].map(|name| world.source.join(name));
+    for (seed, file) in [(1, &cold), (2, &warm)] {
+        fs::write(file, fidelity::Random::new(seed).bytes(BYTES)).unwrap();
+        let file = fs::File::open(file).unwrap();
+        file.sync_all().unwrap();
+        if seed == 1 {
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        }
+        let dont_cache = rustix::io::ReadWriteFlags::from_bits_retain(0x80);
+        let mut byte = [0];
+        let byte = &mut [std::io::IoSliceMut::new(&mut byte)];
+        if let Err(error) = rustix::io::preadv2(&file, byte, 0, dont_cache) {
+            eprintln!("this kernel or file system can't read around its memory: {error}");
+            return;
+        }
+    }
+    world.back_up();
+    assert!(resident(&cold) < BYTES as u64 / 4, "{}", resident(&cold));
+    assert_eq!(resident(&warm), BYTES as u64);
+}
