@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use backlane_e2e::{
-    Client, Cluster, Clusters, Ended, Process, System, start_spooler, until, wal_host,
+    Client, Cluster, Clusters, Ended, Process, System, output, start_spooler, until, wal_host,
 };
 use rustix::process::Signal;
 use serde_json::Value;
@@ -315,6 +315,52 @@ fn a_growing_segment_comes_back_of_its_pieces_or_not_at_all() -> Result<()> {
     failed(&scene, "the whole segment is missing")?;
     fs::write(path, body)?;
     fetch(&scene)?.success().map(drop)
+}
+
+#[test]
+fn a_standby_that_is_promoted_is_received_and_recovered_across_its_timelines() -> Result<()> {
+    let Some(mut scene) = Scene::new()? else {
+        return Ok(());
+    };
+    let mut standby = scene.cluster.base_backup("standby")?;
+    standby.configure(&format!(
+        "primary_conninfo = '{}'\n",
+        scene.cluster.connection()
+    ))?;
+    output(standby.program("/bin/touch").arg("standby.signal"))?;
+    standby.start(&[])?;
+    let mut primary = std::mem::replace(&mut scene.cluster, standby);
+    scene.start_receive()?;
+    scene.is_streaming()?;
+    scene.back_up()?;
+    let insert = "INSERT INTO rows SELECT n, repeat(md5(n::text), 30) FROM generate_series";
+    primary.sql(&format!("{insert}(1, 3000) n"))?;
+    scene.cluster.says("SELECT count(*) FROM rows", "3000")?;
+    primary.kill()?;
+    scene.cluster.sql("SELECT pg_promote()")?;
+    scene.cluster.sql(&format!("{insert}(3001, 6000) n"))?;
+    scene.whole()?;
+    for wanted in ["00000002.history", "00000001", "00000002"] {
+        until(
+            "a file of each timeline is archived, and the history",
+            || {
+                Ok(scene.archived()?.iter().any(|path| {
+                    let name = path.file_name().unwrap_or_default().to_string_lossy();
+                    name == wanted || name.len() >= 24 && name.starts_with(wanted)
+                }))
+            },
+        )?;
+    }
+    let checked = scene.run(&["wal", "check"])?.success()?.json()?;
+    ensure!(checked["clean"] == true, "{checked}");
+    // What the promoted one left of the first timeline is nobody's any more.
+    let left = fs::read_dir(scene.spool())?.count();
+    scene.end_receive(Signal::TERM)?.success()?;
+    let restored = scene.recover("restored")?;
+    let rows = restored.sql("SELECT count(*), max(n) FROM rows")?;
+    ensure!(rows == "6000|6000", "{rows}");
+    ensure!(left <= 3, "{left} files in the spool");
+    Ok(())
 }
 
 #[test]
