@@ -167,7 +167,9 @@ struct Adapter {
 impl backlane_repo::Source for Adapter {
     fn count(&self, is_over: &dyn Fn() -> bool) {
         let (items, bytes) = self.counted.count(is_over);
-        self.reporter.progress.total(items, bytes);
+        if !is_over() {
+            self.reporter.progress.total(items, bytes);
+        }
     }
 
     fn expect(&self, files: u64, bytes: u64) {

@@ -1,18 +1,18 @@
 //! A part of a restore that is done as one: files, the links to them, and the directories that are complete with them.
 //!
 //! Phases, in this order: files that stand there already are read and, if they are right, kept; what an interrupted run
-//! has begun, or a copy of what stands there, is read and, where it is right, gone on with; the blobs of all else are read
-//! pack by pack, checked, and written; written files are verified if that was asked for; links are made;
+//! has begun is read and, where it is right, gone on with; what is right of a file that stands there is taken from it; the
+//! blobs of all else are read pack by pack, checked, and written; written files are verified if that was asked for; links are made;
 //! directories get their metadata. Memory: [`FILES_MAX`] files, about [`PIECES_MAX`] pieces, and for each worker one
 //! read of [`READ_BYTES_MAX`] and one blob.
 
 use super::{
-    RestoreOptions,
     content::{Piece, consists_of, has_holes},
     files::{FileWriter, PlannedFile, Stage, open_regular},
     job::{Job, add, is_local_damage},
     metadata::Subject,
     places::PlaceId,
+    standing::Standing,
     unfinished,
 };
 use crate::{error::Error, fs::Facts, progress::WarningKind};
@@ -24,7 +24,6 @@ use std::{
     ffi::{OsStr, OsString},
     io,
     ops::Range,
-    os::fd::OwnedFd,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -43,6 +42,10 @@ const READ_GAP_BYTES_MAX: u32 = 128 * 1024;
 /// Blobs are read together up to this size; a single blob may be larger.
 const READ_BYTES_MAX: u32 = 4 * 1024 * 1024;
 
+/// How many bytes of files that stand there already are planned before they are restored: old and new ones take room side
+/// by side until then.
+const STANDING_BYTES_MAX: u64 = 1 << 30;
+
 /// What is restored together.
 #[derive(Default)]
 pub(crate) struct Batch {
@@ -50,6 +53,7 @@ pub(crate) struct Batch {
     /// Those of `files` that may stand there already.
     candidates: Vec<usize>,
     pieces: usize,
+    standing_bytes: u64,
     pub(crate) links: Vec<PlannedLink>,
     /// Those that are complete, what is in a directory before the directory.
     pub(crate) directories: Vec<(PlaceId, Option<Metadata>)>,
@@ -99,9 +103,6 @@ struct WantedBlob {
     destinations: Vec<(usize, u64)>,
 }
 
-/// How a file may begin with something.
-type Way = fn(&OwnedFd, &PlannedFile, &RestoreOptions) -> io::Result<Option<Vec<bool>>>;
-
 /// Blobs that are read together.
 struct PlannedRead {
     pack: ObjectId,
@@ -116,6 +117,7 @@ impl Batch {
             self.candidates.push(self.files.len());
         }
         self.pieces += file.pieces.len();
+        self.standing_bytes += if file.stands { file.size } else { 0 };
         self.files.push(file);
     }
 
@@ -123,6 +125,7 @@ impl Batch {
     pub(crate) fn is_full(&self) -> bool {
         self.files.len() >= FILES_MAX
             || self.pieces >= PIECES_MAX
+            || self.standing_bytes >= STANDING_BYTES_MAX
             || self.links.len() >= FILES_MAX
             || self.directories.len() >= FILES_MAX
     }
@@ -136,7 +139,9 @@ impl Batch {
             open: Mutex::new(VecDeque::new()),
         };
         let kept = self.keep_what_is_right(job);
-        let done = kept.and_then(|()| self.go_on(job)).and_then(|()| {
+        let begun = kept.and_then(|()| self.go_on(job));
+        let begun = begun.and_then(|()| self.take_what_stands(job, &writer));
+        let done = begun.and_then(|()| {
             if job.options.dry_run {
                 self.count_planned(job);
                 return Ok(());
@@ -209,32 +214,64 @@ impl Batch {
         })
     }
 
-    /// Goes on with what an interrupted run has begun, removes what is of no use, and begins others with what is right of
-    /// the file that stands there.
+    /// Goes on with what an interrupted run has begun, and removes what is of no use.
     fn go_on(&self, job: &Job<'_>) -> Result<(), Error> {
-        let some = |file: &&PlannedFile| file.begun || file.stands;
-        let files: Vec<_> = self.files.iter().filter(some).collect();
-        job.in_parallel(files.len(), |at| {
-            let file = files[at];
+        let begun: Vec<_> = self.files.iter().filter(|file| file.begun).collect();
+        job.in_parallel(begun.len(), |at| {
+            let file = begun[at];
             // Whatever prevents it, the file is begun anew then.
             let Ok(dir) = job.places.handle(file.place) else {
                 return Ok(());
             };
-            let is_planned = file.state().stage == Stage::Planned;
-            let ways = [
-                (file.begun, unfinished::go_on as Way),
-                (file.stands && is_planned, unfinished::begin_with_standing),
-            ];
-            for (_, way) in ways.into_iter().filter(|(is_there, _)| *is_there) {
-                if is_planned && let Ok(Some(there)) = way(&dir, file, job.options) {
-                    file.go_on(there);
-                    job.reporter.progress.advanced(0, file.bytes_there());
-                    break;
+            if file.state().stage == Stage::Planned
+                && let Ok(Some(there)) = unfinished::go_on(&dir, file, job.options)
+            {
+                file.go_on(there);
+                job.reporter.progress.advanced(0, file.bytes_there());
+            } else if !job.options.dry_run {
+                // If it stays, that the file can't be made says so.
+                let _ = unlinkat(&*dir, &file.temporary, AtFlags::empty());
+            }
+            Ok(())
+        })
+    }
+
+    /// Takes what is right of the files that stand there and aren't kept.
+    fn take_what_stands(&self, job: &Job<'_>, writer: &FileWriter<'_>) -> Result<(), Error> {
+        let stands = |index: &usize| {
+            let file = &self.files[*index];
+            file.stands && file.state().stage != Stage::Kept
+        };
+        let standing: Vec<_> = (0..self.files.len()).filter(stands).collect();
+        job.in_parallel(standing.len(), |at| {
+            let file = &self.files[standing[at]];
+            let opened = job.places.handle(file.place);
+            let Ok(Some(mut opened)) = opened.and_then(|dir| Standing::open(&*dir, file)) else {
+                return Ok(());
+            };
+            let mut there = file.there();
+            let mut end = 0;
+            for (piece, is_there) in file.pieces.iter().zip(&mut there) {
+                let start = end;
+                end += piece.length;
+                if *is_there {
+                    continue;
                 }
-                if !job.options.dry_run {
-                    // If it stays, that the file can't be made says so.
-                    let _ = unlinkat(&*dir, &file.temporary, AtFlags::empty());
+                job.check_cancelled()?;
+                let Some(bytes) = opened.piece(piece, start) else {
+                    continue;
+                };
+                if !job.options.dry_run
+                    && let Err(error) = writer.write(&self.files, standing[at], start, bytes)
+                {
+                    writer.abandon(file);
+                    return job.fail(file.path(job.places), "it can't be written", error);
                 }
+                *is_there = true;
+                job.reporter.progress.advanced(0, piece.length);
+            }
+            if there.contains(&true) {
+                file.go_on(there);
             }
             Ok(())
         })

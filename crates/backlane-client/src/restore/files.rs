@@ -169,6 +169,13 @@ impl PlannedFile {
         state.there = there;
     }
 
+    /// Of each piece, whether the temporary file has it.
+    pub(crate) fn there(&self) -> Vec<bool> {
+        let mut there = self.state().there.clone();
+        there.resize(self.pieces.len(), false);
+        there
+    }
+
     /// Its pieces that are still to be had, and where each belongs; none when it is done or has failed.
     pub(crate) fn wanted(&self) -> Vec<(Piece, u64)> {
         let state = self.state();

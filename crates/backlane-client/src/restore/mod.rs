@@ -13,6 +13,7 @@ mod job;
 mod metadata;
 mod places;
 mod remove;
+mod standing;
 mod unfinished;
 
 #[cfg(test)]

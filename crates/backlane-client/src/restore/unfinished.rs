@@ -1,5 +1,4 @@
-//! Files that don't begin empty: with what an interrupted restore has written, or with what is right of the file that
-//! stands under the name.
+//! Files that an interrupted restore has begun: the next one goes on with them.
 //!
 //! Invariants: what is gone on with is a file of ours alone, into which nobody else has ever been able to write. A piece
 //! of it is kept only if its hash is right and its data and holes lie where they should; all else is as in a new file.
@@ -7,13 +6,13 @@
 use super::{
     RestoreOptions,
     content::{READ_BYTES, is_piece},
-    files::{Holes, PlannedFile, open_regular},
+    files::{Holes, PlannedFile},
 };
 use crate::fs::{
     Facts,
     extents::{self, Extent, Layout},
 };
-use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, copy_file_range, fallocate, openat};
+use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, fallocate, openat};
 use std::{
     fs::File,
     io::{self, Seek, SeekFrom},
@@ -22,12 +21,6 @@ use std::{
 
 /// What a temporary file is made with. Others can't open it, and so it stays until it gets its metadata.
 pub(crate) const MODE: Mode = Mode::RUSR.union(Mode::WUSR);
-
-/// How many pieces of a file that stands there are looked at before it is copied.
-const SAMPLES: usize = 8;
-
-/// And how many of them have to be right.
-const RIGHT_SAMPLES: usize = 2;
 
 /// Whether a file with a temporary name can be one that an interrupted restore of this user has begun. Somebody else may
 /// have put it there, and have it open still.
@@ -58,67 +51,6 @@ pub(crate) fn go_on(
         clear(&begun, file, &there)?;
     }
     Ok(Some(there))
-}
-
-/// Begins the file with what is right of the one that stands under its name, which is copied: it stays as it is. `None`
-/// when that isn't worth it.
-pub(crate) fn begin_with_standing(
-    dir: &OwnedFd,
-    file: &PlannedFile,
-    options: &RestoreOptions,
-) -> io::Result<Option<Vec<bool>>> {
-    let mut standing = open_regular(dir, &file.name)?;
-    if !is_alike(&mut standing, file)? {
-        return Ok(None);
-    }
-    if options.dry_run {
-        return right_pieces(&mut standing, file, options.holes).map(Some);
-    }
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-    let begun: File = openat(dir, &file.temporary, flags, MODE)?.into();
-    copy(&standing, &begun, file.size)?;
-    drop(begun);
-    // Only now it is known what is right: what stands there may change meanwhile.
-    go_on(dir, file, options)
-}
-
-/// Whether some pieces, from all over the file, are where they should be.
-fn is_alike(standing: &mut File, file: &PlannedFile) -> io::Result<bool> {
-    let every = file.pieces.len().div_ceil(SAMPLES).max(1);
-    let mut buffer = vec![0; READ_BYTES];
-    let (mut start, mut right) = (0, 0);
-    for (at, piece) in file.pieces.iter().enumerate() {
-        if at % every == 0 {
-            standing.seek(SeekFrom::Start(start))?;
-            right += usize::from(is_piece(standing, piece, &mut buffer)?);
-        }
-        start += piece.length;
-    }
-    Ok(right >= RIGHT_SAMPLES)
-}
-
-/// Copies data and holes, as far as they reach within `size`, without a way through memory where the file system can.
-fn copy(from: &File, to: &File, size: u64) -> io::Result<()> {
-    let reach = from.metadata()?.len().min(size);
-    let extents = match extents::layout(from, reach)? {
-        Layout::Dense => vec![Extent {
-            start: 0,
-            end: reach,
-        }],
-        Layout::Holes(extents) => extents,
-        Layout::TooFragmented => Vec::new(),
-    };
-    to.set_len(size)?;
-    for Extent { start, end } in extents {
-        let (mut read, mut written) = (start, start);
-        while read < end {
-            let length = usize::try_from(end - read).unwrap_or(usize::MAX);
-            if copy_file_range(from, Some(&mut read), to, Some(&mut written), length)? == 0 {
-                break;
-            }
-        }
-    }
-    Ok(())
 }
 
 fn right_pieces(begun: &mut File, file: &PlannedFile, holes: Holes) -> io::Result<Vec<bool>> {

@@ -2,8 +2,9 @@
 //! is being written as pieces (`docs/design/wal.md` §7).
 //!
 //! Invariants: a file is removed only right after the server has confirmed all of it, since a server may be put back to an
-//! older state at any time; the newest one is never removed, since it tells `pg_receivewal` where to go on; nothing of a
-//! segment is archived before the whole ones before it.
+//! older state at any time; what stays is offered again every few minutes for the same reason; the newest file is never
+//! removed, since it tells `pg_receivewal` where to go on; nothing of a segment is archived before the whole ones before
+//! it.
 
 use super::{
     file::{LONG_HEADER_BYTES, ReadyFile, first_page},
@@ -19,11 +20,13 @@ use std::{
     io,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// How long the spooler may be silent. It waits for a session itself.
 const WAIT: Duration = Duration::from_secs(300);
+/// How long what was archived of files that stay is believed to be there.
+const BELIEVED: Duration = Duration::from_secs(120);
 /// No piece is larger.
 const PIECE_BYTES_MAX: u32 = 16 << 20;
 
@@ -37,6 +40,8 @@ pub struct Receiver {
     archived: BTreeSet<WalName>,
     /// Up to where pieces of a segment are archived, as far as that is known.
     end: Option<(WalName, u32)>,
+    /// Since when both are remembered.
+    since: Instant,
 }
 
 impl Receiver {
@@ -49,7 +54,15 @@ impl Receiver {
             system: None,
             archived: BTreeSet::new(),
             end: None,
+            since: Instant::now(),
         }
+    }
+
+    /// Believes no more that anything is archived.
+    pub(super) fn forget(&mut self) {
+        self.archived.clear();
+        self.end = None;
+        self.since = Instant::now();
     }
 
     /// Archives everything that is there by now.
@@ -57,6 +70,9 @@ impl Receiver {
     /// # Errors
     /// When something can't be read or archived; it stays in the directory for the next time.
     pub fn pass(&mut self) -> Result<(), Error> {
+        if self.since.elapsed() > BELIEVED {
+            self.forget();
+        }
         let files = self.list()?;
         let newest = files.iter().filter_map(|name| place(*name)).max();
         let is_whole = |name: &&WalName| matches!(name.file, WalFile::Segment(_));

@@ -1,7 +1,7 @@
 //! The spooler: serves pushes and fetches of this host's databases over a session that somebody else keeps open.
 //!
 //! Invariants: a push is answered with success only after the server has confirmed that very file in the session that
-//! is open now; files in memory are bounded by [`ROOM_BYTES`], connections by [`CONNECTIONS_MAX`], and silence on either
+//! is open now, and not on that word alone later; files in memory are bounded by [`ROOM_BYTES`], connections by [`CONNECTIONS_MAX`], and silence on either
 //! by a time.
 
 use super::{
@@ -10,8 +10,11 @@ use super::{
     read_ahead::ReadAhead,
 };
 use aws_lc_rs::digest::{SHA256, digest};
-use backlane_proto::{ObjectId, ObjectKind, ObjectName, PackContents, WalName};
+use backlane_proto::{
+    ByteRange, ObjectId, ObjectKind, ObjectName, PackContents, WalName, wal::HEADER_BYTES,
+};
 use backlane_repo::{ObjectStore, StoreError, WalKey};
+use bytes::Bytes;
 use std::{
     collections::BTreeMap,
     io::{self, Write},
@@ -53,8 +56,8 @@ pub struct Spooler {
 struct State {
     /// The archive, or why there is none.
     archive: Result<Archive, String>,
-    /// By name, the SHA-256 of files that the server has confirmed in this session.
-    confirmed: BTreeMap<ObjectId, [u8; 32]>,
+    /// By name, the SHA-256 of files that the server has confirmed in this session, and how what was stored begins.
+    confirmed: BTreeMap<ObjectId, ([u8; 32], Bytes)>,
     room: usize,
     connections: usize,
 }
@@ -133,8 +136,21 @@ impl Spooler {
         state.archive.clone()
     }
 
+    /// Whether this very file was stored in this session and is there still: a server may have been put back to an older
+    /// state while the session went on.
     fn is_confirmed(&self, name: WalName, hash: [u8; 32]) -> bool {
-        self.lock().confirmed.get(&name.id()) == Some(&hash)
+        let confirmed = match self.lock().confirmed.get(&name.id()) {
+            Some((of, header)) if *of == hash => header.clone(),
+            _ => return false,
+        };
+        let range = ByteRange {
+            offset: 0,
+            length: confirmed.len() as u64,
+        };
+        let header = self
+            .archive()
+            .map(|it| it.store.read(object(name), Some(range)));
+        matches!(header, Ok(Ok(header)) if header == confirmed)
     }
 
     /// Archives a file; returns when it is durable.
@@ -149,6 +165,8 @@ impl Spooler {
         drop(file);
         let body = body.ok_or("it can't be sealed: out of memory or randomness")?;
         let stored_bytes = body.len();
+        // On its own: a slice would keep all of it.
+        let header = Bytes::copy_from_slice(&body[..HEADER_BYTES.min(stored_bytes)]);
         let object = object(name);
         archive
             .store
@@ -159,7 +177,7 @@ impl Spooler {
         let mut state = self.lock();
         // Not by a session that is over: the next one may find the server in another state.
         if matches!(&state.archive, Ok(now) if Arc::ptr_eq(&now.store, &archive.store)) {
-            state.confirmed.insert(name.id(), hash);
+            state.confirmed.insert(name.id(), (hash, header));
             if state.confirmed.len() > CONFIRMED_MAX {
                 state.confirmed.pop_first();
             }

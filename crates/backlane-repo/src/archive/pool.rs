@@ -86,6 +86,9 @@ impl<F, P, T> Pool<F, P, T> {
     /// Hands in a piece, or gives it back where there is no room.
     pub(crate) fn offer(&self, piece: P) -> Result<(), P> {
         let mut state = self.state();
+        if state.has_ended {
+            return Ok(());
+        }
         if state.pieces.len() >= self.pieces_max {
             return Err(piece);
         }
@@ -150,10 +153,11 @@ mod tests {
     #[test]
     fn nothing_stays_after_the_end() {
         let file = Arc::new(());
-        let pool = Pool::<_, (), ()>::new(1);
+        let pool = Pool::<_, _, ()>::new(1);
         pool.push_file(Arc::clone(&file));
         pool.end();
         pool.push_file(Arc::clone(&file));
+        assert!(pool.offer(Arc::clone(&file)).is_ok());
         assert_eq!(Arc::strong_count(&file), 1);
         assert!(pool.take().is_none());
     }

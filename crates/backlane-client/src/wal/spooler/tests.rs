@@ -334,10 +334,8 @@ fn a_receiver_removes_nothing_on_the_word_of_a_server_that_was_put_back() {
     let spool = bench.directory.path().join("spool");
     fs::create_dir(&spool).unwrap();
     let mut receiver = crate::wal::Receiver::new(&spool, &bench.socket());
-    let put_back = || {
-        bench.objects.stored.lock().unwrap().clear();
-        bench.spooler.set_archive(Ok(bench.archive()));
-    };
+    // In the middle of a session, which goes on.
+    let put_back = || bench.objects.stored.lock().unwrap().clear();
     let (seventh, eighth) = ("000000010000000000000007", "000000010000000000000008");
     fs::write(spool.join(seventh), segment(1, 7, 9)).unwrap();
     receiver.pass().unwrap();
@@ -359,6 +357,17 @@ fn a_receiver_removes_nothing_on_the_word_of_a_server_that_was_put_back() {
     assert!(!spool.join(growing).exists());
     let fetched = bench.fetch_or(eighth, Partly::Pieces).unwrap();
     assert_eq!(fetched, Fetched::Written);
+
+    // What stays is archived again as well, in time.
+    fs::write(spool.join("00000002.history"), "1\t0/800000\tno reason\n").unwrap();
+    receiver.pass().unwrap();
+    let all = bench.objects.stored.lock().unwrap().len();
+    put_back();
+    receiver.pass().unwrap();
+    assert!(bench.objects.stored.lock().unwrap().len() < all);
+    receiver.forget();
+    receiver.pass().unwrap();
+    assert_eq!(bench.fetch("00000002.history").unwrap(), Fetched::Written);
 }
 
 #[test]
