@@ -9,7 +9,10 @@ use crate::{
     endpoint::{Ended, Endpoint},
     pairs::Pairs,
 };
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 use storage_socket_proto::{
     ConnectionId, Coordinator, DeviceIndex, Epoch, Fence, Grant, Incarnation, IoFailure, IoId,
     IoRequest, Member, ResetReason, Sequence, SlotIndex, Tick,
@@ -114,8 +117,8 @@ pub(crate) struct Host {
     /// A coordinator: whether it has written a block, and whether it serves.
     pub(crate) has_claimed: bool,
     pub(crate) serves: bool,
-    /// The coordinator that a member says it has lost, unless it has found it again.
-    pub(crate) left: Option<Epoch>,
+    /// The coordinators that a member says it has lost, unless it has found them again.
+    pub(crate) left: BTreeSet<Epoch>,
     /// A member that was told to stop.
     pub(crate) is_stopping: bool,
     /// Grants of an earlier epoch rested when it began to serve.
@@ -144,7 +147,7 @@ impl Host {
             pairs: Pairs::default(),
             has_claimed: false,
             serves: false,
-            left: None,
+            left: BTreeSet::new(),
             is_stopping: false,
             rested: false,
         }

@@ -132,7 +132,7 @@ impl World {
             !is_server(**index)
                 && slot_of(**index) == slot
                 && host.incarnation == incarnation
-                && (host.left.is_none() || host.left != epoch)
+                && !epoch.is_some_and(|epoch| host.left.contains(&epoch))
                 && host.paused.is_none()
                 && host.fence == Fence::Open
                 && self.now.since(host.woke) > dead

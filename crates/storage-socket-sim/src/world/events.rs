@@ -68,7 +68,7 @@ impl World {
         match event {
             MemberEvent::Joined { epoch, .. } => {
                 hit.transition(Transition::MemberJoined);
-                host.left = host.left.filter(|left| *left != epoch);
+                host.left.remove(&epoch);
                 if epoch.0 == FOREIGN {
                     let what = format!("host {index} follows a coordinator of another pool");
                     return Err(Promise::Foreign.broken(what));
@@ -87,7 +87,7 @@ impl World {
             }
             MemberEvent::CoordinatorLost { epoch } => {
                 hit.transition(Transition::CoordinatorLost);
-                host.left = Some(epoch);
+                host.left.insert(epoch);
             }
             MemberEvent::Connected(grant) => {
                 hit.transition(Transition::Connected);
