@@ -2,9 +2,9 @@
 //!
 //! Phases, in this order: files that stand there already are read and, if they are right, kept; what an interrupted run
 //! has begun is read and, where it is right, gone on with; what is right of a file that stands there is taken from it; the
-//! blobs of all else are read pack by pack, checked, and written; written files are verified if that was asked for; links are made;
-//! directories get their metadata. Memory: [`FILES_MAX`] files, about [`PIECES_MAX`] pieces, and for each worker one
-//! read of [`READ_BYTES_MAX`] and one blob.
+//! blobs of all else are read pack by pack, checked, and written; written files are verified if that was asked for; links
+//! are made; directories get their metadata. Memory: [`FILES_MAX`] files, about [`PIECES_MAX`] pieces, and for each worker
+//! one read of [`READ_BYTES_MAX`] and one blob, or before that one piece of a file that stands there.
 
 use super::{
     content::{Piece, consists_of, has_holes},

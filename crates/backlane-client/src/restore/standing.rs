@@ -32,6 +32,9 @@ pub(crate) struct Standing {
 impl Standing {
     /// Opens it. `None` where so little of it is right that reading it isn't worth it.
     pub(crate) fn open(dir: impl AsFd, file: &PlannedFile) -> io::Result<Option<Self>> {
+        if file.pieces.len() < RIGHT_SAMPLES {
+            return Ok(None);
+        }
         let mut standing = Self {
             file: open_regular(dir, &file.name)?,
             buffer: Vec::new(),
