@@ -22,7 +22,7 @@ const SCRYPT_BYTES_MAX: u64 = 1 << 30;
 /// A password of so many characters is taken for one that nobody finds by trying, as those are that Backlane makes.
 const LONG_PASSWORD: usize = 40;
 
-/// The logarithm of scrypt's N for those, which is the least that restic takes: 32 MiB.
+/// The logarithm of scrypt's N for those: 32 MiB.
 const LONG_LOG_N: u32 = 15;
 
 /// The same for passwords that somebody may have thought of, which is what the engine takes: 128 MiB.
