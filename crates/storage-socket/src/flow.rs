@@ -455,9 +455,13 @@ impl Flow {
         self.discard();
     }
 
-    /// Fills some of `out`; `None` when nothing is there at present, 0 at the end.
-    pub(crate) fn try_read(&self, out: &mut [u8]) -> Result<Option<usize>, Error> {
-        if out.is_empty() {
+    /// Hands `into` as much as there is room for; `None` when nothing is there at present, 0 at the end.
+    pub(crate) fn try_read(
+        &self,
+        room: usize,
+        into: impl FnOnce(&[u8]),
+    ) -> Result<Option<usize>, Error> {
+        if room == 0 {
             return Ok(Some(0));
         }
         let mut reader = locked(&self.reader);
@@ -469,8 +473,8 @@ impl Flow {
                 Next::Nothing => return Ok(None),
             },
         };
-        let count = out.len().min(frame.end - frame.at);
-        out[..count].copy_from_slice(&frame.buf[frame.at..frame.at + count]);
+        let count = room.min(frame.end - frame.at);
+        into(&frame.buf[frame.at..frame.at + count]);
         frame.at += count;
         self.counters
             .bytes_received
@@ -779,10 +783,10 @@ mod tests {
                 end: 8,
             });
         }
-        assert_eq!(flow.try_read(&mut [0; 3]).unwrap(), Some(3));
+        assert_eq!(flow.try_read(3, |_| ()).unwrap(), Some(3));
         flow.discard();
         let released = std::mem::take(&mut locked(&flow.receive).released);
         assert_eq!(released, [Sequence(0), Sequence(1)]);
-        assert_eq!(flow.try_read(&mut [0; 3]).unwrap(), Some(0));
+        assert_eq!(flow.try_read(3, |_| ()).unwrap(), Some(0));
     }
 }

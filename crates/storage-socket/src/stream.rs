@@ -330,7 +330,10 @@ impl std::fmt::Debug for Stream {
 
 impl Read for &Stream {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        Ok(self.read_when_there(|flow| flow.try_read(out))?)
+        let room = out.len();
+        Ok(self.read_when_there(|flow| {
+            flow.try_read(room, |piece| out[..piece.len()].copy_from_slice(piece))
+        })?)
     }
 }
 

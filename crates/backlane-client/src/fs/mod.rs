@@ -3,6 +3,7 @@
 //! Invariants: no call follows a symbolic link, and none takes a path, so that the length of a path has no limit and
 //! nothing can be moved under our feet between two components. What this leaves to others: what to do about an error.
 
+pub(crate) mod around;
 pub(crate) mod descent;
 pub(crate) mod extents;
 pub(crate) mod xattrs;

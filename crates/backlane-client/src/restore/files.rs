@@ -9,7 +9,7 @@
 
 use super::{batch::Whole, content::Piece, metadata::Subject, places::Places, unfinished};
 use crate::{
-    fs::{self, extents::Extent},
+    fs::{self, around, extents::Extent},
     progress::Reporter,
     restore::places::PlaceId,
 };
@@ -21,7 +21,7 @@ use std::{
     ffi::{OsStr, OsString},
     fs::File,
     io,
-    os::unix::{ffi::OsStrExt, fs::FileExt},
+    os::unix::ffi::OsStrExt,
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -221,7 +221,7 @@ impl FileWriter<'_> {
         match &files[index].extents {
             Some(extents) => write_around_holes(&file, offset, bytes, extents),
             None if self.holes == Holes::Zeros => write_around_zeros(&file, offset, bytes),
-            None => file.write_all_at(bytes, offset),
+            None => around::write_all_at(&file, bytes, offset),
         }
     }
 
@@ -327,7 +327,7 @@ fn write_around_holes(
         let part = |position: u64| usize::try_from(position - offset).expect("within a slice");
         let piece = &bytes[part(at)..part(until)];
         if !(is_hole && is_zero(piece)) {
-            file.write_all_at(piece, at)?;
+            around::write_all_at(file, piece, at)?;
         }
         at = until;
         Ok(())
@@ -349,7 +349,7 @@ fn write_around_zeros(file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> 
         let (piece, after) = rest.split_at(to_border.min(rest.len()));
         // A part of a block belongs to the piece before or behind too: only whole ones are known to be zero.
         if piece.len() < ZERO_BLOCK_BYTES || !is_zero(piece) {
-            file.write_all_at(piece, at)?;
+            around::write_all_at(file, piece, at)?;
         }
         at += piece.len() as u64;
         rest = after;
@@ -367,6 +367,7 @@ fn is_zero(bytes: &[u8]) -> bool {
 mod tests {
     use super::*;
     use crate::fs::extents::{Layout, layout};
+    use std::os::unix::fs::FileExt;
 
     fn written(len: u64, write: impl FnOnce(&File)) -> (Vec<u8>, Layout) {
         let file = tempfile::tempfile().unwrap();

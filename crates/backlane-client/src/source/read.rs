@@ -6,25 +6,19 @@
 
 use super::Shared;
 use crate::{
-    fs::{self, Facts, Identity},
+    fs::{self, Facts, Identity, around},
     progress::WarningKind,
 };
 use backlane_repo::{OpenFile, Time};
-use rustix::{
-    fs::FileType,
-    io::{Errno, ReadWriteFlags, preadv2},
-};
+use rustix::fs::FileType;
 use std::{
     ffi::{OsStr, OsString},
     fs::File,
-    io::{self, ErrorKind, IoSliceMut, Read},
+    io::{self, ErrorKind, Read},
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::Arc,
 };
-
-/// `RWF_DONTCACHE` (Linux 6.14): what a read brings into memory goes again, and what was there stays.
-const DONT_CACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
 
 /// The content of a file, not yet opened.
 pub(crate) struct Pending {
@@ -54,8 +48,6 @@ struct Expected {
 pub(crate) struct Reader {
     file: File,
     content: Content,
-    /// Whether nothing stays in memory of what is read.
-    around_cache: bool,
     /// How many bytes the reader still owes.
     remaining: u64,
     finished: bool,
@@ -111,7 +103,6 @@ impl Pending {
             file: file.into(),
             remaining: content.expected.size,
             content,
-            around_cache: true,
             finished: false,
         })
     }
@@ -134,24 +125,6 @@ impl Drop for Pending {
 }
 
 impl Reader {
-    /// Reads what comes next.
-    fn read_on(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        if self.around_cache {
-            let position = u64::MAX;
-            match preadv2(
-                &self.file,
-                &mut [IoSliceMut::new(out)],
-                position,
-                DONT_CACHE,
-            ) {
-                // An older kernel, or a file system that can't.
-                Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => self.around_cache = false,
-                read => return Ok(read?),
-            }
-        }
-        self.file.read(out)
-    }
-
     /// After the last byte: was the file all the time what the walk found?
     fn finish(&mut self) -> io::Result<()> {
         self.finished = true;
@@ -185,7 +158,7 @@ impl Read for Reader {
         let want = usize::try_from(self.remaining.min(room)).unwrap_or(out.len());
         let mut filled = 0;
         while filled < want {
-            match self.read_on(&mut out[filled..want]) {
+            match around::read(&self.file, &mut out[filled..want]) {
                 // It has become too short.
                 Ok(0) => {
                     out[filled..want].fill(0);

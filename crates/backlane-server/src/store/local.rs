@@ -7,7 +7,7 @@
 //! The file of a pack has an extended attribute which says what the pack holds, so that the directory is whole without the
 //! state database.
 
-use super::{ByteSink, ByteSource, ByteStore, LaidAside, Origin, Placed, Shelf, wal};
+use super::{ByteSink, ByteSource, ByteStore, LaidAside, Origin, Shelf, sink::LocalSink, wal};
 use crate::{
     HostName, ServerError,
     db::{Arrival, Timestamp},
@@ -16,16 +16,17 @@ use crate::{
 use backlane_proto::{ObjectId, ObjectInfo, ObjectKind, ObjectName, PackContents, WalName};
 use bytes::Bytes;
 use rustix::{
+    buffer::spare_capacity,
     fs::{
         CWD, FallocateFlags, FlockOperation, RenameFlags, XattrFlags, fallocate, flock, fsetxattr,
         lgetxattr, renameat_with,
     },
-    io::Errno,
+    io::{Errno, pread},
 };
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt},
+    io,
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
@@ -276,6 +277,8 @@ impl ByteStore for LocalStore {
             file,
             temporary,
             target: self.path(name),
+            written: 0,
+            stays_in_memory: name.kind != ObjectKind::Pack || contents == PackContents::Trees,
             placed: false,
         };
         if bytes > 0 {
@@ -354,71 +357,29 @@ struct LocalSource {
     path: PathBuf,
 }
 
+impl LocalSource {
+    fn failed(&self, error: io::Error) -> ServerError {
+        io_error("read", &self.path)(error)
+    }
+}
+
 impl ByteSource for LocalSource {
     fn length(&self) -> u64 {
         self.length
     }
 
     fn read(&self, offset: u64, bytes: usize) -> Result<Bytes, ServerError> {
-        let mut piece = vec![0; bytes];
-        self.file
-            .read_exact_at(&mut piece, offset)
-            .map_err(io_error("read", &self.path))?;
+        let mut piece = Vec::with_capacity(bytes);
+        while piece.len() < bytes {
+            let at = offset + piece.len() as u64;
+            match pread(&self.file, spare_capacity(&mut piece), at) {
+                Ok(0) => return Err(self.failed(io::ErrorKind::UnexpectedEof.into())),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(self.failed(errno.into())),
+            }
+        }
+        piece.truncate(bytes);
         Ok(piece.into())
-    }
-}
-
-/// A temporary file on its way to its final name.
-struct LocalSink {
-    file: File,
-    temporary: PathBuf,
-    target: PathBuf,
-    /// The temporary name is gone.
-    placed: bool,
-}
-
-impl ByteSink for LocalSink {
-    fn write(&mut self, piece: &[u8]) -> Result<(), ServerError> {
-        self.file
-            .write_all(piece)
-            .map_err(io_error("write", &self.temporary))
-    }
-
-    fn sync(&mut self) -> Result<(), ServerError> {
-        self.file
-            .sync_all()
-            .map_err(io_error("sync", &self.temporary))
-    }
-
-    fn place(mut self: Box<Self>) -> Result<Placed, ServerError> {
-        match rename_without_replacing(&self.temporary, &self.target) {
-            Ok(()) => {
-                self.placed = true;
-                sync_parent(&self.target)?;
-                Ok(Placed::Created)
-            }
-            Err(Errno::EXIST) => {
-                // Whoever placed it may not have synced it yet, or was a stock tool that never does.
-                File::open(&self.target)
-                    .and_then(|file| file.sync_all())
-                    .map_err(io_error("sync", &self.target))?;
-                sync_parent(&self.target)?;
-                Ok(Placed::Existed)
-            }
-            Err(errno) => Err(io_error("rename to", &self.target)(errno.into())),
-        }
-    }
-}
-
-impl Drop for LocalSink {
-    fn drop(&mut self) {
-        if self.placed {
-            return;
-        }
-        if let Err(error) = fs::remove_file(&self.temporary) {
-            let path = self.temporary.display();
-            tracing::warn!(%path, %error, "a temporary file stays until the repository is opened again");
-        }
     }
 }
 
@@ -609,6 +570,7 @@ pub(crate) fn sync_directory(path: &Path) -> Result<(), ServerError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Placed;
 
     fn store(root: &Path) -> LocalStore {
         LocalStore::open(root, &"web1".parse().unwrap(), Hold::Shared).unwrap()

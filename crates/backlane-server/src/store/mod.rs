@@ -5,6 +5,7 @@
 
 mod local;
 mod shelf;
+mod sink;
 mod wal;
 
 pub(crate) use local::sync_directory;

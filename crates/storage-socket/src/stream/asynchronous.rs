@@ -46,9 +46,21 @@ impl Stream {
         context: &mut Context<'_>,
         out: &mut [u8],
     ) -> Poll<io::Result<usize>> {
+        self.poll_read_into(context, out.len(), |piece| {
+            out[..piece.len()].copy_from_slice(piece);
+        })
+    }
+
+    /// Hands what is there, as far as there is room, to `into`.
+    pub(super) fn poll_read_into(
+        &self,
+        context: &mut Context<'_>,
+        room: usize,
+        mut into: impl FnMut(&[u8]),
+    ) -> Poll<io::Result<usize>> {
         let flow = &self.handle.flow;
         loop {
-            if let Some(count) = flow.try_read(out)? {
+            if let Some(count) = flow.try_read(room, &mut into)? {
                 return Poll::Ready(Ok(count));
             }
             if flow.wait_to_read(context.waker()) {

@@ -14,8 +14,9 @@ impl AsyncRead for Stream {
         context: &mut Context<'_>,
         out: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let read = self.poll_read_some(context, out.initialize_unfilled());
-        read.map_ok(|count| out.advance(count))
+        // Of memory that nobody has filled yet nothing is cleared first.
+        let read = self.poll_read_into(context, out.remaining(), |piece| out.put_slice(piece));
+        read.map_ok(|_| ())
     }
 }
 
