@@ -3,6 +3,7 @@
 //! A length is checked before memory is taken for what it announces; a message that has begun must end in time, so that
 //! a peer that dribbles holds nothing for long.
 
+use crate::pace::Pace;
 use backlane_proto::{
     ChunkFlag, ChunkHeader, CodecError, Route,
     codec::{self, CHUNK_HEADER_BYTES, LENGTH_BYTES},
@@ -12,7 +13,7 @@ use std::{future::Future, io, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     sync::mpsc,
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 /// Silence after which a peer on the control connection is given up.
@@ -175,16 +176,23 @@ where
     Ok(())
 }
 
-/// Writes the chunks that come, flushing whenever none waits, until their senders are gone; tells `sent` of each.
+/// Writes the chunks that come at this pace, flushing whenever none waits, until their senders are gone; tells `sent` of
+/// each.
 pub(crate) async fn write_chunks<W>(
     mut to: W,
     mut chunks: mpsc::Receiver<Chunk>,
+    pace: &Pace,
     sent: impl Fn(ChunkHeader),
 ) -> io::Result<()>
 where
     W: AsyncWrite + Unpin,
 {
     while let Some(chunk) = chunks.recv().await {
+        let wait = pace.wait(u64::from(chunk.header.bytes));
+        if !wait.is_zero() {
+            to.flush().await?;
+            sleep(wait).await;
+        }
         to.write_all(&chunk.header.encode()).await?;
         to.write_all(&chunk.payload).await?;
         sent(chunk.header);
@@ -274,7 +282,7 @@ mod tests {
     async fn a_small_body_overtakes_the_rest_of_a_large_one() {
         let (to, mut from) = tokio::io::duplex(256);
         let (sender, receiver) = mpsc::channel(CHUNKS_QUEUED_MAX);
-        tokio::spawn(write_chunks(to, receiver, |_| {}));
+        tokio::spawn(async move { write_chunks(to, receiver, &Pace::free(), |_| {}).await });
         let send = |sender: mpsc::Sender<Chunk>, call: u64, chunks: u64| async move {
             for n in 1..=chunks {
                 let flag = if n == chunks {

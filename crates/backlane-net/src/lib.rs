@@ -10,6 +10,7 @@ pub mod enroll;
 pub mod error;
 mod framed;
 pub mod identity;
+mod pace;
 mod pauses;
 mod pool;
 pub mod server;
@@ -25,6 +26,7 @@ pub use client::{
 pub use enroll::{EnrolledHost, enroll, enroll_through};
 pub use error::Error;
 pub use identity::{Authority, Identity, IdentityError};
+pub use pace::{LIMIT_BYTES_MIN, Limits};
 pub use pool::DESIGNATED_STORAGE_PORT;
 pub use server::{DataPorts, Server, ServerOptions, ServerPool, ServerView};
 pub use status::{RouteUse, ServerStatus, SessionStatus};

@@ -20,6 +20,7 @@ pub(crate) use wal::{
     WalCommand, WalExpireArgs, WalFetchArgs, WalPushArgs, WalReadArgs, WalReceiveArgs, WalRunArgs,
 };
 
+use crate::sizes::{parse_limit, parse_size};
 use backlane_net::EngineChoice;
 use backlane_proto::RoutePolicy;
 use clap::{
@@ -230,6 +231,13 @@ pub(crate) struct RouteArgs {
     /// 10m].
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub(crate) route_wait: Option<Duration>,
+    /// What bodies may take of the network in a second, both ways together: 20M, say [default: what the configuration
+    /// says, or else all of it].
+    #[arg(long, value_name = "SIZE", value_parser = parse_limit)]
+    pub(crate) limit_network: Option<u64>,
+    /// The same of the shared storage.
+    #[arg(long, value_name = "SIZE", value_parser = parse_limit)]
+    pub(crate) limit_storage: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -705,29 +713,6 @@ fn parse_interval(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Parses `512`, `64K`, `256M`, `1G`, `2T`, also with `iB` after the letter: powers of 1024.
-fn parse_size(text: &str) -> Result<u64, String> {
-    let text = text.trim();
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: u64 = digits
-        .trim()
-        .parse()
-        .map_err(|_| format!("`{text}` is not a size such as 256M or 1G"))?;
-    let shift = match text[digits.len()..].to_ascii_lowercase().as_str() {
-        "" | "b" => 0,
-        "k" | "kib" => 10,
-        "m" | "mib" => 20,
-        "g" | "gib" => 30,
-        "t" | "tib" => 40,
-        unit => return Err(format!("`{unit}` is not one of K, M, G, T")),
-    };
-    match number.checked_shl(shift).map(|n| (n, n >> shift)) {
-        Some((size, back)) if back == number && size > 0 => Ok(size),
-        Some((0, _)) => Err("a size of nothing".to_owned()),
-        _ => Err(format!("`{text}` is too large")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -746,24 +731,5 @@ mod tests {
         assert_eq!(parse_snapshot_path(b"3fa9").unwrap().path, b"");
         assert!(parse_snapshot_path(b":/etc").is_err());
         assert!(parse_snapshot_path(b"").is_err());
-    }
-
-    #[test]
-    fn sizes_are_powers_of_1024_and_never_wrap() {
-        assert_eq!(parse_size("512"), Ok(512));
-        assert_eq!(parse_size("64K"), Ok(64 << 10));
-        assert_eq!(parse_size("256MiB"), Ok(256 << 20));
-        assert_eq!(parse_size("1 g"), Ok(1 << 30));
-        for bad in [
-            "",
-            "G",
-            "-1",
-            "1X",
-            "0",
-            "99999999999T",
-            "18446744073709551616",
-        ] {
-            assert!(parse_size(bad).is_err(), "{bad}");
-        }
     }
 }

@@ -7,7 +7,7 @@ use crate::failure::{Advise, Hint};
 use anyhow::{Context as _, Result, bail};
 use backlane_client::{AccessTimes, Excludes, FileSystems};
 use backlane_net::{
-    Authority, ClientConfig, EngineChoice, Identity, IdentityError, PoolChoice,
+    Authority, ClientConfig, EngineChoice, Identity, IdentityError, Limits, PoolChoice,
     identity::read_secret,
 };
 use backlane_proto::RoutePolicy;
@@ -48,6 +48,20 @@ pub(crate) struct ClientFile {
     /// How long a job waits, in its middle, for a route that it may take: `10m`, say.
     #[serde(default, with = "duration", skip_serializing_if = "Option::is_none")]
     pub(crate) route_wait: Option<Duration>,
+    /// What bodies may take of the network in a second, both ways together: `20M`, say.
+    #[serde(
+        default,
+        with = "crate::sizes::limit",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub(crate) limit_network: Option<u64>,
+    /// The same of the shared storage.
+    #[serde(
+        default,
+        with = "crate::sizes::limit",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub(crate) limit_storage: Option<u64>,
     /// The pool shared with the server.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) pool: Option<PoolSection>,
@@ -211,6 +225,10 @@ impl ClientFile {
         if let Some(wait) = self.route_wait {
             session.route_wait = wait;
         }
+        session.limits = Limits {
+            network: self.limit_network,
+            storage: self.limit_storage,
+        };
         session.pool = match &self.pool {
             None => None,
             Some(pool) => Some(PoolChoice {
@@ -316,6 +334,8 @@ mod tests {
             repository_key: None,
             route: Route::RequireStorage,
             route_wait: Some(Duration::from_secs(90)),
+            limit_network: Some(20 << 20),
+            limit_storage: None,
             pool: Some(PoolSection {
                 uuid: Uuid::from_u128(7).to_string(),
                 devices: vec!["/dev/a".into(), "/dev/b".into()],

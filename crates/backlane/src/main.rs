@@ -13,6 +13,7 @@ mod hooks;
 mod output;
 mod progress;
 mod signals;
+mod sizes;
 
 use anyhow::{Context as _, Result};
 use backlane_net::EngineChoice;

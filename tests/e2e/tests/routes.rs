@@ -6,6 +6,7 @@ use backlane_e2e::{
     ready, ready_with, same, until,
 };
 use rustix::process::Signal;
+use std::time::{Duration, Instant};
 
 const MIB: u64 = 1 << 20;
 
@@ -370,4 +371,26 @@ fn a_pool_that_was_written_over_is_used_by_the_next_job() -> Result<()> {
     // It takes the slot of the first, of which nothing can be read any more, and which the server holds for alive.
     scene.round_trip("require-storage")?;
     Ok(())
+}
+
+/// Only that a limit holds is looked at: how much faster a job would be without is not.
+#[test]
+fn a_limit_holds_on_its_route_in_backup_and_restore() -> Result<()> {
+    let Some(scene) = Scene::new(&Setup::default(), 12 * MIB)? else {
+        return Ok(());
+    };
+    let (system, client) = (&scene.system, &scene.client);
+    // 12 MiB at 3 MiB a second, of which one chunk goes at once.
+    let least = Duration::from_millis(3600);
+    let began = Instant::now();
+    let network = ["--route", "network", "--limit-network", "3M"];
+    let backup = system.backup(client, &scene.source, &network)?.success()?;
+    ensure!(began.elapsed() >= least, "{}", backup.ended);
+    let began = Instant::now();
+    let storage = ["--route", "require-storage", "--limit-storage", "3M"];
+    let restore = system
+        .restore(client, &scene.source, &scene.target, &storage)?
+        .success()?;
+    ensure!(began.elapsed() >= least, "{}", restore.ended);
+    same(&scene.source, &scene.target)
 }

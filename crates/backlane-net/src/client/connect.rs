@@ -62,6 +62,7 @@ impl Start {
             policy: line.welcome.policy,
             calls_max: calls_max.clamp(1, backlane_proto::calls::CALLS_MAX as usize),
             route_wait: config.route_wait,
+            limits: config.limits,
         };
         let shared = Arc::new(Shared::new(terms, &hand));
         let mut abandoned = Abandoned(Some(Arc::clone(&shared)));

@@ -226,7 +226,7 @@ where
     let carried = async {
         tokio::select! {
             down = read_pair(&shared, route, from) => down,
-            written = write_chunks(to, chunks, sent) => match written {
+            written = write_chunks(to, chunks, shared.pace(route), sent) => match written {
                 Ok(()) => pair_closed(route, "the session is over"),
                 Err(error) => pair_ended(route, &ReadError::Io(error)),
             },
@@ -262,6 +262,7 @@ async fn read_chunk<R: AsyncRead + Unpin>(
     from: &mut R,
 ) -> Result<Result<(), Violation>, ReadError> {
     let header = read_chunk_header(from).await?;
+    shared.pace(route).admit(u64::from(header.bytes)).await;
     match shared.chunk(header, route) {
         Ok(Target::Body(mut body, fate)) => {
             read_payload(from, header.bytes, &mut body).await?;

@@ -15,7 +15,7 @@ mod shared;
 mod storage;
 mod survey;
 
-use crate::{Authority, Error, Identity, SessionStatus};
+use crate::{Authority, Error, Identity, Limits, SessionStatus};
 use backlane_proto::{
     Answer, Arrived, ByteRange, Event, Health, ObjectInfo, ObjectKind, ObjectName, PackContents,
     Probe, Reason, Request, RoutePolicy, RouteReport, ServerRoutes, SessionFor,
@@ -60,6 +60,8 @@ pub struct ClientConfig {
     /// How long, in the middle of a session, a call waits for a route that the policy allows, and the session for a
     /// connection to the server.
     pub route_wait: Duration,
+    /// What bodies may take of each route.
+    pub limits: Limits,
     /// Name and version of this program, for the server's log.
     pub software: String,
 }
@@ -144,6 +146,7 @@ impl ClientConfig {
             connect_timeout: Duration::from_secs(10),
             storage_wait: Duration::from_secs(10),
             route_wait: Duration::from_secs(600),
+            limits: Limits::default(),
             software: concat!("backlane ", env!("CARGO_PKG_VERSION")).to_owned(),
         }
     }

@@ -8,6 +8,7 @@ use super::{RouteDown, RouteStatus, account::Account, storage::Hand};
 use crate::{
     Error, SessionStatus,
     framed::{Chunk, queued},
+    pace::{Limits, Pace},
     status::Waiters,
 };
 use backlane_proto::{
@@ -46,6 +47,8 @@ pub(super) struct Shared {
     pub(super) account: Account,
     /// How long a call waits for a route that it may take.
     pub(super) route_wait: Duration,
+    network_pace: Pace,
+    storage_pace: Pace,
     /// Sent to when a route or a line comes or goes.
     pub(super) changes: watch::Sender<()>,
     /// Set once, when the session is over.
@@ -64,6 +67,7 @@ pub(super) struct Terms {
     pub(super) policy: RoutePolicy,
     pub(super) calls_max: usize,
     pub(super) route_wait: Duration,
+    pub(super) limits: Limits,
 }
 
 struct State {
@@ -141,6 +145,8 @@ impl Shared {
             policy: terms.policy,
             account: Account::new(),
             route_wait: terms.route_wait,
+            network_pace: terms.limits.pace(Route::Network),
+            storage_pace: terms.limits.pace(Route::Storage),
             changes: watch::Sender::new(()),
             permits: Arc::new(Semaphore::new(terms.calls_max)),
             events: broadcast::Sender::new(EVENTS_KEPT_MAX),
@@ -159,6 +165,14 @@ impl Shared {
                 storage: down(Reason::Pending),
                 end: None,
             }),
+        }
+    }
+
+    /// That of bodies by this route, both ways.
+    pub(super) fn pace(&self, route: Route) -> &Pace {
+        match route {
+            Route::Network => &self.network_pace,
+            Route::Storage => &self.storage_pace,
         }
     }
 

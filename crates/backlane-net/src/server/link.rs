@@ -10,6 +10,7 @@ use crate::{
         CHUNKS_QUEUED_MAX, Chunk, DEAD_AFTER, PING_AFTER, ReadError, read_chunk_header,
         read_message, read_payload, write_chunks, write_message,
     },
+    pace::Pace,
     pool::{pair_closed, pair_ended},
 };
 use backlane_proto::{ChunkFlag, ErrorCode, Event, Failure, Opened, Reason, Route, Violation};
@@ -124,9 +125,10 @@ where
     W: AsyncWrite + Unpin,
 {
     let sent = |chunk| session.meter.sent(route, chunk);
+    let pace = Pace::free();
     tokio::select! {
         ended = read_pair(session, route, from) => ended,
-        written = write_chunks(to, chunks, sent) => match written {
+        written = write_chunks(to, chunks, &pace, sent) => match written {
             Ok(()) => pair_closed(route, "the session let go of it"),
             Err(error) => pair_ended(route, &ReadError::Io(error)),
         },

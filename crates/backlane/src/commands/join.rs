@@ -92,6 +92,8 @@ pub(crate) fn run(args: &JoinArgs, context: &Context) -> Result<Outcome> {
         state: state.clone(),
         repository_key: None,
         route_wait: None,
+        limit_network: None,
+        limit_storage: None,
         route: match args.slot {
             Some(_) => Route::StorageOnly,
             None => Route::default(),

@@ -316,6 +316,8 @@ fn open(context: &Context, route: &RouteArgs, session_for: SessionFor) -> Result
     if let Some(wait) = route.route_wait {
         how.route_wait = wait;
     }
+    how.limits.network = route.limit_network.or(how.limits.network);
+    how.limits.storage = route.limit_storage.or(how.limits.storage);
     let identity = how.identity.clone();
     let session = context.runtime.block_on(async {
         tokio::select! {

@@ -22,6 +22,7 @@ fn with_patience(route_wait: Duration) -> (Shared, mpsc::UnboundedReceiver<FromC
         policy: RoutePolicy::PreferStorage,
         calls_max: 8,
         route_wait,
+        limits: crate::Limits::default(),
     };
     let shared = Shared::new(terms, &Hand::new(false));
     shared.line_up(Route::Network, line);
