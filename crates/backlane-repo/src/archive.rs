@@ -8,7 +8,7 @@
 //! failed. It then says how many warnings there were.
 
 pub(crate) mod chunker;
-mod compress;
+pub(crate) mod compress;
 mod known;
 mod list;
 pub(crate) mod node;

@@ -22,6 +22,8 @@ pub mod reader;
 pub mod repository;
 pub mod snapshot;
 pub mod source;
+#[doc(hidden)]
+pub mod stages;
 pub mod store;
 pub mod wal;
 
