@@ -5,6 +5,7 @@
 
 use crate::{output::Output, output::bytes};
 use backlane_client::{Progress, Warning};
+use backlane_repo::{Progress as RepositoryProgress, Repository, Unit};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::{
     path::Path,
@@ -36,6 +37,13 @@ pub(crate) struct Bar {
     rates: Mutex<Rates>,
 }
 
+/// Watches what goes through a whole repository: a check, a prune.
+pub(crate) struct Phases {
+    bar: ProgressBar,
+    /// What the present one counts.
+    unit: Mutex<Unit>,
+}
+
 struct Rates {
     at: Instant,
     carried: Carried,
@@ -48,14 +56,7 @@ impl Bar {
         output: Output,
         carried: impl Fn() -> Carried + Send + Sync + 'static,
     ) -> Arc<Self> {
-        let bar = if output.shows_progress() {
-            ProgressBar::with_draw_target(
-                None,
-                ProgressDrawTarget::stderr_with_hz(DRAWS_PER_SECOND),
-            )
-        } else {
-            ProgressBar::hidden()
-        };
+        let bar = bar(output);
         bar.set_style(style(false));
         Arc::new(Self {
             bar,
@@ -136,6 +137,64 @@ impl Progress for Bar {
         let text = format!("{:?}: {}", warning.path, warning.what);
         self.bar.suspend(|| self.output.warning(text));
     }
+}
+
+impl Phases {
+    /// Shows the phases of what this repository is asked for from now on.
+    pub(crate) fn show(output: Output, repository: &Repository) {
+        let phases = Self {
+            bar: bar(output),
+            unit: Mutex::new(Unit::Nothing),
+        };
+        repository.set_progress(Some(Arc::new(phases)));
+    }
+
+    fn set_style(&self, total_known: bool) {
+        let unit = *self.unit.lock().unwrap_or_else(PoisonError::into_inner);
+        let counted = match (unit, total_known) {
+            (Unit::Nothing, _) => "",
+            (Unit::Items, false) => "{pos}",
+            (Unit::Items, true) => "[{bar:24}] {pos}/{len}",
+            (Unit::Bytes, false) => "{bytes}",
+            (Unit::Bytes, true) => "[{bar:24}] {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left",
+        };
+        let style = ProgressStyle::with_template(&format!("{{elapsed}} {{prefix}} {counted}"));
+        self.bar
+            .set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    }
+}
+
+impl RepositoryProgress for Phases {
+    fn phase(&self, what: &str, unit: Unit) {
+        self.bar.reset();
+        self.bar.unset_length();
+        *self.unit.lock().unwrap_or_else(PoisonError::into_inner) = unit;
+        self.set_style(false);
+        self.bar.set_prefix(what.to_owned());
+        self.bar.tick();
+    }
+
+    fn total(&self, amount: u64) {
+        self.bar.set_length(amount);
+        self.set_style(true);
+    }
+
+    fn advance(&self, amount: u64) {
+        self.bar.inc(amount);
+    }
+
+    fn done(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// A bar on standard error, where that shows one.
+fn bar(output: Output) -> ProgressBar {
+    if !output.shows_progress() {
+        return ProgressBar::hidden();
+    }
+    let target = ProgressDrawTarget::stderr_with_hz(DRAWS_PER_SECOND);
+    ProgressBar::with_draw_target(None, target)
 }
 
 fn style(total_known: bool) -> ProgressStyle {

@@ -1,7 +1,11 @@
-//! `join` at a terminal: the token is asked for, hidden while it is typed, and what is wrong with it is said.
+//! At a terminal: `join` asks for the token, hidden while it is typed, and says what is wrong with it; a check shows how
+//! far it is.
 
 use anyhow::{Result, ensure};
-use backlane_e2e::{Client, Ended, Setup, System, Terminal, ready};
+use backlane_e2e::{
+    Client, Ended, Process, Scene, Setup, Side, System, Terminal, ready, ready_with,
+};
+use std::process::Command;
 
 /// What `join` asks with.
 const PROMPT: &str = "Join token:";
@@ -71,5 +75,34 @@ fn interrupt_at_the_prompt_ends_the_join_and_leaves_nothing() -> Result<()> {
     interrupted.refused(&["interrupted"])?;
     assert!(!client.config.exists() && !client.state.exists());
     join(&system, "alpha", &format!("{token}\n"))?.1.success()?;
+    Ok(())
+}
+
+#[test]
+fn a_check_shows_how_far_it_is() -> Result<()> {
+    if !ready_with(&["script"]) {
+        return Ok(());
+    }
+    let Some(scene) = Scene::new(&Setup::default(), 8 << 20)? else {
+        return Ok(());
+    };
+    scene.backup("prefer-storage")?.success()?;
+    let system = &scene.system;
+    system.administer(&["allow-restore", "alpha"])?;
+    let mut check = system.command(Side::Client);
+    check.arg("--config").arg(&scene.client.config);
+    check.args(["check", "--read-data"]);
+    let words = std::iter::once(check.get_program()).chain(check.get_args());
+    let words: Vec<_> = words.map(|word| word.to_string_lossy()).collect();
+    let mut script = Command::new("script");
+    script.args(["--quiet", "--return", "--command"]);
+    script.arg(words.join(" ")).arg("/dev/null");
+    let ended = Process::start(&mut script, &system.path(""), Some(""))?
+        .wait()?
+        .success()?;
+    ensure!(
+        ended.stdout.contains("reading pack data [") && ended.stdout.contains("whole: 1 snapshots"),
+        "{ended}"
+    );
     Ok(())
 }

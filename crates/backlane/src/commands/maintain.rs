@@ -17,6 +17,7 @@ use crate::{
     config,
     failure::{Advise, Usage},
     output::{Outcome, bytes, table},
+    progress::Phases,
     signals::Cancel,
 };
 use anyhow::{Context as _, Result};
@@ -695,6 +696,7 @@ fn prune_at(place: &dyn Place, dry_run: DryRun, context: &Context) -> Result<Pru
         dry_run,
         ..PruneOptions::default()
     };
+    Phases::show(context.output, place.repository());
     let pruned = place.repository().prune(&options)?;
     let stays = pruned.bytes_unused.saturating_sub(pruned.bytes_freed);
     if place.repack() == Repack::Trees && stays > 0 {

@@ -11,6 +11,7 @@ use crate::{
     cli::{CheckArgs, DiffArgs, DumpArgs, FindArgs, LsArgs, SnapshotPath, SnapshotsArgs},
     failure::Usage,
     output::{Outcome, StdoutClosed, bytes, table, write_stdout},
+    progress::Phases,
 };
 use anyhow::{Context as _, Result, bail};
 use backlane_client::CommandLine;
@@ -530,7 +531,9 @@ pub(crate) fn check(args: &CheckArgs, context: &Context) -> Result<Outcome> {
         CheckOptions::Structure
     };
     let report = session::with("check", context, &args.route, |client| {
-        Ok(client.repository()?.check(options)?)
+        let repository = client.repository()?;
+        Phases::show(context.output, &repository);
+        Ok(repository.check(options)?)
     })?;
     let document = CheckDocument {
         clean: report.is_clean(),
