@@ -247,15 +247,15 @@ impl Shared {
         // Whoever waits for an answer learns it from the end of its channel.
         state.pending.clear();
         drop(state);
-        self.pool.unbind();
         // Nobody answers what was said meanwhile.
         if self.closing.load(Ordering::SeqCst) {
             self.fail(error.clone());
         }
     }
 
-    /// A pair that came up while the line ended is none.
+    /// A pair that came up while the line ended is none, and nor is a place that was made known for the next.
     pub(super) fn nothing_is_up(&self, error: &Error) {
+        self.pool.unbind();
         let down = RouteDown::new(Reason::ControlLost, error);
         for route in [Route::Network, Route::Storage] {
             self.route_down(route, &down);
