@@ -1,5 +1,6 @@
 //! What can end a job. What merely goes wrong on the way is a [`Warning`](crate::Warning).
 
+use jiff::Timestamp;
 use std::{ffi::OsString, io, path::PathBuf, process::ExitStatus};
 
 /// Why a job, or its preparation, failed.
@@ -94,6 +95,63 @@ pub enum Error {
     MariadbTargetNotEmpty {
         /// The directory.
         path: PathBuf,
+    },
+    /// The backup doesn't say where in the binary logs it ends.
+    #[error(
+        "the backup was made of a server without binary logs: nothing brings it to a later moment"
+    )]
+    NoBinlogPosition,
+    /// The moment to come to is not behind the backup.
+    #[error("{until} is before the backup, which ends {ends}")]
+    BeforeBackup {
+        /// The moment.
+        until: String,
+        /// Where the backup ends.
+        ends: String,
+    },
+    /// The archived binary logs don't come to the moment.
+    #[error(
+        "the archived binary logs don't come to {until}: {why}; without a gap they come to {reaches}"
+    )]
+    BinlogsEnd {
+        /// The moment.
+        until: String,
+        /// How far they come.
+        reaches: Timestamp,
+        /// Why no further.
+        why: String,
+    },
+    /// A server's files are none that a restore has made.
+    #[error("the server in {} was not restored by `backlane restore --mariadb`", path.display())]
+    NotRestored {
+        /// Its directory.
+        path: PathBuf,
+    },
+    /// A server's files are of another snapshot.
+    #[error("the server in {} was restored from snapshot {snapshot}", path.display())]
+    RestoredFromAnother {
+        /// Its directory.
+        path: PathBuf,
+        /// The snapshot.
+        snapshot: String,
+    },
+    /// A server was brought to a later moment before.
+    #[error("binary logs were replayed into {} before, to {until}, which {how}", path.display())]
+    Replayed {
+        /// Its directory.
+        path: PathBuf,
+        /// To which moment.
+        until: String,
+        /// How that ended.
+        how: String,
+    },
+    /// What a server's directory says of its restore can't be read or written.
+    #[error("{}: {source}", path.display())]
+    Mark {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: io::Error,
     },
     /// There is something in the directory that a cluster is to be restored into.
     #[error("{} is not empty", path.display())]

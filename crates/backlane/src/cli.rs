@@ -7,7 +7,9 @@ mod postgres;
 mod server;
 mod wal;
 
-pub(crate) use mariadb::{MariadbBackupArgs, MariadbRestoreArgs};
+pub(crate) use mariadb::{
+    MariadbBackupArgs, MariadbCommand, MariadbReplayArgs, MariadbRestoreArgs, MariadbStatusArgs,
+};
 pub(crate) use postgres::{
     PostgresBackupArgs, PostgresCommand, PostgresRestoreArgs, PostgresStatusArgs,
 };
@@ -106,6 +108,9 @@ pub(crate) enum Command {
     /// Look after backups of PostgreSQL.
     #[command(subcommand)]
     Postgres(PostgresCommand),
+    /// Look after backups of MariaDB, and bring restored servers to a later moment.
+    #[command(subcommand)]
+    Mariadb(MariadbCommand),
     /// Archive the write-ahead log of PostgreSQL, and fetch it for recovery.
     #[command(subcommand)]
     Wal(WalCommand),

@@ -187,6 +187,21 @@ fn about_cluster(error: &backlane_client::Error) -> Option<&'static str> {
         Job::NoPhysicalBackup { .. } => {
             "`backlane snapshots --tag mariadb` lists those; without --mariadb it is restored as files"
         }
+        Job::NoBinlogPosition => "set log_bin in the server's configuration before the next backup",
+        Job::BeforeBackup { .. } => "restore an older backup: `backlane mariadb status` lists them",
+        Job::BinlogsEnd { .. } => {
+            "name a moment that they come to; `backlane mariadb status` says which there are for each backup"
+        }
+        Job::NotRestored { .. } => {
+            "name the restored server's socket with --socket; to a server that was restored otherwise binary logs come by mariadb-binlog (docs/guide.md)"
+        }
+        Job::RestoredFromAnother { .. } => "name that snapshot, or the right server by --socket",
+        Job::Replayed { .. } => {
+            "done twice it would be wrong: restore the snapshot into an empty directory again"
+        }
+        Job::Mark { .. } => {
+            "run it as a user who may read and write the server's directory, as root"
+        }
         Job::MariadbTargetNotEmpty { .. } => {
             "name an empty directory, or move away what is in this one"
         }

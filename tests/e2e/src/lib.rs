@@ -34,7 +34,7 @@ pub use device::{Medium, Sector, SharedDevice, Tmpfs};
 pub use fault::Fault;
 pub use group::Group;
 pub use lane::{Lane, Side, Wire};
-pub use mariadb::{Server, Servers};
+pub use mariadb::{MARIADB_TABLES, MariadbWorld, Server, Servers};
 pub use need::{ready, ready_for_mariadb, ready_for_postgresql, ready_with};
 pub use postgres::{Cluster, Clusters};
 pub use process::{Ended, Process, binary, output, until};

@@ -8,8 +8,11 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
+use serde_json::Value;
 
-use crate::process::{Process, output, until};
+use crate::need::ready_for_mariadb;
+use crate::process::{Ended, Process, output, until};
+use crate::system::{Client, Setup, System};
 
 /// Whom Debian's packages run the server as, with a group of the same name.
 const USER: &str = "mysql";
@@ -227,5 +230,131 @@ impl Server {
         let server = self.server.take().context("no server runs")?;
         server.signal(Signal::TERM)?;
         server.wait()?.success().map(drop)
+    }
+}
+
+/// Statements for two tables that every transaction writes to alike, and who is told to stop.
+pub const MARIADB_TABLES: &str = "\
+CREATE DATABASE app; CREATE DATABASE `odd-näme`; USE app;
+CREATE TABLE one (id INT PRIMARY KEY, filler VARCHAR(200));
+CREATE TABLE `odd-näme`.`t/wo` (id INT PRIMARY KEY);
+CREATE TABLE stop (id INT) ENGINE = Aria;
+CREATE TABLE fixed (id INT PRIMARY KEY, filler VARCHAR(200)) ENGINE = MyISAM;
+INSERT INTO fixed SELECT seq, md5(seq) FROM seq_1_to_1000";
+
+/// A system with a client, and room for servers.
+#[derive(Debug)]
+pub struct MariadbWorld {
+    /// The system.
+    pub system: System,
+    /// Its client.
+    pub client: Client,
+    /// The servers.
+    pub servers: Arc<Servers>,
+    /// An option file with nothing in it: those of this machine have no say.
+    pub defaults: String,
+}
+
+impl MariadbWorld {
+    /// Makes it; `None` where this machine can't run it, which was said then.
+    ///
+    /// # Errors
+    /// When a part of it can't be made.
+    pub fn new() -> Result<Option<Self>> {
+        if !ready_for_mariadb() {
+            return Ok(None);
+        }
+        let system = System::new(&Setup::default())?;
+        let client = system.client("alpha")?;
+        let defaults = system.path("empty.cnf");
+        fs::write(&defaults, "")?;
+        Ok(Some(Self {
+            system,
+            client,
+            servers: Servers::new()?,
+            defaults: defaults.display().to_string(),
+        }))
+    }
+
+    /// Runs a command of the client.
+    ///
+    /// # Errors
+    /// When it can't be started or doesn't end.
+    pub fn run(&self, arguments: &[&str]) -> Result<Ended> {
+        Ok(self.system.run(&self.client, arguments)?.ended)
+    }
+
+    /// The command that backs a server up, or its binary logs.
+    #[must_use]
+    pub fn backup_command(&self, server: &Server, what: &str) -> Command {
+        let mut command = self.system.client_command(&self.client);
+        command.args(["backup", what, "--defaults-file", &self.defaults]);
+        command.arg("--socket").arg(server.socket());
+        command
+    }
+
+    /// Starts a program.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn start(&self, command: &mut Command) -> Result<Process> {
+        Process::start(command, &self.system.path(""), Some(""))
+    }
+
+    /// Backs a server up, or its binary logs.
+    ///
+    /// # Errors
+    /// As [`MariadbWorld::run`].
+    pub fn backup(&self, server: &Server, what: &str) -> Result<Ended> {
+        self.start(&mut self.backup_command(server, what))?.wait()
+    }
+
+    /// Restores the latest backup of a server.
+    ///
+    /// # Errors
+    /// As [`MariadbWorld::run`].
+    pub fn restore(&self, name: &str) -> Result<Ended> {
+        let target = self.servers.path(name).display().to_string();
+        self.run(&["restore", "latest", "--mariadb", "--target", &target])
+    }
+
+    /// A server that is restored from a snapshot, and runs.
+    ///
+    /// # Errors
+    /// When it can't be restored, or doesn't start.
+    pub fn restored(&self, snapshot: &str, name: &str) -> Result<Server> {
+        let target = self.servers.path(name).display().to_string();
+        let document = self.run(&["restore", snapshot, "--mariadb", "--target", &target])?;
+        let document = document.success()?.json()?;
+        let next = document["mariadb"]["next"].to_string();
+        ensure!(
+            next.contains(&format!("mariadb replay {}", &snapshot[..8])),
+            "{next}"
+        );
+        let mut server = self.servers.restored(name);
+        server.own()?;
+        server.start(&["--log-bin=other"])?;
+        Ok(server)
+    }
+
+    /// A command about backups of MariaDB, where a server runs.
+    ///
+    /// # Errors
+    /// As [`MariadbWorld::run`].
+    pub fn mariadb(&self, server: &Server, arguments: &[&str]) -> Result<Ended> {
+        let socket = server.socket().display().to_string();
+        let about = ["--defaults-file", &self.defaults, "--socket", &socket];
+        let words = [&["mariadb"], arguments, &about].concat();
+        self.run(&words)
+    }
+
+    /// All snapshots.
+    ///
+    /// # Errors
+    /// When they can't be listed.
+    pub fn snapshots(&self) -> Result<Vec<Value>> {
+        let mut document = self.run(&["snapshots"])?.success()?.json()?;
+        let snapshots = document["snapshots"].as_array_mut().map(std::mem::take);
+        snapshots.context("no snapshots")
     }
 }

@@ -3,81 +3,11 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
-use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use backlane_e2e::{
-    Client, Ended, Process, Server, Servers, Setup, System, output, ready_for_mariadb,
-};
+use backlane_e2e::{Ended, MARIADB_TABLES, MariadbWorld, Server, output};
 use rustix::process::Signal;
-use serde_json::{Value, json};
-
-/// A system with a client, and room for servers.
-struct World {
-    system: System,
-    client: Client,
-    servers: Arc<Servers>,
-    /// An option file with nothing in it: those of this machine have no say.
-    defaults: String,
-}
-
-impl World {
-    fn new() -> Result<Option<Self>> {
-        if !ready_for_mariadb() {
-            return Ok(None);
-        }
-        let system = System::new(&Setup::default())?;
-        let client = system.client("alpha")?;
-        let defaults = system.path("empty.cnf");
-        fs::write(&defaults, "")?;
-        Ok(Some(Self {
-            system,
-            client,
-            servers: Servers::new()?,
-            defaults: defaults.display().to_string(),
-        }))
-    }
-
-    fn run(&self, arguments: &[&str]) -> Result<Ended> {
-        Ok(self.system.run(&self.client, arguments)?.ended)
-    }
-
-    /// The command that backs a server up, or its binary logs.
-    fn backup_command(&self, server: &Server, what: &str) -> Command {
-        let mut command = self.system.client_command(&self.client);
-        command.args(["backup", what, "--defaults-file", &self.defaults]);
-        command.arg("--socket").arg(server.socket());
-        command
-    }
-
-    fn start(&self, command: &mut Command) -> Result<Process> {
-        Process::start(command, &self.system.path(""), Some(""))
-    }
-
-    fn backup(&self, server: &Server, what: &str) -> Result<Ended> {
-        self.start(&mut self.backup_command(server, what))?.wait()
-    }
-
-    fn restore(&self, name: &str) -> Result<Ended> {
-        let target = self.servers.path(name).display().to_string();
-        self.run(&["restore", "latest", "--mariadb", "--target", &target])
-    }
-
-    fn snapshots(&self) -> Result<Vec<Value>> {
-        let mut document = self.run(&["snapshots"])?.success()?.json()?;
-        let snapshots = document["snapshots"].as_array_mut().map(std::mem::take);
-        snapshots.context("no snapshots")
-    }
-}
-
-/// Two tables that every transaction writes to alike, and who is told to stop.
-const TABLES: &str = "\
-CREATE DATABASE app; CREATE DATABASE `odd-näme`; USE app;
-CREATE TABLE one (id INT PRIMARY KEY, filler VARCHAR(200));
-CREATE TABLE `odd-näme`.`t/wo` (id INT PRIMARY KEY);
-CREATE TABLE stop (id INT) ENGINE = Aria;
-CREATE TABLE fixed (id INT PRIMARY KEY, filler VARCHAR(200)) ENGINE = MyISAM;
-INSERT INTO fixed SELECT seq, md5(seq) FROM seq_1_to_1000";
+use serde_json::json;
 
 /// Writes one transaction after the other, numbered, until it is told to stop.
 const WRITER: &str = "\
@@ -125,12 +55,12 @@ fn transactions(server: &Server) -> Result<u64> {
 
 #[test]
 fn a_server_that_is_written_to_comes_back_at_any_position() -> Result<()> {
-    let Some(world) = World::new()? else {
+    let Some(world) = MariadbWorld::new()? else {
         return Ok(());
     };
     let mut server = world.servers.server("main")?;
     server.start(&[])?;
-    server.sql(TABLES)?;
+    server.sql(MARIADB_TABLES)?;
     let writers = [server.client(WRITER)?, server.client(CHURN)?];
     let more_than = |count: u64| format!("SELECT count(*) > {count} FROM app.one");
     server.says(&more_than(500), "1")?;
@@ -138,8 +68,8 @@ fn a_server_that_is_written_to_comes_back_at_any_position() -> Result<()> {
 
     // What is there at a position, while others write on.
     let said = server.sql(
-        "FLUSH TABLES WITH READ LOCK; SHOW MASTER STATUS;
-         SELECT 'n', count(*) FROM app.one; UNLOCK TABLES",
+        "FLUSH MARIADB_TABLES WITH READ LOCK; SHOW MASTER STATUS;
+         SELECT 'n', count(*) FROM app.one; UNLOCK MARIADB_TABLES",
     )?;
     let (status, count) = said.split_once("\nn\t").context("no count")?;
     let chosen: u64 = count.parse()?;
@@ -207,7 +137,7 @@ fn a_server_that_is_written_to_comes_back_at_any_position() -> Result<()> {
 
 #[test]
 fn a_second_backup_stores_little_and_a_target_in_use_is_refused() -> Result<()> {
-    let Some(world) = World::new()? else {
+    let Some(world) = MariadbWorld::new()? else {
         return Ok(());
     };
     let mut server = world.servers.server("main")?;
@@ -221,7 +151,7 @@ fn a_second_backup_stores_little_and_a_target_in_use_is_refused() -> Result<()> 
         "--innodb-max-dirty-pages-pct-lwm=0",
     ];
     server.start(&settings)?;
-    server.sql(TABLES)?;
+    server.sql(MARIADB_TABLES)?;
     server.sql(
         "USE app; INSERT INTO one SELECT seq, concat(md5(rand()), md5(rand()), md5(rand()))
          FROM seq_1_to_300000",
@@ -279,12 +209,12 @@ fn a_second_backup_stores_little_and_a_target_in_use_is_refused() -> Result<()> 
 
 #[test]
 fn a_backup_that_does_not_end_well_leaves_no_snapshot() -> Result<()> {
-    let Some(world) = World::new()? else {
+    let Some(world) = MariadbWorld::new()? else {
         return Ok(());
     };
     let mut server = world.servers.server("main")?;
     server.start(&[])?;
-    server.sql(TABLES)?;
+    server.sql(MARIADB_TABLES)?;
     let programs = world.servers.path("programs");
     fs::create_dir(&programs)?;
     let path = format!(
@@ -334,7 +264,7 @@ fn a_backup_that_does_not_end_well_leaves_no_snapshot() -> Result<()> {
         )
     };
     for signal in [Signal::INT, Signal::KILL] {
-        let _locking = server.client("LOCK TABLES app.fixed WRITE; DO sleep(600);")?;
+        let _locking = server.client("LOCK MARIADB_TABLES app.fixed WRITE; DO sleep(600);")?;
         server.says(&connections("LIKE 'DO sleep%'"), "1")?;
         let job = world.start(&mut world.backup_command(&server, "--mariadb"))?;
         server.says(waiting, "1")?;
@@ -354,15 +284,15 @@ fn a_backup_that_does_not_end_well_leaves_no_snapshot() -> Result<()> {
 
 #[test]
 fn credentials_come_from_option_files_and_few_rights_are_enough() -> Result<()> {
-    let Some(world) = World::new()? else {
+    let Some(world) = MariadbWorld::new()? else {
         return Ok(());
     };
     let mut server = world.servers.server("main")?;
     server.start(&[])?;
-    server.sql(TABLES)?;
+    server.sql(MARIADB_TABLES)?;
     server.sql(
         "CREATE USER backup@localhost IDENTIFIED BY 'secret';
-         GRANT RELOAD, PROCESS, LOCK TABLES, BINLOG MONITOR ON *.* TO backup@localhost",
+         GRANT RELOAD, PROCESS, LOCK MARIADB_TABLES, BINLOG MONITOR ON *.* TO backup@localhost",
     )?;
     let options = world.system.path("backup.cnf");
     let backup = |what: &str, password: &str| -> Result<Ended> {
@@ -396,12 +326,12 @@ fn credentials_come_from_option_files_and_few_rights_are_enough() -> Result<()> 
 
 #[test]
 fn a_logical_dump_is_a_commands_output() -> Result<()> {
-    let Some(world) = World::new()? else {
+    let Some(world) = MariadbWorld::new()? else {
         return Ok(());
     };
     let mut server = world.servers.server("main")?;
     server.start(&[])?;
-    server.sql(TABLES)?;
+    server.sql(MARIADB_TABLES)?;
     server.sql("USE app; INSERT INTO one SELECT seq, 'x' FROM seq_1_to_100")?;
     let socket = format!("--socket={}", server.socket().display());
     world

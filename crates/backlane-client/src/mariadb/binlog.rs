@@ -11,7 +11,8 @@ use crate::{
     source::AccessTimes,
 };
 use backlane_repo::{Cancel, Closing, Entries, Entry, FileKind, Repository, Warning};
-use backlane_source::mariadb::{Access, BINLOG_TAG, BinlogBackup, Binlogs, Server};
+use backlane_source::mariadb::{Access, BINLOG_TAG, BinlogBackup, Binlogs, Follows, Server};
+use jiff::Timestamp;
 use std::{
     ffi::OsStr,
     fs::File,
@@ -35,8 +36,9 @@ pub fn backup_binlogs(
     cancel: &Cancel,
 ) -> Result<(BackupSummary, BinlogBackup), Error> {
     let server = Server::ask(access)?;
+    let until = Timestamp::now();
     let binlogs = Binlogs::close(access)?;
-    let path = BinlogBackup::path(&server);
+    let path = BinlogBackup::path(&server.data_directory);
     let (Some(first), Some(last)) = (binlogs.names.first(), binlogs.names.last()) else {
         return Err(backlane_source::mariadb::Error::NoBinlog.into());
     };
@@ -44,6 +46,7 @@ pub fn backup_binlogs(
         data_directory: server.data_directory,
         first: first.clone(),
         last: last.clone(),
+        until: Some(until),
     };
     let at = |source| Error::Path {
         path: binlogs.directory.clone(),
@@ -52,12 +55,8 @@ pub fn backup_binlogs(
     let directory = File::open(&binlogs.directory).map_err(at)?.into();
     let reporter = Arc::new(Reporter::new(progress, cancel.clone()));
     if let Some(earlier) = newest(repository, &path)?
-        && !backup.follows(&earlier)
+        && let Some(what) = missing(&backup, &earlier)
     {
-        let last = &earlier.last;
-        let what = format!(
-            "the server has purged some after {last}, which are in no backup: nothing from before can be brought past that"
-        );
         reporter.warn(WarningKind::LeftOut, &binlogs.directory, what);
     }
     let archive = options.archive(vec![path.as_os_str().as_bytes().to_vec()], cancel.clone());
@@ -70,6 +69,20 @@ pub fn backup_binlogs(
     };
     let archived = repository.archive(&archive, Arc::new(source));
     Ok((summary(archived, options, &[path], &reporter)?, backup))
+}
+
+/// What is missing between an earlier backup and this one, in words.
+fn missing(backup: &BinlogBackup, earlier: &BinlogBackup) -> Option<String> {
+    let last = &earlier.last;
+    match backup.follows(earlier) {
+        Follows::Whole => None,
+        Follows::Gap => Some(format!(
+            "the server has purged some after {last}, which are in no backup: nothing from before can be brought past that"
+        )),
+        Follows::Anew => Some(format!(
+            "the server has begun its binary logs anew, and comes after {last} no more: nothing from before can be brought past that; back the server up itself (--mariadb)"
+        )),
+    }
 }
 
 /// What the newest snapshot of this server's binary logs has.

@@ -4,9 +4,14 @@
 //! binary logs holds them as files below `/mariadb/DATADIR/binlog`. docs/design/mariadb.md tells why.
 
 mod binlog;
+mod chain;
+mod mark;
+mod replay;
 mod restore;
 
 pub use binlog::backup_binlogs;
+pub use chain::{Chain, End, Run, read_runs};
+pub use replay::{ReplaySummary, Restored, replay};
 pub use restore::restore_mariadb;
 
 use crate::{

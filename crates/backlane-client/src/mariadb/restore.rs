@@ -4,6 +4,7 @@
 //! of the snapshot's that could have it do so. Until the files are prepared they are in a directory of their own in the
 //! target, so that no server starts on them.
 
+use super::mark::Mark;
 use crate::{
     error::Error,
     progress::{Progress, Reporter, WarningKind},
@@ -85,6 +86,12 @@ pub fn restore_mariadb(
     let files = unpacking.files;
     check_settings(&unfinished.join(SETTINGS))?;
     prepare(&unfinished)?;
+    let mark = Mark {
+        snapshot: snapshot.id.to_string(),
+        backup: backup.clone(),
+        replay: None,
+    };
+    mark.write(&unfinished)?;
     publish(&unfinished, target).map_err(at)?;
     let summary = RestoreSummary {
         snapshot: snapshot.id.to_string(),

@@ -3,7 +3,10 @@
 use super::Server;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use std::path::PathBuf;
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 /// The tag of snapshots that are physical backups.
 pub const TAG: &str = "mariadb";
@@ -49,6 +52,74 @@ pub struct BinlogBackup {
     pub first: String,
     /// The newest.
     pub last: String,
+    /// Everything that was written before this is in them, or in older ones. Not in snapshots of earlier versions.
+    #[serde(default)]
+    pub until: Option<Timestamp>,
+}
+
+/// The name of a binary log, which are numbered: `binlog.000012`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct BinlogName {
+    /// What the names of all of a server's begin with.
+    pub base: String,
+    /// Which one it is.
+    pub number: u64,
+}
+
+impl BinlogName {
+    /// Understands a name; `None` of another file's.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        let (base, number) = name.rsplit_once('.')?;
+        let is_number = number.len() >= 6 && number.bytes().all(|byte| byte.is_ascii_digit());
+        let is_plain = !base.is_empty() && !base.contains('/');
+        (is_number && is_plain).then_some(())?;
+        Some(Self {
+            base: base.to_owned(),
+            number: number.parse().ok()?,
+        })
+    }
+
+    /// The name of another one of the same server.
+    #[must_use]
+    pub fn with(&self, number: u64) -> Self {
+        Self {
+            base: self.base.clone(),
+            number,
+        }
+    }
+}
+
+impl fmt::Display for BinlogName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{:06}", self.base, self.number)
+    }
+}
+
+impl From<BinlogName> for String {
+    fn from(name: BinlogName) -> Self {
+        name.to_string()
+    }
+}
+
+impl TryFrom<String> for BinlogName {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        Self::parse(&name).ok_or_else(|| format!("`{name}` is not like `binlog.000012`"))
+    }
+}
+
+/// How the binary logs of a backup go on from those of the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Follows {
+    /// None is missing in between.
+    Whole,
+    /// Some are.
+    Gap,
+    /// The server has begun to count anew: they belong to another history.
+    Anew,
 }
 
 impl PhysicalBackup {
@@ -86,10 +157,10 @@ impl PhysicalBackup {
 }
 
 impl BinlogBackup {
-    /// The directory in the snapshot that they are in.
+    /// The directory in snapshots that those of a server are in, by the directory of its files.
     #[must_use]
-    pub fn path(server: &Server) -> PathBuf {
-        server.root().join("binlog")
+    pub fn path(data_directory: &Path) -> PathBuf {
+        Server::root_of(data_directory).join("binlog")
     }
 
     /// The description of its snapshot.
@@ -104,13 +175,20 @@ impl BinlogBackup {
         from_description(BINLOG_HEAD, text)
     }
 
-    /// Whether no file is missing between those of an earlier backup and these. Files are numbered: `binlog.000012`.
+    /// How these go on from those of an earlier backup.
     #[must_use]
-    pub fn follows(&self, earlier: &Self) -> bool {
-        let number = |name: &str| name.rsplit_once('.')?.1.parse::<u64>().ok();
-        let (last, first) = (number(&earlier.last), number(&self.first));
-        last.zip(first)
-            .is_none_or(|(last, first)| first <= last + 1)
+    pub fn follows(&self, earlier: &Self) -> Follows {
+        let parse = |name: &str| BinlogName::parse(name);
+        let (Some(before), Some(first), Some(last)) =
+            (parse(&earlier.last), parse(&self.first), parse(&self.last))
+        else {
+            return Follows::Whole;
+        };
+        match () {
+            () if last.base != before.base || last.number < before.number => Follows::Anew,
+            () if first.number > before.number + 1 => Follows::Gap,
+            () => Follows::Whole,
+        }
     }
 }
 
@@ -135,13 +213,39 @@ mod tests {
             data_directory: "/d".into(),
             first: format!("host.log.{first:06}"),
             last: format!("host.log.{last:06}"),
+            until: Some(Timestamp::UNIX_EPOCH),
         };
-        assert!(of(9, 12).follows(&of(3, 10)));
-        assert!(of(11, 12).follows(&of(3, 10)));
-        assert!(!of(12, 12).follows(&of(3, 10)));
+        assert_eq!(of(9, 12).follows(&of(3, 10)), Follows::Whole);
+        assert_eq!(of(11, 12).follows(&of(3, 10)), Follows::Whole);
+        assert_eq!(of(12, 12).follows(&of(3, 10)), Follows::Gap);
+        assert_eq!(of(1, 2).follows(&of(3, 10)), Follows::Anew);
+        let mut other = of(9, 12);
+        other.last = "other.000012".to_owned();
+        assert_eq!(other.follows(&of(3, 10)), Follows::Anew);
         let said = of(1, 2).description();
         assert_eq!(BinlogBackup::from_description(&said), Some(of(1, 2)));
         assert_eq!(PhysicalBackup::from_description(&said), None);
+        let before =
+            r#"MariaDB binlogs {"data_directory":"/d","first":"b.000001","last":"b.000002"}"#;
+        let before = BinlogBackup::from_description(before).unwrap();
+        assert_eq!(before.until, None);
+    }
+
+    #[test]
+    fn names_of_binary_logs_are_numbered() {
+        let name = BinlogName::parse("host.log.000099").unwrap();
+        assert_eq!((name.base.as_str(), name.number), ("host.log", 99));
+        assert_eq!(name.with(1_000_000).to_string(), "host.log.1000000");
+        assert_eq!(name.to_string(), "host.log.000099");
+        for other in [
+            "binlog.index",
+            "binlog.12",
+            ".000001",
+            "../b.000001",
+            "binlog",
+        ] {
+            assert_eq!(BinlogName::parse(other), None, "{other}");
+        }
     }
 
     #[test]

@@ -7,10 +7,12 @@
 mod facts;
 mod server;
 mod stream;
+mod until;
 
-pub use facts::{BINLOG_TAG, BinlogBackup, PhysicalBackup, TAG};
-pub use server::{Access, Binlogs, Server, Tool};
+pub use facts::{BINLOG_TAG, BinlogBackup, BinlogName, Follows, PhysicalBackup, Position, TAG};
+pub use server::{Access, Binlogs, Server, Tool, Written};
 pub use stream::{Sink, Stream, StreamError};
+pub use until::Until;
 
 use std::{io, path::PathBuf};
 

@@ -1,6 +1,6 @@
 //! How MariaDB's programs reach a server, and what the client learns of it.
 
-use super::Error;
+use super::{BinlogName, Error};
 use std::{
     io::{BufRead, BufReader, Read},
     path::{Path, PathBuf},
@@ -17,6 +17,8 @@ pub enum Tool {
     Client,
     /// Copies its files, and prepares the copy.
     Backup,
+    /// Makes statements of binary logs.
+    Binlog,
 }
 
 impl Tool {
@@ -26,6 +28,7 @@ impl Tool {
         match self {
             Self::Client => "mariadb",
             Self::Backup => "mariadb-backup",
+            Self::Binlog => "mariadb-binlog",
         }
     }
 
@@ -136,6 +139,39 @@ pub struct Binlogs {
     pub names: Vec<String>,
 }
 
+/// The binary logs that a server has now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// Where its files are.
+    pub data_directory: PathBuf,
+    /// Each of them, oldest first, with its bytes; the last one is written to. None if it keeps none.
+    pub files: Vec<(BinlogName, u64)>,
+}
+
+impl Written {
+    /// Asks a server, which goes on as it was.
+    ///
+    /// # Errors
+    /// As [`Server::ask`].
+    pub fn ask(access: &Access) -> Result<Self, Error> {
+        let data_directory = Server::ask(access)?.data_directory;
+        let lines = match access.ask("SELECT @@log_bin")?[..] {
+            [ref on] if on == "1" => access.ask("SHOW BINARY LOGS")?,
+            _ => Vec::new(),
+        };
+        let file = |line: &String| {
+            let mut fields = line.split('\t');
+            let name = BinlogName::parse(fields.next()?)?;
+            Some((name, fields.next()?.parse().ok()?))
+        };
+        let files = lines.iter().map(file).collect::<Option<_>>();
+        Ok(Self {
+            data_directory,
+            files: files.ok_or_else(|| nonsense(&lines))?,
+        })
+    }
+}
+
 impl Server {
     /// Asks a server what it is.
     ///
@@ -156,10 +192,13 @@ impl Server {
     /// The path in snapshots that all of it is below.
     #[must_use]
     pub fn root(&self) -> PathBuf {
-        let below = self
-            .data_directory
-            .strip_prefix("/")
-            .unwrap_or(Path::new(""));
+        Self::root_of(&self.data_directory)
+    }
+
+    /// The same, by the directory of a server's files.
+    #[must_use]
+    pub fn root_of(data_directory: &Path) -> PathBuf {
+        let below = data_directory.strip_prefix("/").unwrap_or(Path::new(""));
         Path::new("/mariadb").join(below)
     }
 }

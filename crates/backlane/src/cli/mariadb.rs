@@ -1,8 +1,62 @@
 //! What is typed for backups of MariaDB servers and their restore.
 
-use backlane_source::mariadb::Access;
-use clap::{Args, ValueHint};
+use super::RouteArgs;
+use backlane_source::mariadb::{Access, Until};
+use clap::{Args, Subcommand, ValueHint};
 use std::path::PathBuf;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum MariadbCommand {
+    /// Show to when each server can be brought back, by its backups and the binary logs that are archived, and what is
+    /// missing. The server of this machine is asked what it has written since.
+    Status(MariadbStatusArgs),
+    /// Bring a server that was restored, and runs, to a later moment, by its archived binary logs. Nobody else may write to
+    /// it meanwhile.
+    Replay(MariadbReplayArgs),
+}
+
+/// How the server is reached.
+#[derive(Debug, Args)]
+pub(crate) struct MariadbAccessArgs {
+    /// MariaDB's option file to read in place of the usual ones.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) defaults_file: Option<PathBuf>,
+    /// The MariaDB server's socket [default: what the option files say].
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) socket: Option<PathBuf>,
+}
+
+impl MariadbAccessArgs {
+    pub(crate) fn access(&self) -> Access {
+        Access {
+            defaults_file: self.defaults_file.clone(),
+            socket: self.socket.clone(),
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MariadbStatusArgs {
+    #[command(flatten)]
+    pub(crate) access: MariadbAccessArgs,
+    #[command(flatten)]
+    pub(crate) route: RouteArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MariadbReplayArgs {
+    /// The snapshot that the server was restored from: its id, or the beginning of it.
+    #[arg(value_name = "SNAPSHOT")]
+    pub(crate) snapshot: String,
+    /// `latest` (all that is archived), `time=2026-01-31 12:00:00` (before everything that was written from that second
+    /// on; of this machine's time zone, if none is given) or `position=binlog.000012:4711`.
+    #[arg(long, value_name = "MOMENT")]
+    pub(crate) until: Until,
+    #[command(flatten)]
+    pub(crate) access: MariadbAccessArgs,
+    #[command(flatten)]
+    pub(crate) route: RouteArgs,
+}
 
 #[derive(Debug, Args)]
 pub(crate) struct MariadbBackupArgs {

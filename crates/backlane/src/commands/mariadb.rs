@@ -1,9 +1,25 @@
 //! Backups of MariaDB servers and of their binary logs, and their restore, as parts of `backlane backup` and `backlane
-//! restore`.
+//! restore`; to when they can be brought back, and bringing them there.
 
+mod replay;
+mod status;
+
+use crate::{Context, cli::MariadbCommand, output::Outcome};
+use anyhow::Result;
 use backlane_source::mariadb::{BinlogBackup, PhysicalBackup};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
+
+/// Does what was typed after `backlane mariadb`.
+///
+/// # Errors
+/// When it can't be done.
+pub(super) fn run(command: &MariadbCommand, context: &Context) -> Result<Outcome> {
+    match command {
+        MariadbCommand::Status(args) => status::status(args, context),
+        MariadbCommand::Replay(args) => replay::replay(args, context),
+    }
+}
 
 /// What `backup` prints of a server or its binary logs.
 #[derive(Debug, Serialize, Deserialize)]
@@ -50,17 +66,16 @@ pub(crate) struct RestoredDocument {
 }
 
 impl RestoredDocument {
-    pub(crate) fn new(backup: PhysicalBackup, target: &Path) -> Self {
+    pub(crate) fn new(snapshot: &str, backup: PhysicalBackup, target: &Path) -> Self {
         let target = quoted(target);
         let mut next = vec![
             format!("chown -R mysql:mysql {target}"),
             format!("mariadbd --user=mysql --datadir={target}"),
         ];
-        if let Some(binlog) = &backup.binlog {
-            let file = quoted(Path::new(&binlog.file));
+        if backup.binlog.is_some() {
+            let snapshot = &snapshot[..8.min(snapshot.len())];
             next.push(format!(
-                "mariadb-binlog --start-position={} [--stop-datetime='YYYY-MM-DD hh:mm:ss'] {file} [later ones…] | mariadb",
-                binlog.position
+                "backlane mariadb replay {snapshot} --until 'time=YYYY-MM-DD hh:mm:ss'"
             ));
         }
         Self { backup, next }
@@ -71,7 +86,9 @@ impl RestoredDocument {
         let mut text = format!("{}\nnext, to start a server on it:\n", ends(&self.backup));
         for (index, command) in self.next.iter().enumerate() {
             if index == 2 {
-                text.push_str("and to bring it to a later moment, by its binary logs:\n");
+                text.push_str(
+                    "and to bring it to a later moment, by its archived binary logs, before anybody writes to it:\n",
+                );
             }
             text.push_str(&format!("  {command}\n"));
         }
@@ -98,19 +115,20 @@ mod tests {
         let description = r#"MariaDB {"version":"10.11.14-MariaDB","data_directory":"/var/lib/mysql","binlog":
             {"file":"binlog.000007","position":58211,"gtid":null},"began":"2026-01-31T12:00:00Z","ended":"2026-01-31T12:01:00Z"}"#;
         let mut backup = PhysicalBackup::from_description(description).unwrap();
-        let said = RestoredDocument::new(backup.clone(), Path::new("/srv/new")).text();
+        let said =
+            RestoredDocument::new("3fa9c2d177", backup.clone(), Path::new("/srv/new")).text();
         assert_eq!(
             said,
             "MariaDB 10.11.14-MariaDB in /var/lib/mysql: ends in binlog.000007 at 58211\n\
              next, to start a server on it:\n  \
              chown -R mysql:mysql /srv/new\n  \
              mariadbd --user=mysql --datadir=/srv/new\n\
-             and to bring it to a later moment, by its binary logs:\n  \
-             mariadb-binlog --start-position=58211 [--stop-datetime='YYYY-MM-DD hh:mm:ss'] binlog.000007 [later ones…] | mariadb\n"
+             and to bring it to a later moment, by its archived binary logs, before anybody writes to it:\n  \
+             backlane mariadb replay 3fa9c2d1 --until 'time=YYYY-MM-DD hh:mm:ss'\n"
         );
         backup.binlog = None;
-        let said = RestoredDocument::new(backup, Path::new("/srv/new")).text();
-        assert!(said.contains("without binary logs") && !said.contains("mariadb-binlog"));
+        let said = RestoredDocument::new("3fa9c2d177", backup, Path::new("/srv/new")).text();
+        assert!(said.contains("without binary logs") && !said.contains("replay"));
     }
 
     #[test]

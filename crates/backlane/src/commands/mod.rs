@@ -49,6 +49,7 @@ pub(crate) fn run(command: &Command, context: &Context) -> Result<Outcome> {
         Command::Prune(args) => maintain::prune(args, context),
         Command::Key(command) => key::run(command, context),
         Command::Postgres(command) => postgres::run(command, context),
+        Command::Mariadb(command) => mariadb::run(command, context),
         Command::Wal(command) => wal::run(command, context),
         Command::Path(args) => path::run(args, context),
         Command::Top(args) => top::run(args, context),

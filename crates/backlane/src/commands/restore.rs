@@ -67,8 +67,12 @@ pub(crate) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome> {
             backlane_client::restore_postgres(&reader, &snapshot, target, &how, &progress, &cancel)
                 .map(|summary| (summary, None))
         } else if kind == Some(Kind::Mariadb) {
-            backlane_client::restore_mariadb(&reader, &snapshot, target, &progress, &cancel)
-                .map(|(summary, backup)| (summary, Some(RestoredDocument::new(backup, target))))
+            backlane_client::restore_mariadb(&reader, &snapshot, target, &progress, &cancel).map(
+                |(summary, backup)| {
+                    let document = RestoredDocument::new(&summary.snapshot, backup, target);
+                    (summary, Some(document))
+                },
+            )
         } else {
             backlane_client::restore(
                 &reader,

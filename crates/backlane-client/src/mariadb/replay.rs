@@ -1,0 +1,318 @@
+//! Brings a restored server to a later moment, by its archived binary logs.
+//!
+//! Invariants: nothing is written to the server before it is known that there are binary logs without a gap up to the moment
+//! that was asked for. The statements go to one client, in order; where they break off it is killed, so that it takes no
+//! part of a statement for a whole one.
+
+use super::{
+    chain::{Chain, Run},
+    mark::{Mark, Replayed},
+};
+use crate::{error::Error, progress::Progress};
+use backlane_proto::ObjectId;
+use backlane_repo::{Cancel, Node, Reader};
+use backlane_source::mariadb::{self, Access, BinlogName, PhysicalBackup, Server, Tool, Until};
+use jiff::{Timestamp, tz::TimeZone};
+use serde::Serialize;
+use std::{
+    ffi::OsString,
+    fs::File,
+    io::Read,
+    os::{fd::AsFd, unix::process::ExitStatusExt},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    thread::{self, JoinHandle},
+};
+
+/// What a binary log begins with: four bytes of magic, and the second of its first event, which is when it was begun.
+const MAGIC: [u8; 4] = [0xfe, b'b', b'i', b'n'];
+
+/// How large an event may be that the client takes; the server's `max_allowed_packet` has to be as large as it was.
+const PACKET: &str = "--max-allowed-packet=1G";
+
+/// How a process ends that writes to a client that is gone.
+const SIGPIPE: i32 = 13;
+
+/// A server that was restored, and that nothing was replayed into.
+pub struct Restored {
+    mark: Mark,
+    data_directory: PathBuf,
+}
+
+impl Restored {
+    /// Looks what a server that runs was restored from.
+    ///
+    /// # Errors
+    /// When the server can't be asked; when it isn't restored from this snapshot, or a replay into it was begun before.
+    pub fn find(access: &Access, snapshot: ObjectId) -> Result<Self, Error> {
+        let data_directory = Server::ask(access)?.data_directory;
+        let mark = Mark::read(&data_directory)?;
+        if mark.snapshot != snapshot.to_string() {
+            return Err(Error::RestoredFromAnother {
+                path: data_directory,
+                snapshot: mark.snapshot,
+            });
+        }
+        if let Some(replay) = mark.replay {
+            return Err(Error::Replayed {
+                path: data_directory,
+                until: replay.until,
+                how: match replay.ended {
+                    Some(at) => format!("ended at {at}"),
+                    None => "did not end: a part of it may be done".to_owned(),
+                },
+            });
+        }
+        Ok(Self {
+            mark,
+            data_directory,
+        })
+    }
+
+    /// The backup.
+    #[must_use]
+    pub fn backup(&self) -> &PhysicalBackup {
+        &self.mark.backup
+    }
+}
+
+/// What a replay did.
+#[derive(Clone, Debug, Serialize)]
+pub struct ReplaySummary {
+    /// The files, oldest first.
+    pub files: Vec<BinlogName>,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// Has a restored server do what binary logs say, up to a moment. They pass through `directory`, two at a time.
+///
+/// # Errors
+/// [`Error::NoBinlogPosition`], [`Error::BeforeBackup`], [`Error::BinlogsEnd`] before anything is written to the server;
+/// [`Error::Mariadb`] where a statement fails. What was done by then stays done.
+pub fn replay(
+    reader: &Reader,
+    restored: &Restored,
+    (runs, until): (&[Run], &Until),
+    access: &Access,
+    directory: &Path,
+    progress: &Arc<dyn Progress>,
+    cancel: &Cancel,
+) -> Result<ReplaySummary, Error> {
+    let backup = restored.backup();
+    let chain = Chain::new(backup, runs).ok_or(Error::NoBinlogPosition)?;
+    let start = backup
+        .binlog
+        .as_ref()
+        .ok_or(Error::NoBinlogPosition)?
+        .position;
+    let files = chain.to(backup, until)?;
+    let directory = tempfile::Builder::new()
+        .prefix("binlogs-")
+        .tempdir_in(directory)
+        .map_err(|source| Error::Path {
+            path: directory.to_owned(),
+            source,
+        })?;
+    let bytes = files.iter().map(|(_, node)| node.meta.size).sum();
+    progress.total(files.len() as u64, bytes);
+    let fetch = |(name, node): &(BinlogName, Node)| {
+        progress.current(Path::new(&name.to_string()));
+        Fetched::new(reader, name, node, directory.path())
+    };
+    let mut summary = ReplaySummary {
+        files: Vec::new(),
+        bytes: 0,
+    };
+    let mut rest = files.iter();
+    // The first one is read before anything is done, and before the mark says so.
+    let mut next = rest.next().map(&fetch).transpose()?;
+    restored.note(until, None)?;
+    let mut client = Client::start(access)?;
+    while let Some(file) = next.take() {
+        if cancel.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        next = rest.next().map(&fetch).transpose()?;
+        // What was begun from that moment on has nothing from before.
+        next = next.filter(|next| match until {
+            Until::Time(time) => next.began < *time,
+            _ => true,
+        });
+        let mut binlog = Access::default().command(Tool::Binlog);
+        // Those of this machine's have no say. What it prints has times without a zone.
+        binlog.arg("--no-defaults").env("TZ", "UTC");
+        let mut local = OsString::from("--local-load=");
+        local.push(directory.path());
+        binlog.arg(local);
+        if summary.files.is_empty() {
+            binlog.arg(format!("--start-position={start}"));
+        }
+        match until {
+            _ if next.is_some() => {}
+            Until::Time(time) => {
+                let time = time.to_zoned(TimeZone::UTC).strftime("%Y-%m-%d %H:%M:%S");
+                binlog.arg(format!("--stop-datetime={time}"));
+            }
+            Until::Position(_, position) => {
+                binlog.arg(format!("--stop-position={position}"));
+            }
+            Until::Latest => {}
+        }
+        client.take(binlog.arg(&file.path), &file.name)?;
+        progress.advanced(1, file.bytes);
+        summary.bytes += file.bytes;
+        summary.files.push(file.name.clone());
+    }
+    client.end()?;
+    restored.note(until, Some(Timestamp::now()))?;
+    Ok(summary)
+}
+
+impl Restored {
+    /// Notes in the server's directory how far it has come.
+    fn note(&self, until: &Until, ended: Option<Timestamp>) -> Result<(), Error> {
+        let mut mark = self.mark.clone();
+        mark.replay = Some(Replayed {
+            until: until.to_string(),
+            ended,
+        });
+        mark.write(&self.data_directory)
+    }
+}
+
+/// A binary log on this machine's disk, as long as this is there.
+struct Fetched {
+    name: BinlogName,
+    path: PathBuf,
+    bytes: u64,
+    /// When the server began it.
+    began: Timestamp,
+}
+
+impl Fetched {
+    fn new(
+        reader: &Reader,
+        name: &BinlogName,
+        node: &Node,
+        directory: &Path,
+    ) -> Result<Self, Error> {
+        let path = directory.join(name.to_string());
+        let at = |source| Error::Path {
+            path: path.clone(),
+            source,
+        };
+        let mut file = File::create_new(&path).map_err(at)?;
+        reader.dump(node, &mut file)?;
+        let mut head = [0; 8];
+        let mut file = File::open(&path).map_err(at)?;
+        let began = file.read_exact(&mut head).ok().and_then(|()| {
+            let second = head[4..].try_into().ok().map(u32::from_le_bytes)?;
+            let is_binlog = head[..4] == MAGIC;
+            is_binlog.then(|| Timestamp::from_second(second.into()).ok())?
+        });
+        let began = began.ok_or_else(|| mariadb::Error::Answer {
+            what: format!("{name} in the snapshot is no binary log"),
+        })?;
+        let bytes = file.metadata().map_err(at)?.len();
+        Ok(Self {
+            name: name.clone(),
+            path,
+            bytes,
+            began,
+        })
+    }
+}
+
+impl Drop for Fetched {
+    fn drop(&mut self) {
+        // The directory goes with what is left in it.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// The client that the server is told statements by.
+struct Client {
+    child: Child,
+    said: Option<JoinHandle<String>>,
+}
+
+impl Client {
+    fn start(access: &Access) -> Result<Self, Error> {
+        let mut command = access.command(Tool::Client);
+        // In this mode words of the client's own, which run programs, are none.
+        command.args(["--batch", "--binary-mode", PACKET]);
+        command.stdin(Stdio::piped()).stdout(Stdio::null());
+        let started = command.spawn();
+        let mut child = started.map_err(|error| Tool::Client.cannot_start(error))?;
+        let said = child
+            .stderr
+            .take()
+            .map(|stderr| listen(Tool::Client, stderr));
+        Ok(Self { child, said })
+    }
+
+    /// Has it do what a program writes, to its end.
+    fn take(&mut self, binlog: &mut Command, name: &BinlogName) -> Result<(), Error> {
+        let at = |source| Error::Path {
+            path: PathBuf::from(name.to_string()),
+            source,
+        };
+        let input = self
+            .child
+            .stdin
+            .as_ref()
+            .map(|stdin| stdin.as_fd().try_clone_to_owned());
+        let input = input.transpose().map_err(at)?;
+        binlog.stdout(input.map_or_else(Stdio::null, Stdio::from));
+        let started = binlog.spawn();
+        // It holds the other end of the client's input, and has it no longer than it runs.
+        binlog.stdout(Stdio::null());
+        let mut child = started.map_err(|error| Tool::Binlog.cannot_start(error))?;
+        let said = child
+            .stderr
+            .take()
+            .map(|stderr| listen(Tool::Binlog, stderr));
+        let status = child.wait().map_err(at)?;
+        if status.success() {
+            return Ok(());
+        }
+        if status.signal() != Some(SIGPIPE) {
+            // It may have been given a part of a statement.
+            let _ = self.child.kill();
+        }
+        let client = self.child.wait().map_err(at)?;
+        if client.signal().is_none() && !client.success() {
+            return Err(Tool::Client.failed(client, heard(self.said.take())).into());
+        }
+        Err(Tool::Binlog.failed(status, heard(said)).into())
+    }
+
+    fn end(mut self) -> Result<(), Error> {
+        drop(self.child.stdin.take());
+        let status = self.child.wait();
+        let said = heard(self.said.take());
+        match status {
+            Ok(status) if status.success() => Ok(()),
+            Ok(status) => Err(Tool::Client.failed(status, said).into()),
+            Err(error) => Err(Tool::Client.cannot_start(error).into()),
+        }
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        // Where it goes on no further, what it was given of a statement is none.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn listen(tool: Tool, stderr: impl Read + Send + 'static) -> JoinHandle<String> {
+    thread::spawn(move || tool.listen(stderr))
+}
+
+fn heard(said: Option<JoinHandle<String>>) -> String {
+    said.and_then(|said| said.join().ok()).unwrap_or_default()
+}

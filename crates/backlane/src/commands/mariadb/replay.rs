@@ -1,0 +1,82 @@
+//! `backlane mariadb replay`: brings a restored server to a later moment.
+
+use crate::{
+    Context,
+    cli::MariadbReplayArgs,
+    commands::{damage::Damage, session},
+    output::{Outcome, bytes},
+    progress::Bar,
+};
+use anyhow::Result;
+use backlane_client::{
+    Progress,
+    mariadb::{ReplaySummary, Restored, read_runs, replay as run},
+};
+use serde::Serialize;
+use std::sync::Arc;
+
+#[derive(Serialize)]
+struct ReplayDocument {
+    snapshot: String,
+    until: String,
+    #[serde(flatten)]
+    summary: ReplaySummary,
+    /// Snapshots of which nothing is known: binary logs may be among them.
+    damaged: Damage,
+}
+
+/// Has the restored server do what its archived binary logs say.
+///
+/// # Errors
+/// When they don't come to the moment, or a statement fails.
+pub(super) fn replay(args: &MariadbReplayArgs, context: &Context) -> Result<Outcome> {
+    let access = args.access.access();
+    let document = session::job("mariadb replay", context, &args.route, |client| {
+        let repository = client.repository()?;
+        let mut damaged = Damage::none(context);
+        let snapshot = damaged.resolve(&repository, &args.snapshot)?.id;
+        let restored = Restored::find(&access, snapshot)?;
+        let snapshots = damaged.snapshots(&repository)?;
+        let reader = damaged.reader(&repository)?;
+        let (runs, unread) = read_runs(&reader, &snapshots, &restored.backup().data_directory)?;
+        for (_, error) in &unread {
+            damaged.note(error, "the binary logs of that snapshot are not used");
+        }
+        let bar = Bar::new(context.output, client.carried());
+        let progress: Arc<dyn Progress> = bar.clone();
+        let cancel = context.cancel.token();
+        let done = run(
+            &reader,
+            &restored,
+            (&runs, &args.until),
+            &access,
+            &client.config.state,
+            &progress,
+            &cancel,
+        );
+        bar.finish();
+        Ok(ReplayDocument {
+            snapshot: snapshot.to_string(),
+            until: args.until.to_string(),
+            summary: done?,
+            damaged,
+        })
+    })?;
+    context.output.result(&document, ReplayDocument::text)?;
+    Ok(document.damaged.outcome())
+}
+
+impl ReplayDocument {
+    fn text(&self) -> String {
+        let files = &self.summary.files;
+        let (Some(first), Some(last)) = (files.first(), files.last()) else {
+            return "nothing to replay\n".to_owned();
+        };
+        format!(
+            "replayed {} binary logs, {first} to {last} ({}), until {}\n",
+            files.len(),
+            bytes(self.summary.bytes),
+            self.until,
+        )
+    }
+}

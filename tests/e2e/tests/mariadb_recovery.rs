@@ -1,0 +1,204 @@
+//! Servers of MariaDB that are brought back to a moment.
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use backlane_e2e::{MariadbWorld, Server, output};
+use serde_json::{Value, json};
+
+/// Makes a table for what is written at which moment.
+const LOG: &str = "CREATE DATABASE app; CREATE TABLE app.log (id INT PRIMARY KEY)";
+
+/// Which rows it has.
+fn log(server: &Server) -> Result<String> {
+    server.sql("SELECT coalesce(group_concat(id ORDER BY id), '') FROM app.log")
+}
+
+#[test]
+fn one_command_brings_a_restored_server_to_a_moment() -> Result<()> {
+    let Some(world) = MariadbWorld::new()? else {
+        return Ok(());
+    };
+    let mut server = world.servers.server("main")?;
+    server.start(&[])?;
+    server.sql(LOG)?;
+    let insert = |id: u8| server.sql(&format!("INSERT INTO app.log VALUES ({id})"));
+    let backup = || -> Result<String> {
+        let document = world.backup(&server, "--mariadb")?.success()?.json()?;
+        let id = document["snapshot"].as_str().context("no snapshot")?;
+        Ok(id.to_owned())
+    };
+    insert(1)?;
+    let snapshot = backup()?;
+    let before = server.sql("SELECT unix_timestamp()")?;
+    insert(2)?;
+    world.backup(&server, "--mariadb-binlogs")?.success()?;
+    insert(3)?;
+    // The second that begins after this row and before the next one.
+    let noon: i64 = server.sql("SELECT unix_timestamp() + 1")?.parse()?;
+    server.says(&format!("SELECT unix_timestamp() >= {noon}"), "1")?;
+    insert(4)?;
+    let status = server.sql("SHOW MASTER STATUS")?;
+    let mut place = status.split('\t');
+    let place = format!(
+        "position={}:{}",
+        place.next().unwrap_or_default(),
+        place.next().unwrap_or_default()
+    );
+    insert(5)?;
+    server.sql("FLUSH BINARY LOGS")?;
+    insert(6)?;
+    world.backup(&server, "--mariadb-binlogs")?.success()?;
+    let later = backup()?;
+    let time = |second: i64| -> Result<String> {
+        let time =
+            output(Command::new("date").args(["-u", "-d", &format!("@{second}"), "+%F %TZ"]))?;
+        Ok(format!("time={}", time.trim()))
+    };
+    let noon = time(noon)?;
+    let replay = |server: &Server, until: &str| {
+        world.mariadb(server, &["replay", &snapshot, "--until", until])
+    };
+
+    let mut restored = world.restored(&snapshot, "restored")?;
+    ensure!(log(&restored)? == "1");
+    for (server, until, words) in [
+        (
+            &server,
+            noon.as_str(),
+            &["was not restored by", "--socket"][..],
+        ),
+        (
+            &restored,
+            "time=2099-01-01 00:00:00Z",
+            &["don't come to", "in no backup yet"],
+        ),
+        (
+            &restored,
+            &time(before.parse::<i64>()? - 60)?,
+            &["before the backup", "older backup"],
+        ),
+    ] {
+        replay(server, until)?.refused(words)?;
+    }
+    world
+        .mariadb(&restored, &["replay", &later, "--until", "latest"])?
+        .refused(&["was restored from snapshot", &snapshot])?;
+    ensure!(log(&restored)? == "1");
+    let document = replay(&restored, &noon)?.success()?.json()?;
+    ensure!(log(&restored)? == "1,2,3", "{document}");
+    ensure!(
+        document["files"]
+            .as_array()
+            .is_some_and(|files| files.len() == 2),
+        "{document}"
+    );
+    replay(&restored, "latest")?.refused(&["replayed", "before", "which ended", "again"])?;
+    restored.check()?;
+    restored.stop()?;
+
+    let mut restored = world.restored(&snapshot, "at-a-position")?;
+    replay(&restored, &place)?.success()?;
+    ensure!(log(&restored)? == "1,2,3,4");
+    restored.stop()?;
+
+    // Where a statement fails nothing after it is done, and none is done again.
+    let mut restored = world.restored(&snapshot, "in-use")?;
+    restored.sql("INSERT INTO app.log VALUES (5)")?;
+    replay(&restored, "latest")?.refused(&["mariadb failed", "Duplicate entry"])?;
+    ensure!(log(&restored)? == "1,2,3,4,5");
+    replay(&restored, "latest")?.refused(&["did not end", "empty directory again"])?;
+    restored.stop()?;
+    server.stop()
+}
+
+#[test]
+fn missing_binary_logs_are_named_and_nothing_is_replayed_past_them() -> Result<()> {
+    let Some(world) = MariadbWorld::new()? else {
+        return Ok(());
+    };
+    let mut server = world.servers.server("main")?;
+    server.start(&[])?;
+    server.sql(LOG)?;
+    let insert = |id: u8| server.sql(&format!("INSERT INTO app.log VALUES ({id})"));
+    let newest = || -> Result<String> {
+        let status = server.sql("SHOW MASTER STATUS")?;
+        Ok(status.split('\t').next().context("no file")?.to_owned())
+    };
+    insert(1)?;
+    let backup = world.backup(&server, "--mariadb")?.success()?.json()?;
+    let snapshot = backup["snapshot"].as_str().context("no snapshot")?;
+    let status = |server: &Server| -> Result<Value> {
+        let mut document = world.mariadb(server, &["status"])?.success()?.json()?;
+        Ok(document["servers"][0].take())
+    };
+    let none = status(&server)?;
+    ensure!(
+        none["windows"] == json!([]) && none["unarchived"]["files"] == 1,
+        "{none}"
+    );
+    insert(2)?;
+    // What is committed before a second that a backup of them begins after.
+    let second = server.sql("SELECT unix_timestamp()")?;
+    server.says(&format!("SELECT unix_timestamp() > {second}"), "1")?;
+    world.backup(&server, "--mariadb-binlogs")?.success()?;
+    let lost = newest()?;
+    server.sql("FLUSH BINARY LOGS")?;
+    server.sql(&format!("PURGE BINARY LOGS TO '{}'", newest()?))?;
+    insert(3)?;
+    let gap = world.backup(&server, "--mariadb-binlogs")?;
+    ensure!(gap.code() == 3 && gap.text().contains("purged"), "{gap}");
+    insert(4)?;
+
+    let told = status(&server)?;
+    ensure!(
+        told["missing"] == json!([{ "first": lost, "last": lost, "files": 1 }]),
+        "{told}"
+    );
+    ensure!(
+        told["windows"]
+            .as_array()
+            .is_some_and(|windows| windows.len() == 1),
+        "{told}"
+    );
+    ensure!(
+        told["newest_binlog"]["lag_seconds"].as_u64().is_some(),
+        "{told}"
+    );
+    ensure!(told["unarchived"]["files"] == 1, "{told}");
+    let to = told["windows"][0]["to"].as_str().context("no end")?;
+
+    let mut restored = world.restored(snapshot, "restored")?;
+    for until in ["latest", "time=2099-01-01 00:00:00Z"] {
+        world
+            .mariadb(&restored, &["replay", snapshot, "--until", until])?
+            .refused(&["don't come to", &lost, "is in no backup"])?;
+    }
+    ensure!(log(&restored)? == "1");
+    let until = format!("time={to}");
+    world
+        .mariadb(&restored, &["replay", snapshot, "--until", &until])?
+        .success()?;
+    ensure!(log(&restored)? == "1,2");
+    // It writes on, and counts its own from the first on: they are no part of what was before.
+    let of_restored = restored.data.clone();
+    restored.stop()?;
+    server.stop()?;
+    let unasked = world.mariadb(&server, &["status"])?.success()?.json()?;
+    ensure!(
+        unasked["not_asked"]
+            .as_str()
+            .is_some_and(|why| why.contains("mariadb failed")),
+        "{unasked}"
+    );
+    fs::remove_dir_all(&server.data)?;
+    fs::rename(of_restored, &server.data)?;
+    server.start(&["--log-bin=binlog"])?;
+    let anew = world.backup(&server, "--mariadb-binlogs")?;
+    ensure!(
+        anew.code() == 3 && anew.text().contains("begun its binary logs anew"),
+        "{anew}"
+    );
+    server.stop()
+}
