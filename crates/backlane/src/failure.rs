@@ -257,6 +257,12 @@ fn about_mariadb(error: &backlane_source::mariadb::Error) -> Option<&'static str
             "docs/guide.md says under \"MariaDB\" what the user needs, and where user and password come from; -vv shows all that the program says"
         }
         Mariadb::NoBinlog => "set log_bin in the server's configuration, and restart it",
+        Mariadb::Keys { .. } => {
+            "name by --key-settings an option file of this machine that has, under [mysqld], plugin_load_add and the plugin's settings (file_key_management_filename=…), and put the keys there"
+        }
+        Mariadb::NoKeyPlugin { .. } => {
+            "it has, under [mysqld], plugin_load_add=file_key_management (or another …key_management), its settings, and plugin_dir if the plugins aren't in /usr/lib/mysql/plugin"
+        }
         Mariadb::Setting { .. } => {
             "take the file out with `backlane dump … | mbstream -x`, look at it, and prepare the backup by hand"
         }

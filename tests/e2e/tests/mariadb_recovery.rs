@@ -1,4 +1,4 @@
-//! Servers of MariaDB that are brought back to a moment.
+//! Servers of MariaDB that are brought back to a moment, and read by the keys of the machine that restores them.
 
 use std::fs;
 use std::process::Command;
@@ -201,4 +201,90 @@ fn missing_binary_logs_are_named_and_nothing_is_replayed_past_them() -> Result<(
         "{anew}"
     );
     server.stop()
+}
+
+/// An option file with a key, as servers with encrypted tables have it.
+fn key_settings(world: &MariadbWorld, name: &str, key: &str) -> Result<String> {
+    let keys = world.servers.path(format!("{name}.keys"));
+    fs::write(&keys, format!("1;{key}\n"))?;
+    output(Command::new("chown").arg("mysql").arg(&keys))?;
+    let settings = world.servers.path(format!("{name}.cnf"));
+    let text = format!(
+        "[mariadb]\nport=4711\nplugin_load_add=file_key_management\nfile_key_management_filename={}\n",
+        keys.display()
+    );
+    fs::write(&settings, text)?;
+    Ok(settings.display().to_string())
+}
+
+#[test]
+fn compressed_and_encrypted_tables_come_back_by_the_keys_of_the_restoring_machine() -> Result<()> {
+    let Some(world) = MariadbWorld::new()? else {
+        return Ok(());
+    };
+    let key = "a7addd9adea9978fda19f21e6be987880e68ac92632ca052e5bb42b1a506939a";
+    let theirs = key_settings(&world, "theirs", key)?;
+    let ours = key_settings(&world, "ours", key)?;
+    let wrong = key_settings(&world, "wrong", &key.replace('a', "b"))?;
+    let settings = |name: &str| {
+        [
+            "--plugin-load-add=file_key_management".to_owned(),
+            format!(
+                "--file-key-management-filename={}",
+                world.servers.path(format!("{name}.keys")).display()
+            ),
+            "--innodb-encrypt-tables=ON".to_owned(),
+            "--innodb-encrypt-log=ON".to_owned(),
+            "--aria-encrypt-tables=ON".to_owned(),
+        ]
+    };
+    let start = |server: &mut Server, name: &str| {
+        let settings = settings(name);
+        server.start(&settings.each_ref().map(String::as_str))
+    };
+    let mut server = world.servers.server("main")?;
+    start(&mut server, "theirs")?;
+    server.sql(LOG)?;
+    server.sql(
+        "USE app; INSERT INTO log SELECT seq FROM seq_1_to_1000;
+         CREATE TABLE secret (id INT PRIMARY KEY, said TEXT) ENCRYPTED = YES;
+         INSERT INTO secret SELECT seq, concat('plain words ', seq) FROM seq_1_to_20000;
+         CREATE TABLE small (id INT PRIMARY KEY, said TEXT) PAGE_COMPRESSED = 1;
+         INSERT INTO small SELECT seq, repeat(md5(seq), 20) FROM seq_1_to_20000;
+         CREATE TABLE closed (said TEXT) ENGINE = Aria ROW_FORMAT = PAGE;
+         INSERT INTO closed VALUES ('plain words')",
+    )?;
+    let sums = "CHECKSUM TABLE app.log, app.secret, app.small, app.closed EXTENDED";
+    let before = server.sql(sums)?;
+    world.backup(&server, "--mariadb")?.success()?;
+    server.stop()?;
+
+    let target = world.servers.path("restored").display().to_string();
+    let restore = ["restore", "latest", "--mariadb", "--target", &target];
+    // What the backup says of plugins and keys is not believed, and is right here.
+    let refused = world.run(&restore)?;
+    refused.refused(&["file_key_management", "--key-settings", "plugin_load_add"])?;
+    world
+        .run(&[&restore[..], &["--key-settings", &world.defaults]].concat())?
+        .refused(&["empty.cnf", "names no plugin", "file_key_management"])?;
+    world
+        .run(&[&restore[..], &["--key-settings", &wrong]].concat())?
+        .refused(&["mariadb-backup failed"])?;
+    // The keys are where the restoring machine has them, and not where the backup says.
+    fs::remove_file(world.servers.path("theirs.keys"))?;
+    fs::remove_file(&theirs)?;
+    world
+        .run(&[&restore[..], &["--key-settings", &ours]].concat())?
+        .success()?;
+    let mut restored = world.servers.restored("restored");
+    restored.own()?;
+    start(&mut restored, "ours")?;
+    restored.check()?;
+    ensure!(restored.sql(sums)? == before);
+    let encrypted = "SELECT encryption_scheme FROM information_schema.innodb_tablespaces_encryption \
+        WHERE name = 'app/secret'";
+    ensure!(restored.sql(encrypted)? == "1");
+    let create = restored.sql("SHOW CREATE TABLE app.small")?;
+    ensure!(create.contains("`PAGE_COMPRESSED`=1"), "{create}");
+    restored.stop()
 }

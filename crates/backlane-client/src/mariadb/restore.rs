@@ -11,7 +11,9 @@ use crate::{
     restore::RestoreSummary,
 };
 use backlane_repo::{Cancel, Reader, SnapshotInfo};
-use backlane_source::mariadb::{self, Access, LAST, PhysicalBackup, Sink, Stream, Tool};
+use backlane_source::mariadb::{
+    self, Access, KeyPlugin, LAST, PhysicalBackup, Sink, Stream, Tool, is_key_setting,
+};
 use rustix::fs::syncfs;
 use std::{
     collections::BTreeMap,
@@ -37,6 +39,8 @@ const SETTINGS: &str = "backup-my.cnf";
 const HARMLESS: &[&str] = &[
     "innodb_checksum_algorithm",
     "innodb_compression_level",
+    "innodb_encrypt_log",
+    "innodb_encrypt_tables",
     "innodb_log_block_size",
     "innodb_log_file_size",
     "innodb_log_files_in_group",
@@ -45,6 +49,7 @@ const HARMLESS: &[&str] = &[
 ];
 
 /// Restores a physical backup into `target`, which is empty or isn't there, and prepares it: a server can be started on it.
+/// Where tables are encrypted `keys` says how mariadb-backup comes by their keys.
 ///
 /// # Errors
 /// As [`restore`](crate::restore); [`Error::NoPhysicalBackup`] or [`Error::MariadbTargetNotEmpty`] before anything is
@@ -52,7 +57,7 @@ const HARMLESS: &[&str] = &[
 pub fn restore_mariadb(
     reader: &Reader,
     snapshot: &SnapshotInfo,
-    target: &Path,
+    (target, keys): (&Path, Option<&KeyPlugin>),
     progress: &Arc<dyn Progress>,
     cancel: &Cancel,
 ) -> Result<(RestoreSummary, PhysicalBackup), Error> {
@@ -84,8 +89,8 @@ pub fn restore_mariadb(
     dumped?;
     unpacking.stream.end(LAST).map_err(mariadb::Error::from)?;
     let files = unpacking.files;
-    check_settings(&unfinished.join(SETTINGS))?;
-    prepare(&unfinished)?;
+    settle_settings(&unfinished.join(SETTINGS), keys)?;
+    prepare(&unfinished, keys)?;
     let mark = Mark {
         snapshot: snapshot.id.to_string(),
         backup: backup.clone(),
@@ -261,22 +266,51 @@ impl Sink for Files<'_> {
 }
 
 /// Looks whether the settings that the files are prepared by are harmless: mariadb-backup would take any, those that name
-/// plugins and other directories too.
-fn check_settings(path: &Path) -> Result<(), Error> {
-    let text = fs::read(path).map_err(|source| Error::Target {
+/// plugins and other directories too. The settings of a plugin for keys are replaced by this machine's.
+fn settle_settings(path: &Path, keys: Option<&KeyPlugin>) -> Result<(), Error> {
+    let at = |source| Error::Target {
         path: path.to_owned(),
         source,
-    })?;
+    };
+    let text = fs::read(path).map_err(at)?;
+    let mut kept = Vec::new();
     for line in text.split(|byte| *byte == b'\n') {
         let line = OsStr::from_bytes(line.trim_ascii()).to_string_lossy();
-        if !is_harmless(&line) {
-            return Err(Error::Mariadb(mariadb::Error::Setting {
-                path: path.to_owned(),
-                line: line.into_owned(),
-            }));
+        match (is_harmless(&line), is_about_keys(&line), keys) {
+            (true, ..) => kept.push(line.into_owned()),
+            (_, true, Some(_)) => {}
+            (_, true, None) => {
+                let line = plugin(&text).unwrap_or_default();
+                return Err(Error::Mariadb(mariadb::Error::Keys { line }));
+            }
+            _ => {
+                return Err(Error::Mariadb(mariadb::Error::Setting {
+                    path: path.to_owned(),
+                    line: line.into_owned(),
+                }));
+            }
         }
     }
+    if let Some(keys) = keys {
+        kept.push(format!("plugin_load={}", keys.name));
+        kept.extend(keys.settings.iter().cloned());
+        kept.push(String::new());
+        fs::write(path, kept.join("\n")).map_err(at)?;
+    }
     Ok(())
+}
+
+/// The line that names the plugin. Others may have a password.
+fn plugin(text: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(text);
+    let line = text.lines().find(|line| line.starts_with("plugin_load"));
+    line.map(str::to_owned)
+}
+
+/// Whether a line says from where a server has its keys.
+fn is_about_keys(line: &str) -> bool {
+    let name = line.split('=').next().unwrap_or_default().trim();
+    matches!(name, "plugin_load" | "plugin_dir") || is_key_setting(name)
 }
 
 fn is_harmless(line: &str) -> bool {
@@ -295,10 +329,13 @@ fn is_harmless(line: &str) -> bool {
 }
 
 /// Makes the files consistent.
-fn prepare(directory: &Path) -> Result<(), Error> {
+fn prepare(directory: &Path, keys: Option<&KeyPlugin>) -> Result<(), Error> {
     let mut command = Access::default().command(Tool::Backup);
     command.arg("--prepare");
     command.arg("--target-dir").arg(directory);
+    if let Some(keys) = keys {
+        command.arg("--plugin-dir").arg(&keys.directory);
+    }
     let output = command
         .output()
         .map_err(|error| Tool::Backup.cannot_start(error))?;
@@ -391,5 +428,31 @@ mod tests {
             "{refused}"
         );
         assert_eq!(fs::read(target.join("ibdata1")).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn keys_come_from_where_this_machine_says() {
+        let (directory, _) = open();
+        let path = directory.path().join(SETTINGS);
+        let theirs = "[mysqld]\ninnodb_page_size=16384\n\nplugin_dir=\"/usr/lib/mysql/plugin/\"\n\
+            plugin_load=file_key_management=file_key_management\nfile_key_management_filekey=secret\n";
+        fs::write(&path, theirs).unwrap();
+        let refused = settle_settings(&path, None).unwrap_err().to_string();
+        assert!(refused.contains("(plugin_load=file_key") && !refused.contains("secret"));
+        let keys = KeyPlugin {
+            name: "file_key_management".to_owned(),
+            directory: "/plugins".into(),
+            settings: vec!["file_key_management_filename=/keys".to_owned()],
+        };
+        settle_settings(&path, Some(&keys)).unwrap();
+        let ours = "[mysqld]\ninnodb_page_size=16384\n\n\nplugin_load=file_key_management\n\
+            file_key_management_filename=/keys\n";
+        assert_eq!(fs::read_to_string(&path).unwrap(), ours);
+        fs::write(&path, format!("{theirs}datadir=/var/lib/mysql\n")).unwrap();
+        let refused = settle_settings(&path, Some(&keys)).unwrap_err();
+        assert!(matches!(
+            refused,
+            Error::Mariadb(mariadb::Error::Setting { .. })
+        ));
     }
 }

@@ -5,11 +5,13 @@
 //! comes through here, and none is on a command line.
 
 mod facts;
+mod keys;
 mod server;
 mod stream;
 mod until;
 
 pub use facts::{BINLOG_TAG, BinlogBackup, BinlogName, Follows, PhysicalBackup, Position, TAG};
+pub use keys::{KeyPlugin, is_setting as is_key_setting};
 pub use server::{Access, Binlogs, Server, Tool, Written};
 pub use stream::{Sink, Stream, StreamError};
 pub use until::Until;
@@ -53,6 +55,20 @@ pub enum Error {
     /// What mariadb-backup wrote is no backup.
     #[error("what mariadb-backup wrote is no whole backup: {0}")]
     Stream(#[from] StreamError),
+    /// An option file names no plugin that gives keys.
+    #[error("{} names no plugin for the keys of encrypted tables, or none that is there", path.display())]
+    NoKeyPlugin {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The backup is of a server that has such a plugin, and it isn't known which one is to be loaded here.
+    #[error(
+        "the backup was made of a server that has the keys of encrypted tables from a plugin ({line}); a restore loads none on a backup's word"
+    )]
+    Keys {
+        /// What the backup says.
+        line: String,
+    },
     /// The backup wants to be prepared with settings that may do anything.
     #[error("the backup's {} has a setting that a restore doesn't take: {line}", path.display())]
     Setting {

@@ -19,6 +19,8 @@ pub enum Tool {
     Backup,
     /// Makes statements of binary logs.
     Binlog,
+    /// Says what option files say.
+    Options,
 }
 
 impl Tool {
@@ -29,6 +31,7 @@ impl Tool {
             Self::Client => "mariadb",
             Self::Backup => "mariadb-backup",
             Self::Binlog => "mariadb-binlog",
+            Self::Options => "my_print_defaults",
         }
     }
 

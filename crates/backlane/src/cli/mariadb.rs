@@ -99,4 +99,8 @@ pub(crate) struct MariadbRestoreArgs {
     /// target. `latest` is the latest of these.
     #[arg(long, conflicts_with_all = ["postgres", "delete", "dry_run", "verify"])]
     pub(crate) mariadb: bool,
+    /// An option file of this machine that says from where the keys of encrypted tables come: under [mysqld] it names the
+    /// plugin (`plugin_load_add`) and its settings.
+    #[arg(long, value_name = "FILE", requires = "mariadb", value_hint = ValueHint::FilePath)]
+    pub(crate) key_settings: Option<PathBuf>,
 }

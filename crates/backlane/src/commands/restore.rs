@@ -33,6 +33,8 @@ pub(crate) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome> {
         let what = "--postgres and --mariadb restore all of it: name the snapshot alone";
         return Err(Usage(what.to_owned()).into());
     }
+    let keys = args.mariadb.key_settings.as_deref();
+    let keys = keys.map(mariadb::KeyPlugin::read).transpose()?;
     let document = session::job("restore", context, &args.route, |client| {
         let mut damaged = Damage::none(context);
         let repository = client.repository()?;
@@ -67,12 +69,17 @@ pub(crate) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome> {
             backlane_client::restore_postgres(&reader, &snapshot, target, &how, &progress, &cancel)
                 .map(|summary| (summary, None))
         } else if kind == Some(Kind::Mariadb) {
-            backlane_client::restore_mariadb(&reader, &snapshot, target, &progress, &cancel).map(
-                |(summary, backup)| {
-                    let document = RestoredDocument::new(&summary.snapshot, backup, target);
-                    (summary, Some(document))
-                },
+            backlane_client::restore_mariadb(
+                &reader,
+                &snapshot,
+                (target, keys.as_ref()),
+                &progress,
+                &cancel,
             )
+            .map(|(summary, backup)| {
+                let document = RestoredDocument::new(&summary.snapshot, backup, target);
+                (summary, Some(document))
+            })
         } else {
             backlane_client::restore(
                 &reader,
