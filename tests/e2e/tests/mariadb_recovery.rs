@@ -1,10 +1,12 @@
-//! Servers of MariaDB that are brought back to a moment, and read by the keys of the machine that restores them.
+//! Servers of MariaDB that are brought back to a moment, begun again, and read by the keys of the machine that restores them.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use backlane_e2e::{MariadbWorld, Server, output};
+use backlane_e2e::{MARIADB_TABLES, MariadbWorld, Process, Server, output, until};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 /// Makes a table for what is written at which moment.
@@ -201,6 +203,86 @@ fn missing_binary_logs_are_named_and_nothing_is_replayed_past_them() -> Result<(
         "{anew}"
     );
     server.stop()
+}
+
+#[test]
+fn a_restore_that_was_killed_is_begun_again() -> Result<()> {
+    let Some(world) = MariadbWorld::new()? else {
+        return Ok(());
+    };
+    let mut server = world.servers.server("main")?;
+    server.start(&[])?;
+    server.sql(MARIADB_TABLES)?;
+    server.sql(
+        "USE app; INSERT INTO one SELECT seq, concat(md5(rand()), md5(rand()), md5(rand()))
+         FROM seq_1_to_300000",
+    )?;
+    world.backup(&server, "--mariadb")?.success()?;
+    server.stop()?;
+    let target = world.servers.path("restored");
+    let words = target.display().to_string();
+    let start = |path: Option<&str>| {
+        let mut command = world.system.client_command(&world.client);
+        command.args(["restore", "latest", "--mariadb", "--target", &words]);
+        command.envs(path.map(|path| ("PATH", path)));
+        world.start(&mut command)
+    };
+    let kill = |job: Process| -> Result<()> {
+        job.signal(Signal::KILL)?;
+        job.wait()?;
+        ensure!(!target.join("ibdata1").exists(), "it was done already");
+        Ok(())
+    };
+
+    // While it unpacks.
+    let job = start(None)?;
+    let unfinished = target.join(".backlane-mariadb");
+    until("files are unpacked", || {
+        Ok(unfinished.join("ibdata1").exists())
+    })?;
+    kill(job)?;
+
+    // While mariadb-backup works on them, and when it has done all.
+    let programs = world.servers.path("programs");
+    fs::create_dir(&programs)?;
+    let path = std::env::var("PATH").context("no PATH")?;
+    let path = format!("{}:{path}", programs.display());
+    let real = output(Command::new("sh").args(["-c", "command -v mariadb-backup"]))?;
+    let (real, id) = (real.trim(), world.servers.path("id"));
+    for work in [
+        format!(
+            "echo $$ > {0}.new; mv {0}.new {0}; exec {real} \"$@\"",
+            id.display()
+        ),
+        format!(
+            "{real} \"$@\"; echo $$ > {0}.new; mv {0}.new {0}; exec sleep 600",
+            id.display()
+        ),
+    ] {
+        let program = programs.join("mariadb-backup");
+        let script = format!("#!/bin/sh\n[ \"$1\" = --version ] && exit\n{work}\n");
+        fs::write(&program, script)?;
+        fs::set_permissions(&program, Permissions::from_mode(0o755))?;
+        let job = start(Some(&path))?;
+        until("mariadb-backup works", || Ok(id.exists()))?;
+        kill(job)?;
+        // It would write on into what the next one has unpacked.
+        let process = format!("/proc/{}/stat", fs::read_to_string(&id)?.trim());
+        until("mariadb-backup is gone", || {
+            let stat = fs::read_to_string(&process);
+            Ok(stat.map_or(true, |stat| stat.contains(") Z ")))
+        })?;
+        fs::remove_file(&id)?;
+        fs::remove_file(&program)?;
+    }
+
+    start(None)?.wait()?.success()?;
+    let mut restored = world.servers.restored("restored");
+    restored.own()?;
+    restored.start(&[])?;
+    restored.check()?;
+    ensure!(restored.sql("SELECT count(*) FROM app.one")? == "300000");
+    restored.stop()
 }
 
 /// An option file with a key, as servers with encrypted tables have it.

@@ -10,9 +10,9 @@ use crate::{
     progress::{Progress, Reporter, WarningKind},
     restore::RestoreSummary,
 };
-use backlane_repo::{Cancel, Reader, SnapshotInfo};
+use backlane_repo::{Cancel, Reader, SnapshotInfo, name_is_plain};
 use backlane_source::mariadb::{
-    self, Access, KeyPlugin, LAST, PhysicalBackup, Sink, Stream, Tool, is_key_setting,
+    self, KeyPlugin, LAST, PhysicalBackup, Sink, Stream, Tool, is_key_setting,
 };
 use rustix::fs::syncfs;
 use std::{
@@ -31,6 +31,12 @@ use std::{
 
 /// Where files are until they are prepared.
 const UNFINISHED: &str = ".backlane-mariadb";
+
+/// The names of what is being put in its place, each with a zero byte behind it.
+const PUBLISHING: &str = ".backlane-mariadb-names";
+
+/// What is put in its place last: no server starts without.
+const LAST_OF_ALL: &str = "ibdata1";
 
 /// What the files are prepared by.
 const SETTINGS: &str = "backup-my.cnf";
@@ -74,6 +80,7 @@ pub fn restore_mariadb(
         path: target.to_owned(),
         source,
     };
+    Tool::Backup.find()?;
     prepare_target(target)?;
     let unfinished = target.join(UNFINISHED);
     let reporter = Reporter::new(Arc::clone(progress), cancel.clone());
@@ -124,6 +131,7 @@ fn prepare_target(target: &Path) -> Result<(), Error> {
         path: target.to_owned(),
         source,
     };
+    unpublish(target).map_err(at)?;
     let unfinished = target.join(UNFINISHED);
     match fs::read_dir(target) {
         Ok(entries) => {
@@ -328,17 +336,18 @@ fn is_harmless(line: &str) -> bool {
     }
 }
 
-/// Makes the files consistent.
+/// Makes the files consistent. The program ends with this job: what it wrote later would be in the next one's way.
 fn prepare(directory: &Path, keys: Option<&KeyPlugin>) -> Result<(), Error> {
-    let mut command = Access::default().command(Tool::Backup);
+    let mut command = Tool::Backup.bound();
     command.arg("--prepare");
     command.arg("--target-dir").arg(directory);
     if let Some(keys) = keys {
         command.arg("--plugin-dir").arg(&keys.directory);
     }
-    let output = command
-        .output()
-        .map_err(|error| Tool::Backup.cannot_start(error))?;
+    let output = command.output().map_err(|source| {
+        let program = "setpriv";
+        mariadb::Error::NoProgram { program, source }
+    })?;
     let said = Tool::Backup.listen(&output.stderr[..]);
     match output.status.success() {
         true => Ok(()),
@@ -348,18 +357,51 @@ fn prepare(directory: &Path, keys: Option<&KeyPlugin>) -> Result<(), Error> {
 
 /// Puts prepared files in their place, the one last without which no server starts.
 fn publish(unfinished: &Path, target: &Path) -> io::Result<()> {
-    const LAST_OF_ALL: &str = "ibdata1";
     syncfs(File::open(unfinished)?)?;
     let mut names = Vec::new();
     for entry in fs::read_dir(unfinished)? {
         names.push(entry?.file_name());
     }
     names.sort_by_key(|name| name == LAST_OF_ALL);
+    let list = target.join(PUBLISHING);
+    let mut file = File::create(&list)?;
+    for name in &names {
+        file.write_all(name.as_bytes())?;
+        file.write_all(&[0])?;
+    }
+    syncfs(&file)?;
     for name in names {
         fs::rename(unfinished.join(&name), target.join(&name))?;
     }
     fs::remove_dir(unfinished)?;
+    fs::remove_file(list)?;
     syncfs(File::open(target)?)?;
+    Ok(())
+}
+
+/// Removes what an interrupted restore has put in its place, unless that was all.
+fn unpublish(target: &Path) -> io::Result<()> {
+    let list = target.join(PUBLISHING);
+    let names = match fs::read(&list) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        names => names?,
+    };
+    if !fs::exists(target.join(LAST_OF_ALL))? {
+        let names = names.split(|byte| *byte == 0);
+        for name in names.filter(|name| name_is_plain(name)) {
+            let path = target.join(OsStr::from_bytes(name));
+            let removed = match fs::symlink_metadata(&path) {
+                Ok(facts) if facts.is_dir() => fs::remove_dir_all(path),
+                Ok(_) => fs::remove_file(path),
+                Err(error) => Err(error),
+            };
+            match removed {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        fs::remove_file(list)?;
+    }
     Ok(())
 }
 
@@ -428,6 +470,36 @@ mod tests {
             "{refused}"
         );
         assert_eq!(fs::read(target.join("ibdata1")).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn files_that_an_interrupted_restore_has_put_in_their_place_are_removed() {
+        let (directory, _) = open();
+        let target = directory.path().join("new");
+        prepare_target(&target).unwrap();
+        let unfinished = target.join(UNFINISHED);
+        fs::create_dir(unfinished.join("app")).unwrap();
+        for name in ["app/t.ibd", "ib_logfile0", "ibdata1"] {
+            fs::write(unfinished.join(name), name).unwrap();
+        }
+        // The last of them can't be put in its place.
+        fs::create_dir(target.join("ibdata1")).unwrap();
+        publish(&unfinished, &target).unwrap_err();
+        fs::remove_dir(target.join("ibdata1")).unwrap();
+        assert!(target.join("app/t.ibd").exists());
+        fs::write(target.join("mine"), "mine").unwrap();
+        let refused = prepare_target(&target).unwrap_err();
+        assert!(matches!(refused, Error::MariadbTargetNotEmpty { .. }));
+        assert!(!target.join("app").exists() && target.join("mine").exists());
+        fs::remove_file(target.join("mine")).unwrap();
+        prepare_target(&target).unwrap();
+
+        // What is whole stays, also if the list of it was not removed any more.
+        fs::write(unfinished.join("ibdata1"), "whole").unwrap();
+        publish(&unfinished, &target).unwrap();
+        fs::write(target.join(PUBLISHING), "ibdata1\0").unwrap();
+        prepare_target(&target).unwrap_err();
+        assert_eq!(fs::read(target.join("ibdata1")).unwrap(), b"whole");
     }
 
     #[test]

@@ -35,6 +35,25 @@ impl Tool {
         }
     }
 
+    /// Looks whether it is there.
+    ///
+    /// # Errors
+    /// [`Error::NoProgram`].
+    pub fn find(self) -> Result<(), Error> {
+        let mut command = Command::new(self.name());
+        let found = command.arg("--version").output();
+        found.map(drop).map_err(|error| self.cannot_start(error))
+    }
+
+    /// A command for it, by which it ends with the thread that starts it, whatever ends that.
+    #[must_use]
+    pub fn bound(self) -> Command {
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--", self.name()]);
+        command.stdin(Stdio::null()).stderr(Stdio::piped());
+        command
+    }
+
     /// What to say where it can't be started.
     #[must_use]
     pub fn cannot_start(self, source: std::io::Error) -> Error {
