@@ -57,8 +57,14 @@ pub(crate) fn missing() -> Option<String> {
     ))
 }
 
+/// Names another version's programs.
+const PROGRAMS_VARIABLE: &str = "BACKLANE_E2E_POSTGRESQL";
+
 /// Where the newest server's programs are.
 fn programs() -> Result<PathBuf> {
+    if let Some(programs) = std::env::var_os(PROGRAMS_VARIABLE) {
+        return Ok(programs.into());
+    }
     let versions = fs::read_dir(PROGRAMS).with_context(|| format!("listing {PROGRAMS}"))?;
     let versions = versions.flatten().filter_map(|version| {
         let number: u32 = version.file_name().to_str()?.parse().ok()?;
