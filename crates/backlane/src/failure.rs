@@ -257,6 +257,9 @@ fn about_mariadb(error: &backlane_source::mariadb::Error) -> Option<&'static str
             "docs/guide.md says under \"MariaDB\" what the user needs, and where user and password come from; -vv shows all that the program says"
         }
         Mariadb::NoBinlog => "set log_bin in the server's configuration, and restart it",
+        Mariadb::EncryptedBinlog { .. } => {
+            "set encrypt_binlog=OFF, so that later ones can be replayed: in the repository they are encrypted all the same"
+        }
         Mariadb::Keys { .. } => {
             "name by --key-settings an option file of this machine that has, under [mysqld], plugin_load_add and the plugin's settings (file_key_management_filename=…), and put the keys there"
         }

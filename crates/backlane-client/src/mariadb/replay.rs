@@ -25,8 +25,14 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-/// What a binary log begins with: four bytes of magic, and the second of its first event, which is when it was begun.
+/// What a binary log begins with.
 const MAGIC: [u8; 4] = [0xfe, b'b', b'i', b'n'];
+
+/// How much of its beginning is looked at: the first two events are there.
+const HEAD_BYTES: u64 = 4096;
+
+/// The kind of the event behind which all is encrypted.
+const START_ENCRYPTION: u8 = 164;
 
 /// How large an event may be that the client takes; the server's `max_allowed_packet` has to be as large as it was.
 const PACKET: &str = "--max-allowed-packet=1G";
@@ -205,22 +211,47 @@ impl Fetched {
         };
         let mut file = File::create_new(&path).map_err(at)?;
         reader.dump(node, &mut file)?;
-        let mut head = [0; 8];
-        let mut file = File::open(&path).map_err(at)?;
-        let began = file.read_exact(&mut head).ok().and_then(|()| {
-            let second = head[4..].try_into().ok().map(u32::from_le_bytes)?;
-            let is_binlog = head[..4] == MAGIC;
-            is_binlog.then(|| Timestamp::from_second(second.into()).ok())?
-        });
-        let began = began.ok_or_else(|| mariadb::Error::Answer {
+        let file = File::open(&path).map_err(at)?;
+        let bytes = file.metadata().map_err(at)?.len();
+        let mut head = Vec::new();
+        file.take(HEAD_BYTES).read_to_end(&mut head).map_err(at)?;
+        let head = Head::understand(&head).ok_or_else(|| mariadb::Error::Answer {
             what: format!("{name} in the snapshot is no binary log"),
         })?;
-        let bytes = file.metadata().map_err(at)?.len();
+        if head.is_encrypted {
+            // mariadb-binlog may take it for one that merely ends early, and succeed.
+            let name = name.clone();
+            return Err(mariadb::Error::EncryptedBinlog { name }.into());
+        }
         Ok(Self {
             name: name.clone(),
             path,
             bytes,
-            began,
+            began: head.began,
+        })
+    }
+}
+
+/// What the beginning of a binary log says.
+#[derive(Debug, PartialEq, Eq)]
+struct Head {
+    /// The time of its first event, which is when it was begun.
+    began: Timestamp,
+    is_encrypted: bool,
+}
+
+impl Head {
+    fn understand(head: &[u8]) -> Option<Self> {
+        let events = head.strip_prefix(&MAGIC)?;
+        // Of each event: time, kind, server, and its length, by which the next one is found.
+        let number = |at: usize| {
+            let bytes = events.get(at..at + 4)?.try_into().ok();
+            bytes.map(u32::from_le_bytes)
+        };
+        let second = usize::try_from(number(9)?).ok()?;
+        Some(Self {
+            began: Timestamp::from_second(number(0)?.into()).ok()?,
+            is_encrypted: events.get(second.checked_add(4)?) == Some(&START_ENCRYPTION),
         })
     }
 }
@@ -315,4 +346,37 @@ fn listen(tool: Tool, stderr: impl Read + Send + 'static) -> JoinHandle<String> 
 
 fn heard(said: Option<JoinHandle<String>>) -> String {
     said.and_then(|said| said.join().ok()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As MariaDB 10.11 begins one with `encrypt_binlog`, what is zero in the middle left out and the length changed to that.
+    const ENCRYPTED: &str = "fe62696e\
+        f0f1096b0f010000001800000000010000000004003130\
+        00\
+        f0f1096ba401000000280000002801000000000101000000";
+
+    #[test]
+    fn an_encrypted_binary_log_is_known_by_its_second_event() {
+        let bytes = hex::decode(ENCRYPTED).unwrap();
+        let head = Head::understand(&bytes).unwrap();
+        let began = Timestamp::from_second(0x6b09_f1f0).unwrap();
+        assert_eq!(
+            head,
+            Head {
+                began,
+                is_encrypted: true
+            }
+        );
+        let mut plain = bytes.clone();
+        plain[4 + 24 + 4] = 163;
+        assert!(!Head::understand(&plain).unwrap().is_encrypted);
+        // Only begun.
+        assert!(!Head::understand(&bytes[..28]).unwrap().is_encrypted);
+        assert_eq!(Head::understand(&bytes[..15]), None);
+        assert_eq!(Head::understand(&bytes[1..]), None);
+        assert_eq!(Head::understand(b""), None);
+    }
 }

@@ -52,6 +52,12 @@ pub enum Error {
     /// The server keeps no binary log.
     #[error("the server keeps no binary log")]
     NoBinlog,
+    /// A binary log is encrypted.
+    #[error("{name} is encrypted, which mariadb-binlog reads from a running server alone")]
+    EncryptedBinlog {
+        /// Its name.
+        name: BinlogName,
+    },
     /// What mariadb-backup wrote is no backup.
     #[error("what mariadb-backup wrote is no whole backup: {0}")]
     Stream(#[from] StreamError),
