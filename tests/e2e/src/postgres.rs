@@ -96,6 +96,13 @@ impl Clusters {
         Ok(Arc::new(all))
     }
 
+    /// A program of another version than Debian's newest, if its tests are run.
+    #[must_use]
+    pub fn of_another_version(&self, name: &str) -> Option<PathBuf> {
+        let programs = std::env::var_os(PROGRAMS_VARIABLE)?;
+        Some(Path::new(&programs).join(name))
+    }
+
     /// A path in the directory.
     pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
         self.dir.path().join(name)
@@ -292,6 +299,12 @@ impl Cluster {
             let said = self.sql(question).with_context(|| server.said())?;
             Ok(said == answer)
         })
+    }
+
+    /// What the server has written to its log so far; nothing where none runs.
+    #[must_use]
+    pub fn said(&self) -> String {
+        self.server.as_ref().map(Process::said).unwrap_or_default()
     }
 
     /// Waits until everything that was written so far is archived.

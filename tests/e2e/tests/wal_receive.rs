@@ -53,6 +53,9 @@ impl Scene {
         receive.args(["--every", "200ms", "--postgres", &self.cluster.connection()]);
         receive.arg("--socket").arg(self.clusters.path("wal.sock"));
         receive.arg("--spool").arg(self.spool());
+        if let Some(program) = self.clusters.of_another_version("pg_receivewal") {
+            receive.arg("--program").arg(program);
+        }
         self.receive = Some(Process::start(&mut receive, &self.system.path(""), None)?);
         Ok(())
     }
@@ -151,6 +154,11 @@ impl Scene {
 
     /// Restores the newest base backup and recovers it to the end of the archive; it runs then.
     fn recover(&self, name: &str) -> Result<Cluster> {
+        self.recover_with(name, &[])
+    }
+
+    /// The same with some settings more.
+    fn recover_with(&self, name: &str, more: &[&str]) -> Result<Cluster> {
         self.system.administer(&["allow-restore", "alpha"])?;
         let target = self.clusters.path(name).display().to_string();
         let restore = ["restore", "latest", "--postgres", "--target", &target];
@@ -165,7 +173,8 @@ impl Scene {
             backlane.display(),
             socket.display()
         );
-        restored.start(&[&fetch, "synchronous_standby_names="])?;
+        let settings = [&fetch, "synchronous_standby_names="];
+        restored.start(&[&settings[..], more].concat())?;
         restored.says("SELECT pg_is_in_recovery()", "f")?;
         Ok(restored)
     }
@@ -315,6 +324,62 @@ fn a_growing_segment_comes_back_of_its_pieces_or_not_at_all() -> Result<()> {
     failed(&scene, "the whole segment is missing")?;
     fs::write(path, body)?;
     fetch(&scene)?.success().map(drop)
+}
+
+#[test]
+fn a_recovery_that_archives_always_leaves_the_name_of_an_unfinished_segment_to_the_whole_one()
+-> Result<()> {
+    let Some(mut scene) = Scene::new()? else {
+        return Ok(());
+    };
+    scene.start_receive()?;
+    scene.is_streaming()?;
+    scene.back_up()?;
+    scene.whole()?;
+    let growing = scene
+        .cluster
+        .sql("INSERT INTO rows VALUES (1, 'last'); SELECT pg_walfile_name(pg_current_wal_lsn())")?;
+    // All of it up to the row is in pieces.
+    let written = scene.cluster.sql("SELECT pg_current_wal_lsn()")?;
+    let archived = |scene: &Scene, name: &str| -> Result<bool> {
+        Ok(scene.archived()?.iter().any(|path| path.ends_with(name)))
+    };
+    until("the row is in a piece", || {
+        let status = scene.run(&["postgres", "status"])?.success()?.json()?;
+        let lsn = status["clusters"][0]["newest_wal"]["lsn"].as_str();
+        let is_there = format!("SELECT '{}'::pg_lsn >= '{written}'", lsn.unwrap_or("0/0"));
+        Ok(scene.cluster.sql(&is_there)? == "t")
+    })?;
+    ensure!(
+        !archived(&scene, &growing)?,
+        "{growing} is archived already"
+    );
+
+    let (backlane, socket) = (&scene.backlane, scene.clusters.path("wal.sock"));
+    let push = format!(
+        "archive_command={} wal push %p --socket {}",
+        backlane.display(),
+        socket.display()
+    );
+    let mut restored = scene.recover_with("restored", &["archive_mode=always", &push])?;
+    ensure!(restored.sql("SELECT count(*) FROM rows WHERE content = 'last'")? == "1");
+    let done =
+        format!("SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name = '{growing}.done'");
+    restored.says(&done, "1")?;
+    ensure!(
+        !archived(&scene, &growing)?,
+        "a part of {growing} is archived as all of it"
+    );
+    restored.all_is_archived()?;
+    restored.stop()?;
+
+    // The server that wrote it lives on, and ends it.
+    scene.cluster.sql("INSERT INTO rows VALUES (2, 'later')")?;
+    scene.whole()?;
+    ensure!(archived(&scene, &growing)?);
+    let restored = scene.recover_with("again", &["recovery_target_timeline=1"])?;
+    ensure!(restored.sql("SELECT count(*) FROM rows WHERE content = 'later'")? == "1");
+    Ok(())
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! What `restore_command` does: has a file from the spooler and puts it where PostgreSQL wants it.
 
-use super::protocol::{Answer, Request, connect};
+use super::{
+    protocol::{Answer, Request, connect},
+    together,
+};
 use crate::Error;
 use backlane_proto::{WalFile, WalName};
 use std::{io::Write, path::Path, time::Duration};
@@ -61,6 +64,11 @@ pub fn fetch(
     })?;
     match answer {
         Answer::File(file) => write(&file, target).map(|()| Fetched::Written),
+        Answer::Together(file) => {
+            // Before the file is there, and PostgreSQL may have it archived.
+            write(&together::mark(&file), &together::path(target, name))?;
+            write(&file, target).map(|()| Fetched::Written)
+        }
         Answer::Absent => Ok(Fetched::Absent),
         Answer::Failed(why) => Err(refused(why)),
         other => Err(refused(format!("the spooler answers {other:?}"))),

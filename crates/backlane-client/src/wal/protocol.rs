@@ -35,6 +35,8 @@ pub(super) enum Answer {
     Send,
     Done,
     File(Vec<u8>),
+    /// A segment that is archived in pieces alone, with zeros behind them.
+    Together(Vec<u8>),
     Absent,
     /// There are pieces up to this offset.
     End(u32),
@@ -100,6 +102,7 @@ impl Answer {
         };
         match self {
             Self::File(file) => body(b'B', file),
+            Self::Together(file) => body(b'T', file),
             Self::Failed(text) => body(b'E', &text.as_bytes()[..text.len().min(TEXT_BYTES_MAX)]),
             Self::Send => to.write_all(b"S"),
             Self::Done => to.write_all(b"D"),
@@ -117,9 +120,13 @@ impl Answer {
             b'D' => Ok(Self::Done),
             b'A' => Ok(Self::Absent),
             b'N' => exactly(from).map(|bytes| Self::End(u32::from_le_bytes(bytes))),
-            b'B' => {
+            kind @ (b'B' | b'T') => {
                 let length = length(from, WAL_FILE_BYTES_MAX)?;
-                Ok(Self::File(bytes(from, length)?))
+                let file = bytes(from, length)?;
+                Ok(match kind {
+                    b'T' => Self::Together(file),
+                    _ => Self::File(file),
+                })
             }
             b'E' => {
                 let length = length(from, TEXT_BYTES_MAX)?;
@@ -192,6 +199,7 @@ mod tests {
             Answer::Absent,
             Answer::End(5),
             Answer::File(vec![1, 2, 3]),
+            Answer::Together(vec![1, 2, 3]),
             Answer::Failed("why".to_owned()),
         ] {
             let mut raw = Vec::new();
@@ -203,7 +211,11 @@ mod tests {
 
     #[test]
     fn no_length_is_believed_beyond_its_bound() {
-        for (kind, most) in [(b'B', WAL_FILE_BYTES_MAX), (b'E', TEXT_BYTES_MAX)] {
+        for (kind, most) in [
+            (b'B', WAL_FILE_BYTES_MAX),
+            (b'T', WAL_FILE_BYTES_MAX),
+            (b'E', TEXT_BYTES_MAX),
+        ] {
             let mut raw = vec![kind];
             raw.extend((most as u64 + 1).to_le_bytes());
             let error = Answer::read(&mut &raw[..]).unwrap_err();

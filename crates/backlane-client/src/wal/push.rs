@@ -4,6 +4,7 @@ use super::{
     ahead,
     file::{self, ReadyFile},
     protocol::{Answer, Request, connect},
+    together,
 };
 use crate::Error;
 use aws_lc_rs::digest::{SHA256, digest};
@@ -20,13 +21,21 @@ use std::{
 /// How long the spooler may be silent. It waits for a session itself, and for the disk of the server.
 const WAIT: Duration = Duration::from_secs(300);
 
-/// Archives the file at `path`; returns when it is durable at the server. Of the files that are ready behind it up to
+/// Archives the file at `path`; returns when it is durable at the server, or is known to be put together of what is. Of the
+/// files that are ready behind it up to
 /// eight are sent at the same time; what comes of those is for their own pushes to say.
 ///
 /// # Errors
 /// When the file isn't known to be durable.
 pub fn push(path: &Path, socket: &Path) -> Result<(), Error> {
     let file = file::read(path)?;
+    if together::is_it(path, &file) {
+        tracing::warn!(
+            path = %path.display(),
+            "not archived: a recovery has put it together of pieces, which are archived; the whole segment may still come from the server that wrote it"
+        );
+        return Ok(());
+    }
     let failed = |why: String| Error::WalFile {
         path: path.to_owned(),
         why,
@@ -58,7 +67,10 @@ pub fn push(path: &Path, socket: &Path) -> Result<(), Error> {
 
 fn push_one(path: &Path, socket: &Path) -> Result<(), Error> {
     let file = file::read(path)?;
-    push_file(&file, path, socket)
+    match together::is_it(path, &file) {
+        true => Ok(()),
+        false => push_file(&file, path, socket),
+    }
 }
 
 /// Archives a file that was read at `path`; returns when it is durable at the server.

@@ -235,7 +235,7 @@ impl Spooler {
         match around.and_then(|around| around.segment(&archive, name)) {
             Ok(Some(file)) => {
                 tracing::info!(object = %object(name), bytes = file.len(), "put together of pieces");
-                Answer::File(file)
+                Answer::Together(file)
             }
             Ok(None) => Answer::Absent,
             Err(why) => Answer::Failed(why),

@@ -371,6 +371,35 @@ fn a_receiver_removes_nothing_on_the_word_of_a_server_that_was_put_back() {
 }
 
 #[test]
+fn a_segment_that_was_put_together_is_never_archived_as_the_whole_one() {
+    let bench = Bench::new();
+    let spool = bench.directory.path().join("spool");
+    fs::create_dir(&spool).unwrap();
+    let name = "000000010000000000000007";
+    let whole = segment(1, 7, 9);
+    let mut beginning = whole.clone();
+    beginning[5000..].fill(0);
+    fs::write(spool.join(format!("{name}.partial")), &beginning).unwrap();
+    crate::wal::Receiver::new(&spool, &bench.socket())
+        .pass()
+        .unwrap();
+    let fetched = bench.fetch_or(name, Partly::Pieces).unwrap();
+    assert_eq!(fetched, Fetched::Written);
+    // As PostgreSQL does it, with another one that is ready before.
+    let path = bench.wal().join(name);
+    fs::rename(bench.target(), &path).unwrap();
+    fs::write(bench.wal().join(format!("archive_status/{name}.ready")), "").unwrap();
+    bench.push(&bench.ready(6)).unwrap();
+    bench.push(&path).unwrap();
+    assert_eq!(bench.fetch(name).unwrap(), Fetched::Absent);
+    // What was written to is another file.
+    fs::write(&path, &whole).unwrap();
+    bench.push(&path).unwrap();
+    assert_eq!(bench.fetch(name).unwrap(), Fetched::Written);
+    assert_eq!(fs::read(bench.target()).unwrap(), whole);
+}
+
+#[test]
 fn a_whole_segment_that_arrives_meanwhile_is_taken_instead_of_its_pieces() {
     let bench = Bench::new();
     let spool = bench.directory.path().join("spool");
