@@ -45,4 +45,4 @@ pub use seed::commit_seed;
 pub use sweep::base;
 pub use system::{Client, Engine, Job, Setup, System};
 pub use terminal::Terminal;
-pub use wal::{start_spooler, wal_host};
+pub use wal::{start_spooler, wal_host, wal_host_of};

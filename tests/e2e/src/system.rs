@@ -310,6 +310,29 @@ impl System {
         }
     }
 
+    /// Bytes of packs that the server has of a host.
+    ///
+    /// # Errors
+    /// When they can't be counted.
+    pub fn stored_bytes(&self, client: &Client) -> Result<u64> {
+        fn bytes(dir: &Path) -> Result<u64> {
+            let mut sum = 0;
+            for entry in std::fs::read_dir(dir)? {
+                let entry = entry?;
+                let meta = entry.metadata()?;
+                sum += if meta.is_dir() {
+                    bytes(&entry.path())?
+                } else {
+                    meta.len()
+                };
+            }
+            Ok(sum)
+        }
+        // Before the first job has made it there is none.
+        let repository = self.repository(client);
+        repository.map_or(Ok(0), |repository| bytes(&repository.join("data")))
+    }
+
     /// The binary on one side, with its state and its log kept apart from the machine's own.
     #[must_use]
     pub fn command(&self, side: Side) -> Command {

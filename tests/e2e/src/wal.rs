@@ -15,10 +15,18 @@ use crate::system::{Client, Setup, System};
 /// # Errors
 /// When any step fails.
 pub fn wal_host() -> Result<Option<(System, Client, Arc<Clusters>)>> {
+    wal_host_of(&Setup::default())
+}
+
+/// The same with a system of one's own choice.
+///
+/// # Errors
+/// As [`wal_host`].
+pub fn wal_host_of(setup: &Setup) -> Result<Option<(System, Client, Arc<Clusters>)>> {
     if !crate::ready_for_postgresql() {
         return Ok(None);
     }
-    let system = System::new(&Setup::default())?;
+    let system = System::new(setup)?;
     let client = system.client("alpha")?;
     // The first backup makes the repository.
     let source = system.path("source");

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use backlane_e2e::{
-    Client, Cluster, Clusters, Ended, Process, Setup, System, output, ready_for_postgresql,
+    Client, Cluster, Clusters, Ended, Process, Setup, System, output, ready_for_postgresql, until,
 };
 use rustix::process::Signal;
 use serde_json::Value;
@@ -419,6 +419,32 @@ fn a_backup_that_does_not_end_well_leaves_the_cluster_out_of_backup_mode() -> Re
 }
 
 #[test]
+fn a_backup_that_waits_for_the_archive_ends_when_it_is_told_to() -> Result<()> {
+    let Some(world) = World::new()? else {
+        return Ok(());
+    };
+    let mut cluster = world.clusters.cluster("main", &[])?;
+    cluster.start(&["archive_mode=on", "archive_command=false"])?;
+    let connection = cluster.connection();
+    let backup = ["backup", "--postgres", &connection, "--checkpoint", "fast"];
+    let job = world.system.start(&world.client, backup)?;
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'BackupWaitWalArchive'";
+    cluster.says(waiting, "1")?;
+    job.signal(Signal::INT)?;
+    let ended = job.wait()?;
+    ensure!(ended.code() != 0, "{ended}");
+    cluster.says(waiting, "0")?;
+    // It was told to, and did not merely notice that nobody is there any more.
+    until("the server says so", || {
+        Ok(cluster
+            .said()
+            .contains("canceling statement due to user request"))
+    })?;
+    // Nothing was archived meanwhile.
+    cluster.kill()
+}
+
+#[test]
 fn a_standby_is_made_of_a_backup_and_backed_up_itself() -> Result<()> {
     let Some(world) = World::new()? else {
         return Ok(());
@@ -495,13 +521,20 @@ fn credentials_come_from_where_psql_finds_them_and_few_rights_are_enough() -> Re
     let access = world.clusters.directory("etc")?.join("pg_hba.conf");
     fs::write(&access, rules)?;
     cluster.start(&[&format!("hba_file={}", access.display())])?;
-    cluster.sql(
+    let version: u32 = cluster
+        .sql("SELECT current_setting('server_version_num')::int / 10000")?
+        .parse()?;
+    let functions = match version {
+        ..15 => "pg_start_backup(text, boolean, boolean), pg_stop_backup(boolean, boolean)",
+        15.. => "pg_backup_start(text, boolean), pg_backup_stop(boolean)",
+    };
+    cluster.sql(&format!(
         "CREATE ROLE backup LOGIN REPLICATION;
          GRANT pg_read_all_settings TO backup;
-         GRANT EXECUTE ON FUNCTION pg_backup_start(text, boolean), pg_backup_stop(boolean) TO backup;
+         GRANT EXECUTE ON FUNCTION {functions} TO backup;
          CREATE ROLE locked LOGIN REPLICATION PASSWORD 'secret';
-         GRANT backup TO locked",
-    )?;
+         GRANT backup TO locked"
+    ))?;
     let more = ["--wal", "include", "--checkpoint", "fast"];
     // By peer authentication.
     let connection = cluster.connection().replace("user=postgres", "user=backup");

@@ -30,22 +30,7 @@ fn start_backup(scene: &Scene, more: &[&str]) -> Result<Process> {
 
 /// Bytes of all packs that the server has.
 fn stored(scene: &Scene) -> Result<u64> {
-    fn bytes(dir: &Path) -> Result<u64> {
-        let mut sum = 0;
-        for entry in fs::read_dir(dir)? {
-            let entry = entry?;
-            let meta = entry.metadata()?;
-            sum += if meta.is_dir() {
-                bytes(&entry.path())?
-            } else {
-                meta.len()
-            };
-        }
-        Ok(sum)
-    }
-    // Before the first job has made it there is none.
-    let repository = scene.system.repository(&scene.client);
-    repository.map_or(Ok(0), |repository| bytes(&repository.join("data")))
+    scene.system.stored_bytes(&scene.client)
 }
 
 fn until_stored(scene: &Scene, job: &mut Process, want: u64) -> Result<()> {

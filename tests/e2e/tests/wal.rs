@@ -9,7 +9,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use backlane_e2e::{
-    Client, Cluster, Clusters, Ended, Process, System, start_spooler, until, wal_host,
+    CHAIN, Client, Cluster, Clusters, Ended, Fault, Medium, Process, Setup, Side, System, Wire,
+    ready_with, start_spooler, until, wal_host_of,
 };
 use rustix::process::Signal;
 use serde_json::Value;
@@ -29,7 +30,12 @@ struct Scene {
 impl Scene {
     /// `None` where this machine can't run it; that was said then.
     fn new() -> Result<Option<Self>> {
-        let Some((system, client, clusters)) = wal_host()? else {
+        Self::over(&Setup::default())
+    }
+
+    /// The same over a system of some kind.
+    fn over(setup: &Setup) -> Result<Option<Self>> {
+        let Some((system, client, clusters)) = wal_host_of(setup)? else {
             return Ok(None);
         };
         let mut scene = Self {
@@ -324,6 +330,110 @@ fn a_base_backup_and_the_archive_bring_back_all_rows_or_those_before_a_time() ->
         ensure!(found == rows, "{name}: {found}");
         restored.stop()?;
     }
+    Ok(())
+}
+
+/// What wire and disk carry, so that there is a middle of a backup.
+const PACE_MBIT: u32 = 240;
+
+/// Begins a base backup of rows that the repository doesn't have, and returns in its middle.
+fn half_a_base_backup(scene: &Scene, more: &[&str]) -> Result<Process> {
+    scene.cluster.sql(
+        "DROP TABLE IF EXISTS much; CREATE TABLE much AS SELECT n, (SELECT \
+         string_agg(md5(random()::text || g), '') FROM generate_series(1, 30) g WHERE n > 0) AS content \
+         FROM generate_series(1, 60000) n",
+    )?;
+    let before = scene.system.stored_bytes(&scene.client)?;
+    let connection = scene.cluster.connection();
+    let backup = ["backup", "--postgres", &connection, "--checkpoint", "fast"];
+    let job = scene
+        .system
+        .start(&scene.client, [&backup[..], more].concat())?;
+    let middle = before + (4 << 20);
+    until("a part of it is stored", || {
+        Ok(scene.system.stored_bytes(&scene.client)? > middle)
+    })?;
+    Ok(job)
+}
+
+/// What a backup has of a cluster while it runs.
+const BACKUPS: &str = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'backlane'";
+
+#[test]
+fn a_base_backup_outlives_either_route_and_leaves_a_healthy_cluster_without_both() -> Result<()> {
+    if !ready_with(&CHAIN) {
+        return Ok(());
+    }
+    let setup = Setup {
+        wire: Wire {
+            mbit: Some(PACE_MBIT),
+        },
+        medium: Medium::Breakable,
+        ..Setup::default()
+    };
+    let Some(mut scene) = Scene::over(&setup)? else {
+        return Ok(());
+    };
+    for side in [Side::Server, Side::Client] {
+        scene.system.devices[0].chain(side)?.set_rate(PACE_MBIT)?;
+    }
+    scene.cluster.start(&[])?;
+    scene
+        .cluster
+        .sql("CREATE TABLE rows (n serial, content text)")?;
+    let row = "INSERT INTO rows (content) VALUES ('row')";
+    for cut in [Fault::CableCut, Fault::IoErrors] {
+        let job = half_a_base_backup(&scene, &[])?;
+        cut.begin(&mut scene.system)?;
+        scene.cluster.sql(row)?;
+        let ended = job.wait()?;
+        cut.end(&mut scene.system)?;
+        ended.success().with_context(|| cut.name())?;
+        scene.cluster.says(BACKUPS, "0")?;
+    }
+    // The one that has lost the server by both, which can't archive WAL either, and the one that is killed.
+    let job = half_a_base_backup(&scene, &["--route-wait", "3s"])?;
+    Fault::ServerKilled.begin(&mut scene.system)?;
+    scene.cluster.sql(row)?;
+    let ended = job.wait()?;
+    ensure!(matches!(ended.code(), 1 | 4), "{ended}");
+    Fault::ServerKilled.end(&mut scene.system)?;
+    scene.cluster.says(BACKUPS, "0")?;
+    let job = half_a_base_backup(&scene, &[])?;
+    job.signal(Signal::KILL)?;
+    job.wait()?;
+    scene.cluster.says(BACKUPS, "0")?;
+
+    scene.cluster.sql(row)?;
+    let next = half_a_base_backup(&scene, &[])?;
+    next.wait()?.success()?;
+    scene.cluster.sql(row)?;
+    scene.cluster.all_is_archived()?;
+    let sums = "SELECT (SELECT count(*) FROM rows), (SELECT md5(string_agg(content, '' ORDER BY n)) FROM much)";
+    let before = scene.cluster.sql(sums)?;
+    ensure!(before.starts_with("5|"), "{before}");
+    scene.cluster.stop()?;
+    let checked = scene.check()?;
+    ensure!(checked["clean"] == true, "{checked}");
+    let snapshots = scene
+        .system
+        .run(&scene.client, ["snapshots", "--tag", "postgresql"])?;
+    let snapshots = snapshots.ended.success()?.json()?;
+    ensure!(
+        snapshots["snapshots"]
+            .as_array()
+            .is_some_and(|all| all.len() == 3),
+        "{snapshots}"
+    );
+
+    let target = scene.clusters.path("restored").display().to_string();
+    let restore = ["restore", "latest", "--postgres", "--target", &target];
+    scene.system.run(&scene.client, restore)?.success()?;
+    let mut restored = scene.clusters.restored("restored");
+    let fetch = format!("restore_command={}", scene.wal_command("fetch %f %p"));
+    restored.start(&[&fetch, "archive_mode=off"])?;
+    restored.says("SELECT pg_is_in_recovery()", "f")?;
+    ensure!(restored.sql(sums)? == before);
     Ok(())
 }
 

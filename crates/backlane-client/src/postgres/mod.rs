@@ -26,8 +26,9 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    thread,
     time::Duration,
 };
 use walk::Walk;
@@ -101,9 +102,13 @@ pub fn backup_postgres(
         walk: Mutex::new(Some(walk)),
         run: Arc::clone(&run),
     };
-    let archived = repository.archive(&archive, Arc::new(source));
+    let archived = ended_by_failed_writes(repository, &run.reporter.cancel, || {
+        repository.archive(&archive, Arc::new(source))
+    });
     let mut state = run.state();
-    if let Some(error) = state.failure.take() {
+    // After a failed write the walk was cancelled, and that write is what is reported.
+    let failure = state.failure.take().filter(|_| !repository.failed());
+    if let Some(error) = failure {
         return Err(error);
     }
     let backup = state.backup.take();
@@ -111,6 +116,39 @@ pub fn backup_postgres(
     let summary = summary(archived, options, &[root], &reporter)?;
     let backup = backup.ok_or(RepoError::Cancelled)?;
     Ok((summary, backup))
+}
+
+/// Does some work, and cancels it once a write has failed: a walk that waits for the server, until its WAL is archived say,
+/// would learn nothing of that, and the cluster be kept waiting for a backup that can't be any more.
+fn ended_by_failed_writes<T>(
+    repository: &Repository,
+    cancel: &Cancel,
+    work: impl FnOnce() -> T,
+) -> T {
+    let is_done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let watcher = scope.spawn(|| {
+            while !is_done.load(Ordering::Acquire) {
+                if repository.failed() {
+                    return cancel.cancel();
+                }
+                thread::park_timeout(LOOK);
+            }
+        });
+        // However it ends.
+        let _done = Done(&is_done, watcher.thread());
+        work()
+    })
+}
+
+/// Tells a thread that something is done when this goes.
+struct Done<'a>(&'a AtomicBool, &'a thread::Thread);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+        self.1.unpark();
+    }
 }
 
 /// A backup under way: what its walk and those who read files share.

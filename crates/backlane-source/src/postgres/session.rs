@@ -5,6 +5,7 @@
 //! process ends, in whatever way, psql's input ends, and with it the session.
 
 use super::Error;
+use rustix::process::{Pid, Signal, kill_process};
 use serde::de::DeserializeOwned;
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -12,11 +13,15 @@ use std::{
     process::{Child, ChildStdin, Command, Stdio},
     sync::mpsc::{Receiver, RecvTimeoutError, channel},
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// How often somebody who waits for an answer looks whether the job was cancelled.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// How long a psql may take to end once it is interrupted, and how often it is looked whether it has.
+const INTERRUPT_WAIT: Duration = Duration::from_secs(2);
+const INTERRUPT_LOOK: Duration = Duration::from_millis(10);
 
 /// So that nothing but the end of the backup ends the session, and names mean what they mean everywhere.
 const SETTINGS: &str = "\
@@ -128,7 +133,14 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         drop(self.input.take());
-        // It may wait for the server. Nothing it could say is of interest any more.
+        // It may wait for the server, until WAL is archived say. Interrupted it has the server end that, which would notice
+        // only much later by itself that nobody waits any more.
+        let _ = kill_process(Pid::from_child(&self.psql), Signal::INT);
+        let end = Instant::now() + INTERRUPT_WAIT;
+        while matches!(self.psql.try_wait(), Ok(None)) && Instant::now() < end {
+            std::thread::sleep(INTERRUPT_LOOK);
+        }
+        // Nothing it could say is of interest any more.
         let _ = self.psql.kill();
         let _ = self.psql.wait();
     }
