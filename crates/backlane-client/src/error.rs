@@ -111,7 +111,7 @@ pub enum Error {
     },
     /// The archived binary logs don't come to the moment.
     #[error(
-        "the archived binary logs don't come to {until}: {why}; without a gap they come to {reaches}"
+        "the archived binary logs don't come to {until}: {why}; without a gap they come to {reaches:.0}"
     )]
     BinlogsEnd {
         /// The moment.

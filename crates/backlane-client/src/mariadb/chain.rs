@@ -4,7 +4,6 @@
 //! written after the server began to count anew is not in it, nor what comes behind a missing file.
 
 use crate::error::Error;
-use backlane_proto::ObjectId;
 use backlane_repo::{FileKind, Node, Reader, RepoError, SnapshotInfo};
 use backlane_source::mariadb::{BinlogBackup, BinlogName, PhysicalBackup, Until};
 use jiff::Timestamp;
@@ -29,7 +28,7 @@ pub fn read_runs(
     reader: &Reader,
     snapshots: &[SnapshotInfo],
     data_directory: &Path,
-) -> Result<(Vec<Run>, Vec<(ObjectId, RepoError)>), Error> {
+) -> Result<(Vec<Run>, Vec<RepoError>), Error> {
     let path = BinlogBackup::path(data_directory);
     let (mut runs, mut damaged) = (Vec::new(), Vec::new());
     for snapshot in snapshots {
@@ -48,7 +47,7 @@ pub fn read_runs(
                 last,
                 files,
             }),
-            Err(error) if error.is_damage() => damaged.push((snapshot.id, error)),
+            Err(error) if error.is_damage() => damaged.push(error),
             Err(error) => return Err(error.into()),
         }
     }
@@ -286,7 +285,10 @@ mod tests {
         let first = run(20, &[3, 4, 5], 1);
         assert_eq!(chain(&[]), (vec![], at(10), End::Newest));
         assert_eq!(chain(&[run(8, &[3, 4], 1)]), (vec![], at(10), End::Newest));
-        assert_eq!(chain(&[first.clone()]), (vec![5], at(20), End::Newest));
+        assert_eq!(
+            chain(std::slice::from_ref(&first)),
+            (vec![5], at(20), End::Newest)
+        );
         let both = [first.clone(), run(30, &[5, 6, 7], 1)];
         assert_eq!(chain(&both), (vec![5, 6, 7], at(30), End::Newest));
         let purged = [first.clone(), run(30, &[8, 9], 1)];

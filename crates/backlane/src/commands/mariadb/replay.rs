@@ -39,7 +39,7 @@ pub(super) fn replay(args: &MariadbReplayArgs, context: &Context) -> Result<Outc
         let snapshots = damaged.snapshots(&repository)?;
         let reader = damaged.reader(&repository)?;
         let (runs, unread) = read_runs(&reader, &snapshots, &restored.backup().data_directory)?;
-        for (_, error) in &unread {
+        for error in &unread {
             damaged.note(error, "the binary logs of that snapshot are not used");
         }
         let bar = Bar::new(context.output, client.carried());
@@ -72,11 +72,11 @@ impl ReplayDocument {
         let (Some(first), Some(last)) = (files.first(), files.last()) else {
             return "nothing to replay\n".to_owned();
         };
-        format!(
-            "replayed {} binary logs, {first} to {last} ({}), until {}\n",
-            files.len(),
-            bytes(self.summary.bytes),
-            self.until,
-        )
+        let files = match files.len() {
+            1 => first.to_string(),
+            files => format!("{files} binary logs, {first} to {last}"),
+        };
+        let bytes = bytes(self.summary.bytes);
+        format!("replayed {files} ({bytes}), until {}\n", self.until)
     }
 }

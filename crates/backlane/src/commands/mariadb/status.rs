@@ -111,7 +111,7 @@ pub(super) fn status(args: &MariadbStatusArgs, context: &Context) -> Result<Outc
         for (directory, mut backups) in backups {
             backups.sort_by_key(|(_, backup)| backup.ended);
             let (runs, unread) = read_runs(&reader, &snapshots, &directory)?;
-            for (_, error) in &unread {
+            for error in &unread {
                 damaged.note(error, "which binary logs that snapshot has isn't known");
             }
             let written = written.as_ref().ok();
@@ -252,11 +252,12 @@ impl ServerDocument {
             None => text.push_str("  no binary log is archived\n"),
         }
         if let Some(unarchived) = &self.unarchived {
-            text.push_str(&format!(
-                "  not archived yet: {} binary logs ({})\n",
-                unarchived.files,
-                bytes(unarchived.bytes)
-            ));
+            let logs = match unarchived.files {
+                1 => "1 binary log".to_owned(),
+                files => format!("{files} binary logs"),
+            };
+            let bytes = bytes(unarchived.bytes);
+            text.push_str(&format!("  not archived yet: {logs} ({bytes})\n"));
         }
         for missing in &self.missing {
             text.push_str(&match missing.files {
