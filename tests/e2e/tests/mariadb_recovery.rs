@@ -17,6 +17,25 @@ fn log(server: &Server) -> Result<String> {
     server.sql("SELECT coalesce(group_concat(id ORDER BY id), '') FROM app.log")
 }
 
+/// A backup of a server, which has the first row then; its snapshot.
+fn backup(world: &MariadbWorld, server: &Server) -> Result<String> {
+    let document = world.backup(server, "--mariadb")?.success()?.json()?;
+    let id = document["snapshot"].as_str().context("no snapshot")?;
+    Ok(id.to_owned())
+}
+
+fn insert(server: &Server, id: u8) -> Result<()> {
+    let row = format!("INSERT INTO app.log VALUES ({id})");
+    server.sql(&row).map(drop)
+}
+
+/// A second, as a moment to come to.
+fn time(second: i64) -> Result<String> {
+    let at = format!("@{second}");
+    let time = output(Command::new("date").args(["-u", "-d", &at, "+%F %TZ"]))?;
+    Ok(format!("time={}", time.trim()))
+}
+
 #[test]
 fn one_command_brings_a_restored_server_to_a_moment() -> Result<()> {
     let Some(world) = MariadbWorld::new()? else {
@@ -25,92 +44,95 @@ fn one_command_brings_a_restored_server_to_a_moment() -> Result<()> {
     let mut server = world.servers.server("main")?;
     server.start(&[])?;
     server.sql(LOG)?;
-    let insert = |id: u8| server.sql(&format!("INSERT INTO app.log VALUES ({id})"));
-    let backup = || -> Result<String> {
-        let document = world.backup(&server, "--mariadb")?.success()?.json()?;
-        let id = document["snapshot"].as_str().context("no snapshot")?;
-        Ok(id.to_owned())
-    };
-    insert(1)?;
-    let snapshot = backup()?;
-    let before = server.sql("SELECT unix_timestamp()")?;
-    insert(2)?;
+    insert(&server, 1)?;
+    let snapshot = backup(&world, &server)?;
+    insert(&server, 2)?;
     world.backup(&server, "--mariadb-binlogs")?.success()?;
-    insert(3)?;
+    insert(&server, 3)?;
     // The second that begins after this row and before the next one.
     let noon: i64 = server.sql("SELECT unix_timestamp() + 1")?.parse()?;
     server.says(&format!("SELECT unix_timestamp() >= {noon}"), "1")?;
-    insert(4)?;
+    insert(&server, 4)?;
     let status = server.sql("SHOW MASTER STATUS")?;
-    let mut place = status.split('\t');
-    let place = format!(
-        "position={}:{}",
-        place.next().unwrap_or_default(),
-        place.next().unwrap_or_default()
-    );
-    insert(5)?;
+    let place: Vec<_> = status.split('\t').take(2).collect();
+    let place = format!("position={}", place.join(":"));
+    insert(&server, 5)?;
     server.sql("FLUSH BINARY LOGS")?;
-    insert(6)?;
+    insert(&server, 6)?;
     world.backup(&server, "--mariadb-binlogs")?.success()?;
-    let later = backup()?;
-    let time = |second: i64| -> Result<String> {
-        let time =
-            output(Command::new("date").args(["-u", "-d", &format!("@{second}"), "+%F %TZ"]))?;
-        Ok(format!("time={}", time.trim()))
+    server.stop()?;
+
+    for (until, rows, count) in [
+        (time(noon)?.as_str(), "1,2,3", 2),
+        (&place, "1,2,3,4", 2),
+        ("latest", "1,2,3,4,5,6", 3),
+    ] {
+        let name = format!("to-{rows}");
+        let mut restored = world.restored(&snapshot, &name)?;
+        ensure!(log(&restored)? == "1");
+        let done = world.mariadb(&restored, &["replay", &snapshot, "--until", until])?;
+        let done = done.success()?.json()?;
+        ensure!(log(&restored)? == rows, "{until}: {done}");
+        let files = done["files"].as_array().map(Vec::len);
+        ensure!(files == Some(count), "{until}: {done}");
+        restored.check()?;
+        restored.stop()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_replay_that_would_go_wrong_is_refused_before_it_begins() -> Result<()> {
+    let Some(world) = MariadbWorld::new()? else {
+        return Ok(());
     };
-    let noon = time(noon)?;
-    let replay = |server: &Server, until: &str| {
-        world.mariadb(server, &["replay", &snapshot, "--until", until])
-    };
+    let mut server = world.servers.server("main")?;
+    server.start(&[])?;
+    server.sql(LOG)?;
+    server.sql(
+        "CREATE USER few@localhost IDENTIFIED BY 'secret'; GRANT ALL ON app.* TO few@localhost",
+    )?;
+    insert(&server, 1)?;
+    let before: i64 = server.sql("SELECT unix_timestamp() - 60")?.parse()?;
+    let snapshot = backup(&world, &server)?;
+    insert(&server, 2)?;
+    insert(&server, 3)?;
+    world.backup(&server, "--mariadb-binlogs")?.success()?;
+    let later = backup(&world, &server)?;
 
     let mut restored = world.restored(&snapshot, "restored")?;
-    ensure!(log(&restored)? == "1");
-    for (server, until, words) in [
-        (
-            &server,
-            noon.as_str(),
-            &["was not restored by", "--socket"][..],
-        ),
-        (
-            &restored,
-            "time=2099-01-01 00:00:00Z",
-            &["don't come to", "in no backup yet"],
-        ),
-        (
-            &restored,
-            &time(before.parse::<i64>()? - 60)?,
-            &["before the backup", "older backup"],
-        ),
-    ] {
-        replay(server, until)?.refused(words)?;
-    }
+    let replay = |server: &Server, snapshot: &str, until: &str| {
+        world.mariadb(server, &["replay", snapshot, "--until", until])
+    };
+    replay(&server, &snapshot, "latest")?.refused(&["was not restored by", "--socket"])?;
+    replay(&restored, &later, "latest")?.refused(&["was restored from snapshot", &snapshot])?;
+    replay(&restored, &snapshot, "time=2099-01-01 00:00:00Z")?
+        .refused(&["don't come to", "in no backup yet"])?;
+    replay(&restored, &snapshot, &time(before)?)?
+        .refused(&["before the backup", "older backup"])?;
+    let few = world.system.path("few.cnf");
+    let socket = restored.socket();
+    let socket = socket.display();
+    fs::write(
+        &few,
+        format!("[client]\nuser=few\npassword=secret\nsocket={socket}\n"),
+    )?;
+    let few = few.display().to_string();
+    let words = ["mariadb", "replay", &snapshot, "--until", "latest"];
     world
-        .mariadb(&restored, &["replay", &later, "--until", "latest"])?
-        .refused(&["was restored from snapshot", &snapshot])?;
+        .run(&[&words[..], &["--defaults-file", &few]].concat())?
+        .refused(&["mariadb failed", "BINLOG REPLAY"])?;
+
+    // None of these has begun. Where a statement fails nothing after it is done, and none is done again.
     ensure!(log(&restored)? == "1");
-    let document = replay(&restored, &noon)?.success()?.json()?;
-    ensure!(log(&restored)? == "1,2,3", "{document}");
-    ensure!(
-        document["files"]
-            .as_array()
-            .is_some_and(|files| files.len() == 2),
-        "{document}"
-    );
-    replay(&restored, "latest")?.refused(&["replayed", "before", "which ended", "again"])?;
-    restored.check()?;
+    insert(&restored, 3)?;
+    replay(&restored, &snapshot, "latest")?.refused(&["mariadb failed", "Duplicate entry"])?;
+    ensure!(log(&restored)? == "1,2,3");
+    replay(&restored, &snapshot, "latest")?.refused(&["did not end", "empty directory again"])?;
     restored.stop()?;
-
-    let mut restored = world.restored(&snapshot, "at-a-position")?;
-    replay(&restored, &place)?.success()?;
-    ensure!(log(&restored)? == "1,2,3,4");
-    restored.stop()?;
-
-    // Where a statement fails nothing after it is done, and none is done again.
-    let mut restored = world.restored(&snapshot, "in-use")?;
-    restored.sql("INSERT INTO app.log VALUES (5)")?;
-    replay(&restored, "latest")?.refused(&["mariadb failed", "Duplicate entry"])?;
-    ensure!(log(&restored)? == "1,2,3,4,5");
-    replay(&restored, "latest")?.refused(&["did not end", "empty directory again"])?;
+    let mut restored = world.restored(&snapshot, "again")?;
+    replay(&restored, &snapshot, "latest")?.success()?;
+    replay(&restored, &snapshot, "latest")?.refused(&["replayed", "before", "which ended"])?;
     restored.stop()?;
     server.stop()
 }
@@ -123,14 +145,12 @@ fn missing_binary_logs_are_named_and_nothing_is_replayed_past_them() -> Result<(
     let mut server = world.servers.server("main")?;
     server.start(&[])?;
     server.sql(LOG)?;
-    let insert = |id: u8| server.sql(&format!("INSERT INTO app.log VALUES ({id})"));
     let newest = || -> Result<String> {
         let status = server.sql("SHOW MASTER STATUS")?;
         Ok(status.split('\t').next().context("no file")?.to_owned())
     };
-    insert(1)?;
-    let backup = world.backup(&server, "--mariadb")?.success()?.json()?;
-    let snapshot = backup["snapshot"].as_str().context("no snapshot")?;
+    insert(&server, 1)?;
+    let snapshot = &backup(&world, &server)?;
     let status = |server: &Server| -> Result<Value> {
         let mut document = world.mariadb(server, &["status"])?.success()?.json()?;
         Ok(document["servers"][0].take())
@@ -140,7 +160,7 @@ fn missing_binary_logs_are_named_and_nothing_is_replayed_past_them() -> Result<(
         none["windows"] == json!([]) && none["unarchived"]["files"] == 1,
         "{none}"
     );
-    insert(2)?;
+    insert(&server, 2)?;
     // What is committed before a second that a backup of them begins after.
     let second = server.sql("SELECT unix_timestamp()")?;
     server.says(&format!("SELECT unix_timestamp() > {second}"), "1")?;
@@ -148,10 +168,10 @@ fn missing_binary_logs_are_named_and_nothing_is_replayed_past_them() -> Result<(
     let lost = newest()?;
     server.sql("FLUSH BINARY LOGS")?;
     server.sql(&format!("PURGE BINARY LOGS TO '{}'", newest()?))?;
-    insert(3)?;
+    insert(&server, 3)?;
     let gap = world.backup(&server, "--mariadb-binlogs")?;
     ensure!(gap.code() == 3 && gap.text().contains("purged"), "{gap}");
-    insert(4)?;
+    insert(&server, 4)?;
 
     let told = status(&server)?;
     ensure!(

@@ -50,7 +50,8 @@ impl Restored {
     /// Looks what a server that runs was restored from.
     ///
     /// # Errors
-    /// When the server can't be asked; when it isn't restored from this snapshot, or a replay into it was begun before.
+    /// When the server can't be asked, or the user may not do what a replay does; when it isn't restored from this snapshot,
+    /// or a replay into it was begun before.
     pub fn find(access: &Access, snapshot: ObjectId) -> Result<Self, Error> {
         let data_directory = Server::ask(access)?.data_directory;
         let mark = Mark::read(&data_directory)?;
@@ -70,6 +71,7 @@ impl Restored {
                 },
             });
         }
+        Server::check_replay(access)?;
         Ok(Self {
             mark,
             data_directory,

@@ -211,6 +211,15 @@ impl Server {
         }
     }
 
+    /// Fails unless the user that the programs are may do what binary logs say, as far as that can be asked.
+    ///
+    /// # Errors
+    /// As [`Server::ask`].
+    pub fn check_replay(access: &Access) -> Result<(), Error> {
+        // It takes the right `BINLOG REPLAY`.
+        access.ask("SET SESSION server_id = @@server_id").map(drop)
+    }
+
     /// The path in snapshots that all of it is below.
     #[must_use]
     pub fn root(&self) -> PathBuf {
