@@ -532,6 +532,7 @@ fn credentials_come_from_where_psql_finds_them_and_few_rights_are_enough() -> Re
         "CREATE ROLE backup LOGIN REPLICATION;
          GRANT pg_read_all_settings TO backup;
          GRANT EXECUTE ON FUNCTION {functions} TO backup;
+         SET password_encryption = 'scram-sha-256';
          CREATE ROLE locked LOGIN REPLICATION PASSWORD 'secret';
          GRANT backup TO locked"
     ))?;

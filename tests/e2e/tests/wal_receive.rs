@@ -316,6 +316,8 @@ fn a_growing_segment_comes_back_of_its_pieces_or_not_at_all() -> Result<()> {
     // A later one is there, and the whole of this one isn't.
     scene.start_receive()?;
     scene.whole()?;
+    // It may offer it once more.
+    scene.end_receive(Signal::TERM)?.success()?;
     let archived = scene.archived()?;
     let path = archived.iter().find(|path| path.ends_with(&growing));
     let path = path.context("the whole segment")?;
