@@ -201,6 +201,20 @@ impl Server {
         until(question, || Ok(self.sql(question)? == answer))
     }
 
+    /// Has the server begin another binary log and purge those before it, which it does only some time after.
+    ///
+    /// # Errors
+    /// When it doesn't.
+    pub fn purge_binlogs(&self) -> Result<()> {
+        self.sql("FLUSH BINARY LOGS")?;
+        let status = self.sql("SHOW MASTER STATUS")?;
+        let newest = status.split('\t').next().context("no file")?;
+        until("the server has purged its binary logs", || {
+            self.sql(&format!("PURGE BINARY LOGS TO '{newest}'"))?;
+            Ok(self.sql("SHOW BINARY LOGS")?.lines().count() == 1)
+        })
+    }
+
     /// Has the server look at all tables, of all databases.
     ///
     /// # Errors

@@ -68,8 +68,8 @@ fn a_server_that_is_written_to_comes_back_at_any_position() -> Result<()> {
 
     // What is there at a position, while others write on.
     let said = server.sql(
-        "FLUSH MARIADB_TABLES WITH READ LOCK; SHOW MASTER STATUS;
-         SELECT 'n', count(*) FROM app.one; UNLOCK MARIADB_TABLES",
+        "FLUSH TABLES WITH READ LOCK; SHOW MASTER STATUS;
+         SELECT 'n', count(*) FROM app.one; UNLOCK TABLES",
     )?;
     let (status, count) = said.split_once("\nn\t").context("no count")?;
     let chosen: u64 = count.parse()?;
@@ -94,7 +94,7 @@ fn a_server_that_is_written_to_comes_back_at_any_position() -> Result<()> {
     let ends = &document["mariadb"]["binlog"];
     ensure!(*ends == backup["mariadb"]["binlog"], "{document}");
     let next = document["mariadb"]["next"].to_string();
-    ensure!(next.contains("chown") && next.contains("--start-position="));
+    ensure!(next.contains("chown") && next.contains("mariadb replay"));
     let mut restored = world.servers.restored("restored");
     restored.own()?;
     restored.start(&["--log-bin=other"])?;
@@ -264,7 +264,7 @@ fn a_backup_that_does_not_end_well_leaves_no_snapshot() -> Result<()> {
         )
     };
     for signal in [Signal::INT, Signal::KILL] {
-        let _locking = server.client("LOCK MARIADB_TABLES app.fixed WRITE; DO sleep(600);")?;
+        let _locking = server.client("LOCK TABLES app.fixed WRITE; DO sleep(600);")?;
         server.says(&connections("LIKE 'DO sleep%'"), "1")?;
         let job = world.start(&mut world.backup_command(&server, "--mariadb"))?;
         server.says(waiting, "1")?;
@@ -292,7 +292,7 @@ fn credentials_come_from_option_files_and_few_rights_are_enough() -> Result<()> 
     server.sql(MARIADB_TABLES)?;
     server.sql(
         "CREATE USER backup@localhost IDENTIFIED BY 'secret';
-         GRANT RELOAD, PROCESS, LOCK MARIADB_TABLES, BINLOG MONITOR ON *.* TO backup@localhost",
+         GRANT RELOAD, PROCESS, LOCK TABLES, BINLOG MONITOR ON *.* TO backup@localhost",
     )?;
     let options = world.system.path("backup.cnf");
     let backup = |what: &str, password: &str| -> Result<Ended> {
@@ -313,10 +313,7 @@ fn credentials_come_from_option_files_and_few_rights_are_enough() -> Result<()> 
     }
     // What is purged before it is in a backup is missed.
     backup("--mariadb-binlogs", "secret")?.success()?;
-    server.sql("FLUSH BINARY LOGS")?;
-    let status = server.sql("SHOW MASTER STATUS")?;
-    let newest = status.split('\t').next().context("no file")?;
-    server.sql(&format!("PURGE BINARY LOGS TO '{newest}'"))?;
+    server.purge_binlogs()?;
     let gap = backup("--mariadb-binlogs", "secret")?;
     ensure!(gap.code() == 3 && gap.text().contains("purged"), "{gap}");
     let snapshots = world.snapshots()?;
