@@ -63,7 +63,7 @@ fn one_command_brings_a_restored_server_to_a_moment() -> Result<()> {
     server.stop()?;
 
     for (until, rows, count) in [
-        (time(noon)?.as_str(), "1,2,3", 2),
+        (time(noon)?.as_str(), "1,2,3", 3),
         (&place, "1,2,3,4", 2),
         ("latest", "1,2,3,4,5,6", 3),
     ] {
@@ -79,6 +79,43 @@ fn one_command_brings_a_restored_server_to_a_moment() -> Result<()> {
         restored.stop()?;
     }
     Ok(())
+}
+
+#[test]
+fn a_moment_is_one_in_the_order_of_what_was_written() -> Result<()> {
+    let Some(world) = MariadbWorld::new()? else {
+        return Ok(());
+    };
+    let mut server = world.servers.server("main")?;
+    server.start(&["--max-binlog-size=4096"])?;
+    server.sql(LOG)?;
+    server.sql("CREATE TABLE app.long_ones (content TEXT)")?;
+    insert(&server, 1)?;
+    let snapshot = backup(&world, &server)?;
+    // The next binary log begins with this one's end, and says that it was begun when this one was.
+    let long = server.client(
+        "INSERT INTO app.long_ones SELECT repeat('x', 8000) FROM (SELECT sleep(5)) AS slept",
+    )?;
+    server.says(
+        "SELECT count(*) FROM information_schema.processlist WHERE state = 'User sleep'",
+        "1",
+    )?;
+    let noon: i64 = server.sql("SELECT unix_timestamp() + 1")?.parse()?;
+    server.says(&format!("SELECT unix_timestamp() >= {noon}"), "1")?;
+    insert(&server, 2)?;
+    long.wait()?.success()?;
+    insert(&server, 3)?;
+    server.sql("FLUSH BINARY LOGS")?;
+    world.backup(&server, "--mariadb-binlogs")?.success()?;
+    server.stop()?;
+
+    let mut restored = world.restored(&snapshot, "restored")?;
+    let until = time(noon)?;
+    world
+        .mariadb(&restored, &["replay", &snapshot, "--until", &until])?
+        .success()?;
+    ensure!(log(&restored)? == "1");
+    restored.stop()
 }
 
 #[test]
@@ -126,7 +163,16 @@ fn a_replay_that_would_go_wrong_is_refused_before_it_begins() -> Result<()> {
     // None of these has begun. Where a statement fails nothing after it is done, and none is done again.
     ensure!(log(&restored)? == "1");
     insert(&restored, 3)?;
-    replay(&restored, &snapshot, "latest")?.refused(&["mariadb failed", "Duplicate entry"])?;
+    // Whatever its option files say.
+    let forced = world.system.path("forced.cnf");
+    fs::write(
+        &forced,
+        format!("[client]\nsocket={socket}\n[mysql]\nforce\n"),
+    )?;
+    let forced = forced.display().to_string();
+    world
+        .run(&[&words[..], &["--defaults-file", &forced]].concat())?
+        .refused(&["mariadb failed", "Duplicate entry"])?;
     ensure!(log(&restored)? == "1,2,3");
     replay(&restored, &snapshot, "latest")?.refused(&["did not end", "empty directory again"])?;
     restored.stop()?;

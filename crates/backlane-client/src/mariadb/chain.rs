@@ -111,7 +111,8 @@ impl Chain {
     /// Joins what brings a backup on. `None` if it doesn't say where in the binary logs it ends.
     #[must_use]
     pub fn new(backup: &PhysicalBackup, runs: &[Run]) -> Option<Self> {
-        let from = BinlogName::parse(&backup.binlog.as_ref()?.file)?;
+        let ends = backup.binlog.as_ref()?;
+        let from = BinlogName::parse(&ends.file)?;
         let mut known: BTreeMap<u64, &Node> = BTreeMap::new();
         let mut newest = None;
         let mut anew = None;
@@ -125,13 +126,17 @@ impl Chain {
             let files = run
                 .files
                 .iter()
-                .filter(|(name, _)| name.number >= from.number);
+                .filter(|(name, _)| name.base == from.base && name.number >= from.number);
+            // The file in which the backup ends has that place.
+            let is_short = |(name, node): (&BinlogName, &Node)| {
+                name.number == from.number && node.meta.size < ends.position
+            };
             let differs = |(name, node): (&BinlogName, &Node)| {
                 let before = known.get(&name.number);
                 before.is_some_and(|before| before.content != node.content)
             };
             let is_other = run.last.base != from.base || run.last.number < least;
-            if is_other || files.clone().any(differs) {
+            if is_other || files.clone().any(is_short) || files.clone().any(differs) {
                 anew = Some(run.until);
                 break;
             }
@@ -158,7 +163,9 @@ impl Chain {
         };
         reached.retain(|(_, last)| *last < next && *last >= from.number);
         Some(Self {
-            reaches: reached.last().map_or(backup.ended, |(until, _)| *until),
+            reaches: reached
+                .last()
+                .map_or(backup.ended, |(until, _)| backup.ended.max(*until)),
             files,
             end,
             runs: reached,
@@ -205,12 +212,18 @@ impl Chain {
                 file.number
             }
             Until::Latest => match (&self.end, self.files.last()) {
-                // What comes behind a gap is newer than what there is.
-                (End::Missing { .. }, _) | (_, None) => return Err(not_reached()),
-                (_, Some((last, _))) => last.number,
+                // What comes behind a gap, or in another history, is newer than what there is.
+                (End::Newest, Some((last, _))) => last.number,
+                _ => return Err(not_reached()),
             },
         };
-        let end = self.files.iter().position(|(name, _)| name.number == last);
+        let end = self.files.iter().position(|(name, node)| {
+            let reaches = match until {
+                Until::Position(_, position) => node.meta.size >= *position,
+                _ => true,
+            };
+            name.number == last && reaches
+        });
         Ok(&self.files[..=end.ok_or_else(not_reached)?])
     }
 }
@@ -257,7 +270,10 @@ mod tests {
             let node = Node {
                 name: name(*number).to_string().into_bytes(),
                 kind: FileKind::File,
-                meta: Metadata::default(),
+                meta: Metadata {
+                    size: 1000,
+                    ..Metadata::default()
+                },
                 content: vec![BlobId(content)],
                 subtree: None,
             };
@@ -274,6 +290,13 @@ mod tests {
         let chain = Chain::new(&backup(), runs).unwrap();
         let files = chain.files.iter().map(|(name, _)| name.number);
         (files.collect(), chain.reaches, chain.end)
+    }
+
+    #[test]
+    fn a_run_that_was_begun_before_the_backup_ended_reaches_no_less_than_it() {
+        let mut early = run(9, &[5, 6], 1);
+        early.until = "2026-01-31T12:09:30Z".parse().unwrap();
+        assert_eq!(chain(&[early]), (vec![5, 6], at(10), End::Newest));
     }
 
     #[test]
@@ -310,6 +333,16 @@ mod tests {
         // The first one after the backup.
         let anew = chain(&[run(30, &[1, 2], 2), run(40, &[3, 4, 5], 2)]);
         assert_eq!(anew, (vec![], at(10), End::Anew(at(30))));
+        // Of the same number, and too short for what the backup has of it.
+        let mut short = run(20, &[5, 6], 2);
+        short.files.get_mut(&name(5)).unwrap().meta.size = 399;
+        assert_eq!(chain(&[short]), (vec![], at(10), End::Anew(at(20))));
+        // Another server's, whose names only count alike.
+        let mut renamed = run(20, &[5], 1);
+        let other = BinlogName::parse("c.000006").unwrap();
+        let node = renamed.files[&name(5)].clone();
+        renamed.files.insert(other, node);
+        assert_eq!(chain(&[renamed]), (vec![5], at(20), End::Newest));
         // Of the history before the one that the backup is of.
         let before = chain(&[run(7, &[5, 6, 7, 8], 2), first]);
         assert_eq!(before, (vec![5, 6], at(20), End::Newest));
@@ -328,11 +361,20 @@ mod tests {
         assert_eq!(to("time=2026-01-31T12:20:01Z").unwrap(), 7);
         assert_eq!(to("position=b.000005:400").unwrap(), 5);
         assert_eq!(to("position=b.000007:4").unwrap(), 7);
-        for beyond in ["time=2026-01-31T12:30:01Z", "position=b.000009:4", "latest"] {
+        for beyond in [
+            "time=2026-01-31T12:30:01Z",
+            "position=b.000009:4",
+            "position=b.000007:1001",
+            "latest",
+        ] {
             let refused = to(beyond).unwrap_err().to_string();
             assert!(refused.contains("b.000008 is in no backup"), "{refused}");
             assert!(refused.contains("12:30:00Z"), "{refused}");
         }
+        let anew = [runs[0].clone(), run(30, &[1], 2)];
+        let anew = Chain::new(&backup(), &anew).unwrap();
+        let latest = anew.to(&backup(), &Until::Latest).unwrap_err().to_string();
+        assert!(latest.contains("anew"), "{latest}");
         for early in [
             "time=2026-01-31T12:09:59Z",
             "position=b.000005:399",

@@ -4,26 +4,27 @@
 //! would do that part again.
 
 use crate::error::Error;
-use backlane_source::mariadb::PhysicalBackup;
 use jiff::Timestamp;
-use rustix::fs::syncfs;
+use rustix::fs::{AtFlags, CWD, Gid, OFlags, Uid, fchown, statat, syncfs};
 use serde::{Deserialize, Serialize};
 use std::{
-    fs::{self, File},
-    io::{self, ErrorKind, Write},
+    fs::{self, OpenOptions},
+    io::{self, ErrorKind, Read, Write},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
 /// The file, among those of the server, which doesn't look at it.
 const NAME: &str = "backlane-restored.json";
 
+/// Where it is written before it has that name.
+const NEW_NAME: &str = "backlane-restored.json.new";
+
 /// Which backup a directory is restored from, and what was done with it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Mark {
     /// The snapshot.
     pub(super) snapshot: String,
-    /// What it is.
-    pub(super) backup: PhysicalBackup,
     /// The replay that was begun.
     pub(super) replay: Option<Replayed>,
 }
@@ -41,7 +42,15 @@ impl Mark {
     /// Reads what a server's directory says.
     pub(super) fn read(data_directory: &Path) -> Result<Self, Error> {
         let path = data_directory.join(NAME);
-        let text = fs::read(&path).map_err(|source| match source.kind() {
+        // The directory may be another user's, who may have put a link there.
+        let flags = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or(0);
+        let mut text = Vec::new();
+        let opened = OpenOptions::new()
+            .read(true)
+            .custom_flags(flags)
+            .open(&path);
+        let read = opened.and_then(|mut file| file.read_to_end(&mut text));
+        read.map_err(|source| match source.kind() {
             ErrorKind::NotFound => Error::NotRestored {
                 path: data_directory.to_owned(),
             },
@@ -56,12 +65,27 @@ impl Mark {
         })
     }
 
-    /// Writes it, durably. Its owner stays who it was.
+    /// Writes it, durably, and whole or not at all. It belongs to whom the directory belongs to.
     pub(super) fn write(&self, data_directory: &Path) -> Result<(), Error> {
         let path = data_directory.join(NAME);
         let written = || -> io::Result<()> {
-            let mut file = File::create(&path)?;
+            let new = data_directory.join(NEW_NAME);
+            match fs::remove_file(&new) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let mut make = OpenOptions::new();
+            make.write(true).create_new(true).mode(0o600);
+            let mut file = make.open(&new)?;
+            let owner = statat(CWD, data_directory, AtFlags::empty())?;
+            fchown(
+                &file,
+                Some(Uid::from_raw(owner.st_uid)),
+                Some(Gid::from_raw(owner.st_gid)),
+            )?;
             file.write_all(&serde_json::to_vec(self)?)?;
+            file.sync_all()?;
+            fs::rename(&new, &path)?;
             syncfs(&file)?;
             Ok(())
         };
@@ -81,11 +105,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let none = Mark::read(directory.path()).unwrap_err();
         assert!(matches!(none, Error::NotRestored { .. }), "{none}");
-        let text = r#"MariaDB {"version":"10","data_directory":"/d","binlog":null,
-            "began":"2026-01-31T12:09:00Z","ended":"2026-01-31T12:10:00Z"}"#;
         let mut mark = Mark {
             snapshot: "0123".to_owned(),
-            backup: PhysicalBackup::from_description(text).unwrap(),
             replay: None,
         };
         mark.write(directory.path()).unwrap();
@@ -95,6 +116,15 @@ mod tests {
         });
         mark.write(directory.path()).unwrap();
         assert_eq!(Mark::read(directory.path()).unwrap(), mark);
+        // A link is neither followed nor written through.
+        let elsewhere = tempfile::NamedTempFile::new().unwrap();
+        fs::remove_file(directory.path().join(NAME)).unwrap();
+        std::os::unix::fs::symlink(elsewhere.path(), directory.path().join(NAME)).unwrap();
+        let link = Mark::read(directory.path()).unwrap_err();
+        assert!(matches!(link, Error::Mark { .. }), "{link}");
+        mark.write(directory.path()).unwrap();
+        assert_eq!(Mark::read(directory.path()).unwrap(), mark);
+        assert_eq!(elsewhere.as_file().metadata().unwrap().len(), 0);
         fs::write(directory.path().join(NAME), "{").unwrap();
         let broken = Mark::read(directory.path()).unwrap_err();
         assert!(matches!(broken, Error::Mark { .. }), "{broken}");

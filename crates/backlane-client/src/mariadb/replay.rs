@@ -1,16 +1,16 @@
 //! Brings a restored server to a later moment, by its archived binary logs.
 //!
-//! Invariants: nothing is written to the server before it is known that there are binary logs without a gap up to the moment
-//! that was asked for. The statements go to one client, in order; where they break off it is killed, so that it takes no
-//! part of a statement for a whole one.
+//! Invariants: nothing is written to the server before all the binary logs up to the moment that was asked for are here,
+//! without a gap. One mariadb-binlog reads all of them, as MariaDB's manual has it, so that the moment is one in the order
+//! in which the server wrote, and one client is given the statements; where they break off it is killed, so that it takes
+//! no part of a statement for a whole one.
 
 use super::{
-    chain::{Chain, Run},
+    chain::{Chain, End, Run},
     mark::{Mark, Replayed},
 };
 use crate::{error::Error, progress::Progress};
-use backlane_proto::ObjectId;
-use backlane_repo::{Cancel, Node, Reader};
+use backlane_repo::{Cancel, Node, Reader, SnapshotInfo};
 use backlane_source::mariadb::{self, Access, BinlogName, PhysicalBackup, Server, Tool, Until};
 use jiff::{Timestamp, tz::TimeZone};
 use serde::Serialize;
@@ -18,11 +18,12 @@ use std::{
     ffi::OsString,
     fs::File,
     io::Read,
-    os::{fd::AsFd, unix::process::ExitStatusExt},
+    os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::Arc,
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 /// What a binary log begins with.
@@ -40,9 +41,13 @@ const PACKET: &str = "--max-allowed-packet=1G";
 /// How a process ends that writes to a client that is gone.
 const SIGPIPE: i32 = 13;
 
+/// How often it is looked whether a program has ended, and whether it shall.
+const LOOK: Duration = Duration::from_millis(50);
+
 /// A server that was restored, and that nothing was replayed into.
 pub struct Restored {
     mark: Mark,
+    backup: PhysicalBackup,
     data_directory: PathBuf,
 }
 
@@ -51,11 +56,17 @@ impl Restored {
     ///
     /// # Errors
     /// When the server can't be asked, or the user may not do what a replay does; when it isn't restored from this snapshot,
-    /// or a replay into it was begun before.
-    pub fn find(access: &Access, snapshot: ObjectId) -> Result<Self, Error> {
+    /// or a replay into it was begun before; when a program is missing.
+    pub fn find(access: &Access, snapshot: &SnapshotInfo) -> Result<Self, Error> {
+        let id = snapshot.id.to_string();
+        let description = snapshot.description.as_deref();
+        let Some(backup) = description.and_then(PhysicalBackup::from_description) else {
+            return Err(Error::NoPhysicalBackup { snapshot: id });
+        };
+        Tool::Binlog.find()?;
         let data_directory = Server::ask(access)?.data_directory;
         let mark = Mark::read(&data_directory)?;
-        if mark.snapshot != snapshot.to_string() {
+        if mark.snapshot != id {
             return Err(Error::RestoredFromAnother {
                 path: data_directory,
                 snapshot: mark.snapshot,
@@ -74,6 +85,7 @@ impl Restored {
         Server::check_replay(access)?;
         Ok(Self {
             mark,
+            backup,
             data_directory,
         })
     }
@@ -81,20 +93,20 @@ impl Restored {
     /// The backup.
     #[must_use]
     pub fn backup(&self) -> &PhysicalBackup {
-        &self.mark.backup
+        &self.backup
     }
 }
 
 /// What a replay did.
 #[derive(Clone, Debug, Serialize)]
 pub struct ReplaySummary {
-    /// The files, oldest first.
+    /// The files that were read, oldest first: the last may have nothing from before the moment.
     pub files: Vec<BinlogName>,
     /// Their bytes.
     pub bytes: u64,
 }
 
-/// Has a restored server do what binary logs say, up to a moment. They pass through `directory`, two at a time.
+/// Has a restored server do what binary logs say, up to a moment. All of them are fetched into `directory` first.
 ///
 /// # Errors
 /// [`Error::NoBinlogPosition`], [`Error::BeforeBackup`], [`Error::BinlogsEnd`] before anything is written to the server;
@@ -110,11 +122,7 @@ pub fn replay(
 ) -> Result<ReplaySummary, Error> {
     let backup = restored.backup();
     let chain = Chain::new(backup, runs).ok_or(Error::NoBinlogPosition)?;
-    let start = backup
-        .binlog
-        .as_ref()
-        .ok_or(Error::NoBinlogPosition)?
-        .position;
+    let ends = backup.binlog.as_ref().ok_or(Error::NoBinlogPosition)?;
     let files = chain.to(backup, until)?;
     let directory = tempfile::Builder::new()
         .prefix("binlogs-")
@@ -125,57 +133,49 @@ pub fn replay(
         })?;
     let bytes = files.iter().map(|(_, node)| node.meta.size).sum();
     progress.total(files.len() as u64, bytes);
-    let fetch = |(name, node): &(BinlogName, Node)| {
-        progress.current(Path::new(&name.to_string()));
-        Fetched::new(reader, name, node, directory.path())
-    };
-    let mut summary = ReplaySummary {
-        files: Vec::new(),
-        bytes: 0,
-    };
-    let mut rest = files.iter();
-    // The first one is read before anything is done, and before the mark says so.
-    let mut next = rest.next().map(&fetch).transpose()?;
-    restored.note(until, None)?;
-    let mut client = Client::start(access)?;
-    while let Some(file) = next.take() {
+    let mut fetched = Vec::new();
+    for (name, node) in files {
         if cancel.is_cancelled() {
             return Err(Error::Cancelled);
         }
-        next = rest.next().map(&fetch).transpose()?;
-        // What was begun from that moment on has nothing from before.
-        next = next.filter(|next| match until {
-            Until::Time(time) => next.began < *time,
-            _ => true,
-        });
-        let mut binlog = Access::default().command(Tool::Binlog);
-        // Those of this machine's have no say. What it prints has times without a zone.
-        binlog.arg("--no-defaults").env("TZ", "UTC");
-        let mut local = OsString::from("--local-load=");
-        local.push(directory.path());
-        binlog.arg(local);
-        if summary.files.is_empty() {
-            binlog.arg(format!("--start-position={start}"));
-        }
-        match until {
-            _ if next.is_some() => {}
-            Until::Time(time) => {
-                let time = time.to_zoned(TimeZone::UTC).strftime("%Y-%m-%d %H:%M:%S");
-                binlog.arg(format!("--stop-datetime={time}"));
-            }
-            Until::Position(_, position) => {
-                binlog.arg(format!("--stop-position={position}"));
-            }
-            Until::Latest => {}
-        }
-        client.take(binlog.arg(&file.path), &file.name)?;
-        progress.advanced(1, file.bytes);
-        summary.bytes += file.bytes;
-        summary.files.push(file.name.clone());
+        progress.current(Path::new(&name.to_string()));
+        fetched.push(Fetched::new(reader, name, node, directory.path())?);
+        progress.advanced(1, node.meta.size);
     }
-    client.end()?;
+    // The file in which a backup ends was begun before it ended. Another of its name is of another history.
+    if let Some(first) = fetched.first().filter(|first| first.began > backup.ended) {
+        return Err(Error::BinlogsEnd {
+            until: until.to_string(),
+            reaches: backup.ended,
+            why: End::Anew(first.began).to_string(),
+        });
+    }
+    let mut binlog = Tool::Binlog.bound();
+    // Settings of this machine's have no say. What it prints has times without a zone.
+    binlog.arg("--no-defaults").env("TZ", "UTC");
+    let mut local = OsString::from("--local-load=");
+    local.push(directory.path());
+    binlog.arg(local);
+    // The first goes for the first file, and the second for the last.
+    binlog.arg(format!("--start-position={}", ends.position));
+    match until {
+        Until::Time(time) => {
+            let time = time.to_zoned(TimeZone::UTC).strftime("%Y-%m-%d %H:%M:%S");
+            binlog.arg(format!("--stop-datetime={time}"));
+        }
+        Until::Position(_, position) => {
+            binlog.arg(format!("--stop-position={position}"));
+        }
+        Until::Latest => {}
+    }
+    binlog.args(fetched.iter().map(|file| &file.path));
+    restored.note(until, None)?;
+    Client::start(access)?.take(&mut binlog, cancel)?;
     restored.note(until, Some(Timestamp::now()))?;
-    Ok(summary)
+    Ok(ReplaySummary {
+        files: files.iter().map(|(name, _)| name.clone()).collect(),
+        bytes,
+    })
 }
 
 impl Restored {
@@ -190,11 +190,9 @@ impl Restored {
     }
 }
 
-/// A binary log on this machine's disk, as long as this is there.
+/// A binary log on this machine's disk.
 struct Fetched {
-    name: BinlogName,
     path: PathBuf,
-    bytes: u64,
     /// When the server began it.
     began: Timestamp,
 }
@@ -214,7 +212,6 @@ impl Fetched {
         let mut file = File::create_new(&path).map_err(at)?;
         reader.dump(node, &mut file)?;
         let file = File::open(&path).map_err(at)?;
-        let bytes = file.metadata().map_err(at)?.len();
         let mut head = Vec::new();
         file.take(HEAD_BYTES).read_to_end(&mut head).map_err(at)?;
         let head = Head::understand(&head).ok_or_else(|| mariadb::Error::Answer {
@@ -226,9 +223,7 @@ impl Fetched {
             return Err(mariadb::Error::EncryptedBinlog { name }.into());
         }
         Ok(Self {
-            name: name.clone(),
             path,
-            bytes,
             began: head.began,
         })
     }
@@ -258,13 +253,6 @@ impl Head {
     }
 }
 
-impl Drop for Fetched {
-    fn drop(&mut self) {
-        // The directory goes with what is left in it.
-        let _ = std::fs::remove_file(&self.path);
-    }
-}
-
 /// The client that the server is told statements by.
 struct Client {
     child: Child,
@@ -273,9 +261,11 @@ struct Client {
 
 impl Client {
     fn start(access: &Access) -> Result<Self, Error> {
-        let mut command = access.command(Tool::Client);
-        // In this mode words of the client's own, which run programs, are none.
+        let mut command = access.bound(Tool::Client);
+        // In this mode words of the client's own, which run programs, are none. Whatever option files say, it ends at a
+        // statement that fails, and refuses none.
         command.args(["--batch", "--binary-mode", PACKET]);
+        command.args(["--skip-force", "--skip-safe-updates"]);
         command.stdin(Stdio::piped()).stdout(Stdio::null());
         let started = command.spawn();
         let mut child = started.map_err(|error| Tool::Client.cannot_start(error))?;
@@ -287,49 +277,55 @@ impl Client {
     }
 
     /// Has it do what a program writes, to its end.
-    fn take(&mut self, binlog: &mut Command, name: &BinlogName) -> Result<(), Error> {
-        let at = |source| Error::Path {
-            path: PathBuf::from(name.to_string()),
-            source,
-        };
-        let input = self
-            .child
-            .stdin
-            .as_ref()
-            .map(|stdin| stdin.as_fd().try_clone_to_owned());
-        let input = input.transpose().map_err(at)?;
+    fn take(mut self, binlog: &mut Command, cancel: &Cancel) -> Result<(), Error> {
+        let input = self.child.stdin.take();
         binlog.stdout(input.map_or_else(Stdio::null, Stdio::from));
         let started = binlog.spawn();
-        // It holds the other end of the client's input, and has it no longer than it runs.
+        // The program has the only other end of the client's input, and has it no longer than it runs.
         binlog.stdout(Stdio::null());
         let mut child = started.map_err(|error| Tool::Binlog.cannot_start(error))?;
         let said = child
             .stderr
             .take()
             .map(|stderr| listen(Tool::Binlog, stderr));
-        let status = child.wait().map_err(at)?;
-        if status.success() {
-            return Ok(());
-        }
-        if status.signal() != Some(SIGPIPE) {
-            // It may have been given a part of a statement.
+        let status = loop {
+            if cancel.is_cancelled() {
+                // The client first, to which the end of its input would be that of a statement.
+                let _ = self.child.kill();
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(Error::Cancelled);
+            }
+            match child.try_wait() {
+                Ok(Some(status)) => break status,
+                Ok(None) => thread::sleep(LOOK),
+                Err(error) => return Err(Tool::Binlog.cannot_start(error).into()),
+            }
+        };
+        if !status.success() && status.signal() != Some(SIGPIPE) {
+            // The client may have been given a part of a statement.
             let _ = self.child.kill();
+            return Err(Tool::Binlog.failed(status, heard(said)).into());
         }
-        let client = self.child.wait().map_err(at)?;
-        if client.signal().is_none() && !client.success() {
-            return Err(Tool::Client.failed(client, heard(self.said.take())).into());
+        let ended = self.end(cancel)?;
+        let said = heard(self.said.take());
+        match ended.success() && status.success() {
+            true => Ok(()),
+            false => Err(Tool::Client.failed(ended, said).into()),
         }
-        Err(Tool::Binlog.failed(status, heard(said)).into())
     }
 
-    fn end(mut self) -> Result<(), Error> {
-        drop(self.child.stdin.take());
-        let status = self.child.wait();
-        let said = heard(self.said.take());
-        match status {
-            Ok(status) if status.success() => Ok(()),
-            Ok(status) => Err(Tool::Client.failed(status, said).into()),
-            Err(error) => Err(Tool::Client.cannot_start(error).into()),
+    /// Waits until it has done what it was given.
+    fn end(&mut self, cancel: &Cancel) -> Result<ExitStatus, Error> {
+        loop {
+            if cancel.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
+            match self.child.try_wait() {
+                Ok(Some(status)) => return Ok(status),
+                Ok(None) => thread::sleep(LOOK),
+                Err(error) => return Err(Tool::Client.cannot_start(error).into()),
+            }
         }
     }
 }

@@ -100,7 +100,6 @@ pub fn restore_mariadb(
     prepare(&unfinished, keys)?;
     let mark = Mark {
         snapshot: snapshot.id.to_string(),
-        backup: backup.clone(),
         replay: None,
     };
     mark.write(&unfinished)?;
@@ -364,7 +363,7 @@ fn publish(unfinished: &Path, target: &Path) -> io::Result<()> {
     }
     names.sort_by_key(|name| name == LAST_OF_ALL);
     let list = target.join(PUBLISHING);
-    let mut file = File::create(&list)?;
+    let mut file = File::create_new(&list)?;
     for name in &names {
         file.write_all(name.as_bytes())?;
         file.write_all(&[0])?;
@@ -386,7 +385,8 @@ fn unpublish(target: &Path) -> io::Result<()> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         names => names?,
     };
-    if !fs::exists(target.join(LAST_OF_ALL))? {
+    // Without the directory all of them are in their place.
+    if fs::exists(target.join(UNFINISHED))? && !fs::exists(target.join(LAST_OF_ALL))? {
         let names = names.split(|byte| *byte == 0);
         for name in names.filter(|name| name_is_plain(name)) {
             let path = target.join(OsStr::from_bytes(name));
@@ -400,9 +400,8 @@ fn unpublish(target: &Path) -> io::Result<()> {
                 _ => {}
             }
         }
-        fs::remove_file(list)?;
     }
-    Ok(())
+    fs::remove_file(list)
 }
 
 #[cfg(test)]

@@ -58,7 +58,7 @@ impl KeyPlugin {
                 "plugin_dir" => directory = Some(PathBuf::from(value)),
                 _ if is_setting(&option) => settings.push(match value {
                     "" => option,
-                    value => format!("{option}={value}"),
+                    value => format!("{option}={}", quoted(value)),
                 }),
                 _ => {}
             }
@@ -75,6 +75,15 @@ impl KeyPlugin {
             settings,
         })
     }
+}
+
+/// A value as it stands in an option file: there backslashes begin words of their own, and `#` a comment, but in quotes.
+fn quoted(value: &str) -> String {
+    let quote = match value.contains('"') {
+        true => '\'',
+        false => '"',
+    };
+    format!("{quote}{}{quote}", value.replace('\\', r"\\"))
 }
 
 /// The first library among those to load that gives keys.
@@ -97,6 +106,31 @@ mod tests {
     use super::*;
 
     #[test]
+    fn settings_are_the_same_when_they_are_read_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("keys.cnf");
+        for key in ["pa #ss", r"C:\\temp\\new", "it's", r#"a \"b"#] {
+            let text = format!(
+                "[mysqld]\nplugin_dir=/p\nplugin_load_add=file_key_management\nfile_key_management_filekey={}\n",
+                quoted(key)
+            );
+            std::fs::write(&path, text).unwrap();
+            let once = KeyPlugin::read(&path).unwrap();
+            let again = format!(
+                "[mysqld]\nplugin_dir=/p\nplugin_load={}\n{}\n",
+                once.name,
+                once.settings.join("\n")
+            );
+            std::fs::write(&path, again).unwrap();
+            assert_eq!(KeyPlugin::read(&path).unwrap(), once, "{key}");
+            assert_eq!(
+                once.settings,
+                [format!("file_key_management_filekey={}", quoted(key))]
+            );
+        }
+    }
+
+    #[test]
     fn a_plugin_for_keys_is_found_among_the_settings_of_a_server() {
         let text = "--port=3306\n--plugin_load_add=server_audit\n--plugin-load-add=file_key_management.so\n\
             --loose-file-key-management-filename=/etc/mysql/keys\n--file_key_management_use_pbkdf2\n\
@@ -105,7 +139,7 @@ mod tests {
         assert_eq!(found.name, "file_key_management");
         assert_eq!(found.directory, Path::new("/opt/plugins"));
         let settings = [
-            "loose_file_key_management_filename=/etc/mysql/keys",
+            "loose_file_key_management_filename=\"/etc/mysql/keys\"",
             "file_key_management_use_pbkdf2",
         ];
         assert_eq!(found.settings, settings);

@@ -111,12 +111,21 @@ impl Access {
     /// A program, told how to reach the server.
     #[must_use]
     pub fn command(&self, tool: Tool) -> Command {
+        self.tell(Command::new(tool.name()))
+    }
+
+    /// The same, bound to the thread that starts it: see [`Tool::bound`].
+    #[must_use]
+    pub fn bound(&self, tool: Tool) -> Command {
+        self.tell(tool.bound())
+    }
+
+    fn tell(&self, mut command: Command) -> Command {
         let option = |name: &str, path: &Path| {
             let mut option = std::ffi::OsString::from(name);
             option.push(path);
             option
         };
-        let mut command = Command::new(tool.name());
         // It has to be the first.
         let file = self.defaults_file.as_deref();
         command.args(file.map(|file| option("--defaults-file=", file)));

@@ -34,8 +34,8 @@ pub(super) fn replay(args: &MariadbReplayArgs, context: &Context) -> Result<Outc
     let document = session::job("mariadb replay", context, &args.route, |client| {
         let repository = client.repository()?;
         let mut damaged = Damage::none(context);
-        let snapshot = damaged.resolve(&repository, &args.snapshot)?.id;
-        let restored = Restored::find(&access, snapshot)?;
+        let snapshot = damaged.resolve(&repository, &args.snapshot)?;
+        let restored = Restored::find(&access, &snapshot)?;
         let snapshots = damaged.snapshots(&repository)?;
         let reader = damaged.reader(&repository)?;
         let (runs, unread) = read_runs(&reader, &snapshots, &restored.backup().data_directory)?;
@@ -56,7 +56,7 @@ pub(super) fn replay(args: &MariadbReplayArgs, context: &Context) -> Result<Outc
         );
         bar.finish();
         Ok(ReplayDocument {
-            snapshot: snapshot.to_string(),
+            snapshot: snapshot.id.to_string(),
             until: args.until.to_string(),
             summary: done?,
             damaged,
@@ -77,6 +77,6 @@ impl ReplayDocument {
             files => format!("{files} binary logs, {first} to {last}"),
         };
         let bytes = bytes(self.summary.bytes);
-        format!("replayed {files} ({bytes}), until {}\n", self.until)
+        format!("replayed {files} ({bytes}) until {}\n", self.until)
     }
 }

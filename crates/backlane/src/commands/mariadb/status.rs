@@ -196,7 +196,11 @@ fn server(
                 .as_secs(),
         }),
         unarchived: written.map(|written| {
-            let last = newest.map(|run| &run.last);
+            // A server that counts anew, or by another name, has nothing of what is archived.
+            let newest_there = written.files.last().map(|(name, _)| name);
+            let last = newest.map(|run| &run.last).filter(|last| {
+                newest_there.is_some_and(|newest| newest.base == last.base && newest >= *last)
+            });
             let is_new = |name| last.is_none_or(|last| name > last);
             let new = written.files.iter().filter(|(name, _)| is_new(name));
             UnarchivedDocument {
@@ -324,7 +328,10 @@ mod tests {
             let node = Node {
                 name: Vec::new(),
                 kind: FileKind::File,
-                meta: Metadata::default(),
+                meta: Metadata {
+                    size: 1000,
+                    ..Metadata::default()
+                },
                 content: Vec::new(),
                 subtree: None,
             };
@@ -384,6 +391,10 @@ mod tests {
             gap.backups[0].why.as_deref().unwrap(),
             "b.000004 is in no backup, and later ones are"
         );
+
+        // It had come to 12 before it began anew.
+        let anew = told(&[3], &[run(1..=12)]).unarchived.unwrap();
+        assert_eq!((anew.files, anew.bytes), (3, 1023));
 
         let none = told(&[9], &[]);
         assert_eq!(
