@@ -1,8 +1,9 @@
 //! Archiving of PostgreSQL's write-ahead log (`docs/design/wal.md` §4, §5): the spooler, which has the session and the
 //! key; what `archive_command` and `restore_command` start, which has neither; and what an archive holds and lacks.
 //!
-//! Invariants: a push succeeds only after the server has confirmed its file, or the pieces that it was put together of; a fetch says that there is no file only if
-//! the server does; nothing is kept here that isn't at the server; memory for files is bounded.
+//! Invariants: a push succeeds only after the server has confirmed its file, or the pieces that it was put together of; a
+//! fetch says that there is no file only if the server does; nothing is kept here that isn't at the server; memory for
+//! files is bounded.
 
 pub mod archive;
 pub mod expire;

@@ -22,8 +22,7 @@ use std::{
 const WAIT: Duration = Duration::from_secs(300);
 
 /// Archives the file at `path`; returns when it is durable at the server, or is known to be put together of what is. Of the
-/// files that are ready behind it up to
-/// eight are sent at the same time; what comes of those is for their own pushes to say.
+/// files that are ready behind it up to eight are sent at the same time; what comes of those is for their own pushes to say.
 ///
 /// # Errors
 /// When the file isn't known to be durable.
