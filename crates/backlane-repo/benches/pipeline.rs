@@ -254,7 +254,7 @@ fn main() {
     println!("| --- | --- | --- | --- | --- | --- |");
     for words in [false, true] {
         let name = if words { "words" } else { "noise" };
-        // In turns; the median of the ratios' parts, each by itself, hides less of a noisy machine than one run.
+        // In turns, and medians of both: other work on the machine comes upon either.
         let mut seconds = [Vec::new(), Vec::new()];
         let mut peaks = [0; 2];
         for _ in 0..3 {
