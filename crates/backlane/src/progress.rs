@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::{
     path::Path,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -39,9 +39,14 @@ pub(crate) struct Bar {
 
 /// Watches what goes through a whole repository: a check, a prune.
 pub(crate) struct Phases {
+    output: Output,
+    phase: Mutex<Phase>,
+}
+
+/// A phase has a bar of its own: how often a bar may be drawn is then no matter of how short the phases before were.
+struct Phase {
     bar: ProgressBar,
-    /// What the present one counts.
-    unit: Mutex<Unit>,
+    unit: Unit,
 }
 
 struct Rates {
@@ -143,15 +148,23 @@ impl Phases {
     /// Shows the phases of what this repository is asked for from now on.
     pub(crate) fn show(output: Output, repository: &Repository) {
         let phases = Self {
-            bar: bar(output),
-            unit: Mutex::new(Unit::Nothing),
+            output,
+            phase: Mutex::new(Phase {
+                bar: ProgressBar::hidden(),
+                unit: Unit::Nothing,
+            }),
         };
         repository.set_progress(Some(Arc::new(phases)));
     }
 
+    fn phase(&self) -> MutexGuard<'_, Phase> {
+        self.phase.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Phase {
     fn set_style(&self, total_known: bool) {
-        let unit = *self.unit.lock().unwrap_or_else(PoisonError::into_inner);
-        let counted = match (unit, total_known) {
+        let counted = match (self.unit, total_known) {
             (Unit::Nothing, _) => "",
             (Unit::Items, false) => "{pos}",
             (Unit::Items, true) => "[{bar:24}] {pos}/{len}",
@@ -166,25 +179,27 @@ impl Phases {
 
 impl RepositoryProgress for Phases {
     fn phase(&self, what: &str, unit: Unit) {
-        self.bar.reset();
-        self.bar.unset_length();
-        *self.unit.lock().unwrap_or_else(PoisonError::into_inner) = unit;
-        self.set_style(false);
-        self.bar.set_prefix(what.to_owned());
-        self.bar.tick();
+        let mut phase = self.phase();
+        phase.bar.finish_and_clear();
+        let bar = bar(self.output);
+        *phase = Phase { bar, unit };
+        phase.set_style(false);
+        phase.bar.set_prefix(what.to_owned());
+        phase.bar.tick();
     }
 
     fn total(&self, amount: u64) {
-        self.bar.set_length(amount);
-        self.set_style(true);
+        let phase = self.phase();
+        phase.set_style(true);
+        phase.bar.set_length(amount);
     }
 
     fn advance(&self, amount: u64) {
-        self.bar.inc(amount);
+        self.phase().bar.inc(amount);
     }
 
     fn done(&self) {
-        self.bar.finish_and_clear();
+        self.phase().bar.finish_and_clear();
     }
 }
 
