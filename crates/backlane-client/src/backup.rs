@@ -6,7 +6,8 @@ use crate::{
     source::{Detail, Source, SourceOptions, resolve_files, sqlite::Copies},
 };
 use backlane_repo::{
-    ArchiveOptions, ArchiveSummary, Cancel, DryRun, Entries, Parent, RepoError, Repository,
+    ArchiveOptions, ArchiveSummary, Cancel, Compression, DryRun, Entries, Parent, RepoError,
+    Repository, Signs,
 };
 use serde::Serialize;
 use std::{
@@ -41,6 +42,10 @@ pub struct BackupOptions {
     pub command: String,
     /// What to compare with.
     pub parent: Parent,
+    /// What tells that a file has changed.
+    pub signs: Signs,
+    /// How files are compressed for which no rule of the source is.
+    pub compression: Compression,
     /// On how many threads it works; as many as there are cores when `None`.
     pub threads: Option<NonZero<usize>>,
     /// Reads and counts, and writes nothing.
@@ -113,6 +118,8 @@ impl BackupOptions {
             description: self.description.clone(),
             command: self.command.clone(),
             parent: self.parent,
+            signs: self.signs,
+            compression: self.compression,
             dry_run: match self.dry_run {
                 true => DryRun::Yes,
                 false => DryRun::No,
@@ -185,6 +192,10 @@ impl backlane_repo::Source for Adapter {
                 reporter.progress.advanced(1, 0);
             }
         }))
+    }
+
+    fn compression(&self, path: &[u8]) -> Option<Compression> {
+        self.source.compression(Path::new(OsStr::from_bytes(path)))
     }
 
     fn warn(&self, warning: &backlane_repo::Warning) {

@@ -18,9 +18,11 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
-    /// An exclude pattern or a file of them is no good.
-    #[error("exclude {what}: {reason}")]
-    Exclude {
+    /// A pattern or a file of them is no good.
+    #[error("{of} {what}: {reason}")]
+    Pattern {
+        /// What it is for.
+        of: &'static str,
         /// The pattern or the file.
         what: String,
         /// What is wrong with it.

@@ -17,7 +17,7 @@ pub mod wal;
 mod carry;
 mod fs;
 
-pub use backlane_repo::Cancel;
+pub use backlane_repo::{Cancel, Compression, Parent, Signs};
 pub use backup::{BackupOptions, BackupSummary, backup};
 pub use error::Error;
 pub use mariadb::{backup_binlogs, backup_mariadb, restore_mariadb};
@@ -25,7 +25,11 @@ pub use output::{CommandLine, backup_output, feed};
 pub use postgres::{PostgresBackup, PostgresRestore, backup_postgres, restore_postgres};
 pub use progress::{Progress, Warning, WarningKind, Warnings};
 pub use restore::{Holes, RestoreOptions, RestoreSummary, restore};
-pub use source::{AccessTimes, FileSystems, SourceOptions, exclude::Excludes};
+pub use source::{
+    AccessTimes, FileSystems, SourceOptions,
+    compression::{self, CompressionRule},
+    exclude::Excludes,
+};
 
 /// Extended attributes are reached through /proc.
 fn check_proc() -> Result<(), Error> {

@@ -6,8 +6,8 @@
 
 use backlane_proto::{ByteRange, ObjectInfo, ObjectKind, ObjectName, PackContents};
 use backlane_repo::{
-    ArchiveOptions, Cancel, DryRun, Entries, Entry, FileKind, InitOptions, Metadata, ObjectStore,
-    Parent, Repository, Source, StoreError, Time, Warning,
+    ArchiveOptions, Entries, Entry, FileKind, InitOptions, Metadata, ObjectStore, Repository,
+    Source, StoreError, Time, Warning,
 };
 use bytes::Bytes;
 use std::{
@@ -218,14 +218,8 @@ fn run(repository: &Repository, tree: Tree, threads: usize) -> (f64, u64) {
     let options = ArchiveOptions {
         host: "bench".to_owned(),
         paths: vec![b"/".to_vec()],
-        time: None,
-        tags: Vec::new(),
-        description: None,
-        command: String::new(),
-        parent: Parent::default(),
-        dry_run: DryRun::No,
         threads: NonZero::new(threads),
-        cancel: Cancel::default(),
+        ..ArchiveOptions::default()
     };
     let began = Instant::now();
     repository

@@ -10,6 +10,7 @@
 pub(crate) mod chunker;
 pub(crate) mod compress;
 mod known;
+mod level;
 mod list;
 pub(crate) mod node;
 mod order;
@@ -28,6 +29,8 @@ use std::thread;
 use std::time::{Instant, SystemTime};
 
 use backlane_proto::{ObjectId, ObjectKind};
+pub use level::Compression;
+use level::Configured;
 use pipeline::{Pipeline, Setting};
 use rustic_core::repofile::{SnapshotFile, SnapshotId, SnapshotSummary};
 use rustic_core::{Id, SnapshotOptions, TreeId};
@@ -62,6 +65,10 @@ pub struct ArchiveOptions {
     pub parent: Parent,
     /// Whether to write at all.
     pub dry_run: DryRun,
+    /// What tells that a file has changed.
+    pub signs: Signs,
+    /// How contents are compressed, where the source has no rule for a file.
+    pub compression: Compression,
     /// On how many threads it works; as many as there are cores when `None`.
     pub threads: Option<NonZero<usize>>,
     /// Ends the backup early.
@@ -78,6 +85,24 @@ pub enum Parent {
     None,
     /// This one.
     Snapshot(ObjectId),
+}
+
+/// What tells that a file has changed, beside its kind, its size and its time of modification.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Signs {
+    /// The time of change (ctime), which a program can't set back. On some file systems it changes by itself.
+    pub ctime: bool,
+    /// The inode, which a file that was replaced by another has anew. On some network file systems it changes by itself.
+    pub inode: bool,
+}
+
+impl Default for Signs {
+    fn default() -> Self {
+        Self {
+            ctime: true,
+            inode: true,
+        }
+    }
 }
 
 /// Whether a call only says what it would do.
@@ -209,7 +234,9 @@ impl Repository {
             cancel: &options.cancel,
             reader: &reader,
             threads: options.threads.map_or_else(cores, NonZero::get),
-            level: inner.level(),
+            signs: options.signs,
+            configured: inner.configured(),
+            compression: options.compression,
             dry_run: options.dry_run,
             secret: inner.config.chunker_polynomial.as_bytes(),
         });
@@ -305,11 +332,13 @@ impl Inner {
         id.map(|id| Ok(self.snapshot(id)?.info())).transpose()
     }
 
-    /// The level of zstd that the config asks for; `None` for none at all.
-    fn level(&self) -> Option<i32> {
+    /// What the config says of compression.
+    fn configured(&self) -> Configured {
         match (self.config.version, self.config.compression) {
-            (1, _) | (_, Some(0)) => None,
-            (_, level) => Some(level.unwrap_or(0)),
+            (1, _) => Configured::Impossible,
+            (_, None) => Configured::Nothing,
+            (_, Some(0)) => Configured::Off,
+            (_, Some(level)) => Configured::Level(level),
         }
     }
 

@@ -46,7 +46,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use archive::{ArchiveOptions, ArchiveSummary, Cancel, DryRun, Parent};
+pub use archive::{ArchiveOptions, ArchiveSummary, Cancel, Compression, DryRun, Parent, Signs};
 pub use error::{Damage, RepoError};
 pub use headers::PackKinds;
 pub use index::{BlobId, BlobKind, BlobPlace, Index};

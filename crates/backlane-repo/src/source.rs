@@ -5,6 +5,7 @@
 
 use std::io::{self, Read};
 
+use crate::archive::Compression;
 use crate::node::{FileKind, Metadata};
 
 /// The entries of a source, in order. An error is an entry that could not be read at all: it is counted, and the backup
@@ -36,6 +37,12 @@ pub trait Source: Send + Sync + 'static {
 
     /// Starts the walk.
     fn entries(&self) -> Entries;
+
+    /// How the content of a file is to be compressed, where that isn't as for all others.
+    fn compression(&self, path: &[u8]) -> Option<Compression> {
+        let _ = path;
+        None
+    }
 
     /// Is told of each warning: what `entries` gave as errors, files that could not be opened or read to their end,
     /// metadata that the format can't carry, and what of the repository is damaged.

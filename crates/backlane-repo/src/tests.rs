@@ -1,5 +1,6 @@
 //! Whole jobs over real stores.
 
+mod compression;
 mod jobs;
 mod keys;
 mod maintenance;

@@ -23,6 +23,7 @@ pub(crate) use wal::{
 };
 
 use crate::sizes::{parse_limit, parse_size};
+use backlane_client::{Compression, CompressionRule};
 use backlane_net::EngineChoice;
 use backlane_proto::RoutePolicy;
 use clap::{
@@ -287,7 +288,7 @@ pub(crate) struct BackupArgs {
         id = "output_name",
         value_name = "NAME",
         requires = "command",
-        conflicts_with_all = ["paths", "sqlite", "excludes", "exclude_files", "one_file_system"]
+        conflicts_with_all = ["paths", "sqlite", "of_files"]
     )]
     pub(crate) output_name: Option<OsString>,
     /// The command, with its arguments; it is not recorded, its program's name apart.
@@ -296,15 +297,12 @@ pub(crate) struct BackupArgs {
     /// A tag for the snapshot; may be repeated.
     #[arg(long = "tag", value_name = "TAG")]
     pub(crate) tags: Vec<String>,
-    /// Leave out what matches this pattern, which has the form of a line of a .gitignore; may be repeated.
-    #[arg(long = "exclude", value_name = "PATTERN")]
-    pub(crate) excludes: Vec<String>,
-    /// Read such patterns from a file; may be repeated.
-    #[arg(long = "exclude-file", value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub(crate) exclude_files: Vec<PathBuf>,
-    /// Don't enter other file systems.
-    #[arg(long)]
-    pub(crate) one_file_system: bool,
+    #[command(flatten)]
+    pub(crate) files: FilesBackupArgs,
+    /// Compress so: `auto` adapts to what the backup waits for, `off` doesn't, or a level of zstd from 1 to 19 [default:
+    /// what the configuration says, or else auto].
+    #[arg(long, value_name = "LEVEL")]
+    pub(crate) compression: Option<Compression>,
     /// Run this by a shell before anything is read, in place of the configuration's `before`: it makes a snapshot of a
     /// volume, say. If it fails, nothing is backed up.
     #[arg(long, value_name = "COMMAND", value_hint = ValueHint::CommandString)]
@@ -327,6 +325,37 @@ pub(crate) struct BackupArgs {
     pub(crate) time: Option<jiff::Timestamp>,
     #[command(flatten)]
     pub(crate) route: RouteArgs,
+}
+
+/// What is said of files alone, not of databases or a command's output.
+#[derive(Debug, Args)]
+#[group(id = "of_files", multiple = true)]
+pub(crate) struct FilesBackupArgs {
+    /// Leave out what matches this pattern, which has the form of a line of a .gitignore; may be repeated.
+    #[arg(long = "exclude", value_name = "PATTERN")]
+    pub(crate) excludes: Vec<String>,
+    /// Read such patterns from a file; may be repeated.
+    #[arg(long = "exclude-file", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) exclude_files: Vec<PathBuf>,
+    /// Don't enter other file systems.
+    #[arg(long)]
+    pub(crate) one_file_system: bool,
+    /// Compress files that match a pattern so: `off:*.jpg`, `19:/var/log/`; may be repeated, the last one that matches
+    /// counts.
+    #[arg(long = "compression-rule", value_name = "LEVEL:PATTERN")]
+    pub(crate) compression_rules: Vec<CompressionRule>,
+    /// Find what has changed by this snapshot [default: the newest of this host and these paths].
+    #[arg(long, value_name = "SNAPSHOT")]
+    pub(crate) parent: Option<String>,
+    /// Read every file, though its size, times and inode are those that the snapshot before has.
+    #[arg(long, conflicts_with = "parent")]
+    pub(crate) force: bool,
+    /// Don't take a file for changed because its time of change (ctime) is another.
+    #[arg(long)]
+    pub(crate) ignore_ctime: bool,
+    /// Don't take a file for changed because its inode is another, as on network file systems that number them anew.
+    #[arg(long)]
+    pub(crate) ignore_inode: bool,
 }
 
 #[derive(Debug, Args)]

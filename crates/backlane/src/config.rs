@@ -5,7 +5,7 @@
 
 use crate::failure::{Advise, Hint};
 use anyhow::{Context as _, Result, bail};
-use backlane_client::{AccessTimes, Excludes, FileSystems};
+use backlane_client::{AccessTimes, Compression, CompressionRule, Excludes, FileSystems};
 use backlane_net::{
     Authority, ClientConfig, EngineChoice, Identity, IdentityError, Limits, PoolChoice,
     identity::read_secret,
@@ -114,12 +114,30 @@ pub(crate) struct BackupSection {
     pub(crate) access_times: AccessTimes,
     /// What is left out.
     pub(crate) excludes: Excludes,
+    /// Don't take a file for changed because its time of change is another.
+    #[serde(skip_serializing_if = "is_not_set")]
+    pub(crate) ignore_ctime: bool,
+    /// Nor because its inode is.
+    #[serde(skip_serializing_if = "is_not_set")]
+    pub(crate) ignore_inode: bool,
+    /// How files are compressed: `auto`, `off`, or a level from 1 to 19.
+    #[serde(with = "backlane_client::compression::as_text")]
+    pub(crate) compression: Compression,
+    /// Which are compressed in another way; the last one that matches counts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) compression_rules: Vec<CompressionRule>,
     /// A shell's command to run before anything is read; if it fails, nothing is backed up.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) before: Option<String>,
     /// One to run afterwards, whatever came of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) after: Option<String>,
+}
+
+/// For serde, which gives a reference.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives one")]
+fn is_not_set(flag: &bool) -> bool {
+    !flag
 }
 
 /// Durations as people write them.
@@ -341,7 +359,12 @@ mod tests {
                 devices: vec!["/dev/a".into(), "/dev/b".into()],
                 slots: vec![4, 5],
             }),
-            backup: BackupSection::default(),
+            backup: BackupSection {
+                ignore_ctime: true,
+                compression: Compression::Level(9),
+                compression_rules: vec!["off:*.jpg".parse().unwrap()],
+                ..BackupSection::default()
+            },
         }
     }
 
@@ -359,6 +382,20 @@ mod tests {
         assert_eq!(file.repository_key(), Path::new("/s/repository.key"));
         let error = ClientFile::parse(&format!("{text}rout = \"network\"\n")).unwrap_err();
         assert!(error.to_string().contains("rout"), "{error}");
+    }
+
+    #[test]
+    fn compression_is_a_word_or_a_number() {
+        let backup = |compression: &str| {
+            let head = "server = \"a:1\"\nstate = \"/s\"\n[backup]\n";
+            let file = ClientFile::parse(&format!("{head}compression = {compression}\n"));
+            file.map(|file| file.backup.compression)
+        };
+        assert_eq!(backup("12").unwrap(), Compression::Level(12));
+        assert_eq!(backup("\"off\"").unwrap(), Compression::Off);
+        for bad in ["20", "\"fast\"", "1.5", "true"] {
+            assert!(backup(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

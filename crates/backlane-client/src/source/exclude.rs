@@ -20,6 +20,23 @@ pub struct Excludes {
     pub if_present: Vec<OsString>,
 }
 
+const EXCLUDE: &str = "exclude";
+
+/// Reads patterns; `of` says what they are for.
+pub(crate) fn patterns(patterns: &[String], of: &'static str) -> Result<GitignoreBuilder, Error> {
+    let mut builder = GitignoreBuilder::new("/");
+    for pattern in patterns {
+        builder
+            .add_line(None, pattern)
+            .map_err(|error| Error::Pattern {
+                of,
+                what: pattern.clone(),
+                reason: error.to_string(),
+            })?;
+    }
+    Ok(builder)
+}
+
 /// [`Excludes`], compiled.
 pub(crate) struct Excluder {
     patterns: Gitignore,
@@ -28,23 +45,20 @@ pub(crate) struct Excluder {
 
 impl Excluder {
     pub(crate) fn new(excludes: &Excludes) -> Result<Self, Error> {
-        let bad = |pattern: &str, error: ignore::Error| Error::Exclude {
-            what: pattern.to_owned(),
+        let bad = |what: String, error: ignore::Error| Error::Pattern {
+            of: EXCLUDE,
+            what,
             reason: error.to_string(),
         };
-        let mut builder = GitignoreBuilder::new("/");
-        for pattern in &excludes.patterns {
-            builder
-                .add_line(None, pattern)
-                .map_err(|error| bad(pattern, error))?;
-        }
+        let mut builder = patterns(&excludes.patterns, EXCLUDE)?;
         for file in &excludes.files {
             if let Some(error) = builder.add(file) {
-                return Err(bad(&file.display().to_string(), error));
+                return Err(bad(file.display().to_string(), error));
             }
         }
+        let built = builder.build();
         Ok(Self {
-            patterns: builder.build().map_err(|error| bad("patterns", error))?,
+            patterns: built.map_err(|error| bad("patterns".to_owned(), error))?,
             if_present: excludes.if_present.clone(),
         })
     }

@@ -5,6 +5,7 @@
 //! becomes a warning that names it and is left out; nothing is dropped in silence. What this leaves to others:
 //! chunking, and where the entries go.
 
+pub mod compression;
 mod database;
 pub mod exclude;
 pub(crate) mod read;
@@ -12,6 +13,8 @@ pub(crate) mod sqlite;
 pub(crate) mod walk;
 
 use crate::{error::Error, progress::Reporter};
+use backlane_repo::Compression;
+use compression::{CompressionRule, Rules};
 use exclude::{Excluder, Excludes};
 use sqlite::Copies;
 use std::{
@@ -53,6 +56,8 @@ pub struct SourceOptions {
     pub file_systems: FileSystems,
     /// Whether access times are kept.
     pub access_times: AccessTimes,
+    /// Which files are compressed in another way than all others; the last one that matches counts.
+    pub compression: Vec<CompressionRule>,
 }
 
 /// How much a walk learns about each entry.
@@ -78,6 +83,7 @@ pub(crate) struct Shared {
 /// The file system below some paths.
 pub(crate) struct Source {
     roots: Vec<PathBuf>,
+    rules: Rules,
     shared: Arc<Shared>,
 }
 
@@ -91,6 +97,7 @@ impl Source {
     ) -> Result<Self, Error> {
         Ok(Self {
             roots: resolve(paths)?,
+            rules: Rules::new(&options.compression)?,
             shared: Arc::new(Shared {
                 excluder: Excluder::new(&options.excludes)?,
                 file_systems: options.file_systems,
@@ -113,6 +120,11 @@ impl Source {
     /// The paths, absolute, sorted, none within another.
     pub(crate) fn roots(&self) -> &[PathBuf] {
         &self.roots
+    }
+
+    /// How a file is compressed, where that isn't as all others are.
+    pub(crate) fn compression(&self, path: &Path) -> Option<Compression> {
+        self.rules.of(path)
     }
 
     /// Starts to walk.

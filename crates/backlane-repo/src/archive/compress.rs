@@ -16,12 +16,13 @@ const GAIN_MIN: usize = 50;
 
 /// One thread's compressor: its contexts and its buffer are used again for each blob.
 pub(crate) struct Compressor {
-    level: Option<Contexts>,
+    contexts: Option<Contexts>,
     out: Vec<u8>,
 }
 
 struct Contexts {
     whole: zstd::bulk::Compressor<'static>,
+    level: i32,
     sample: zstd::bulk::Compressor<'static>,
 }
 
@@ -29,29 +30,39 @@ impl Contexts {
     fn new(level: i32) -> std::io::Result<Self> {
         Ok(Self {
             whole: zstd::bulk::Compressor::new(level)?,
+            level,
             sample: zstd::bulk::Compressor::new(SAMPLE_LEVEL)?,
         })
     }
 }
 
 impl Compressor {
-    /// `level` is that of zstd; nothing is compressed where it is `None`.
-    pub(crate) fn new(level: Option<i32>) -> Result<Self, RepoError> {
-        let contexts = |level| Contexts::new(level).map_err(failed);
-        Ok(Self {
-            level: level.map(contexts).transpose()?,
+    pub(crate) fn new() -> Self {
+        Self {
+            contexts: None,
             out: Vec::new(),
-        })
+        }
     }
 
-    /// The bytes as they shall be stored, and whether they are compressed.
+    /// The bytes as they shall be stored, and whether they are compressed. `level` is that of zstd; nothing is compressed
+    /// where it is `None`.
     pub(crate) fn compress<'a>(
         &'a mut self,
         plain: &'a [u8],
+        level: Option<i32>,
     ) -> Result<(&'a [u8], bool), RepoError> {
-        let Some(contexts) = &mut self.level else {
+        let Some(level) = level else {
             return Ok((plain, false));
         };
+        let contexts = match &mut self.contexts {
+            Some(contexts) => contexts,
+            none => none.insert(Contexts::new(level).map_err(failed)?),
+        };
+        if contexts.level != level {
+            let whole = &mut contexts.whole;
+            whole.set_compression_level(level).map_err(failed)?;
+            contexts.level = level;
+        }
         let room = zstd::zstd_safe::compress_bound(plain.len());
         if self.out.len() < room {
             self.out.resize(room, 0);
@@ -98,7 +109,7 @@ mod tests {
 
     #[test]
     fn only_what_becomes_shorter_is_compressed() {
-        let mut compressor = Compressor::new(Some(0)).unwrap();
+        let mut compressor = Compressor::new();
         let text = b"all work and no play ".repeat(10_000);
         for (plain, compressed) in [
             (&text[..], true),
@@ -107,14 +118,14 @@ mod tests {
             (&noise(1, 50), false),
             (b"", false),
         ] {
-            let (stored, is_compressed) = compressor.compress(plain).unwrap();
+            let (stored, is_compressed) = compressor.compress(plain, Some(0)).unwrap();
             assert_eq!(is_compressed, compressed, "{} bytes", plain.len());
             match compressed {
                 true => assert_eq!(zstd::bulk::decompress(stored, plain.len()).unwrap(), plain),
                 false => assert_eq!(stored, plain),
             }
         }
-        let mut none = Compressor::new(None).unwrap();
-        assert_eq!(none.compress(&text).unwrap(), (&text[..], false));
+        let none = compressor.compress(&text, None).unwrap();
+        assert_eq!(none, (&text[..], false));
     }
 }

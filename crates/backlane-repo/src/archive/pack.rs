@@ -82,8 +82,8 @@ impl<'a> Packer<'a> {
         }
     }
 
-    /// Adds a blob; stores a pack that is full with it, waiting for room on the way to the store.
-    pub(crate) fn add(&self, blob: &Blob<'_>) -> Result<(), RepoError> {
+    /// Adds a blob; stores a pack that is full with it. How long it waited for room on the way to the store.
+    pub(crate) fn add(&self, blob: &Blob<'_>) -> Result<Duration, RepoError> {
         let (packs, added, target) = match blob.kind {
             BlobKind::Data => (&self.data, &self.data_added, PACK_TARGET_BYTES),
             BlobKind::Tree => (&self.trees, &self.trees_added, TREE_PACK_TARGET_BYTES),
@@ -103,7 +103,7 @@ impl<'a> Packer<'a> {
         added
             .packed_bytes
             .fetch_add(length.into(), Ordering::Relaxed);
-        full.map_or(Ok(()), |full| self.close(full, blob.kind))
+        full.map_or(Ok(Duration::ZERO), |full| self.close(full, blob.kind))
     }
 
     /// Stores what is left.
@@ -128,9 +128,9 @@ impl<'a> Packer<'a> {
         self.write_index(packs)
     }
 
-    fn close(&self, mut pack: OpenPack, kind: BlobKind) -> Result<(), RepoError> {
+    fn close(&self, mut pack: OpenPack, kind: BlobKind) -> Result<Duration, RepoError> {
         if pack.blobs.is_empty() || self.dry_run == DryRun::Yes {
-            return Ok(());
+            return Ok(Duration::ZERO);
         }
         let header = write_header(&pack.blobs);
         let sealed = self
@@ -144,11 +144,14 @@ impl<'a> Packer<'a> {
             BlobKind::Data => PackContents::Data,
             BlobKind::Tree => PackContents::Trees,
         };
+        let began = Instant::now();
         let window = self.inner.backend.window();
         window
             .push(id, contents, Bytes::from(pack.bytes))
             .map_err(|cause| RepoError::WriteFailed { cause })?;
-        self.enter(id, pack.blobs)
+        let waited = began.elapsed();
+        self.enter(id, pack.blobs)?;
+        Ok(waited)
     }
 
     fn enter(&self, id: ObjectId, blobs: Vec<BlobJson>) -> Result<(), RepoError> {

@@ -20,12 +20,13 @@ use std::thread;
 
 use super::chunker::Gear;
 use super::known::Known;
+use super::level::{Configured, Levels};
 use super::node::Draft;
 use super::pack::Packer;
 use super::pool::Pool;
 use super::read::Buffers;
 use super::trees::{Place, Trees, Whole};
-use super::{Cancel, DryRun};
+use super::{Cancel, Compression, DryRun, Signs};
 use crate::error::RepoError;
 use crate::index::BlobId;
 use crate::reader::Reader;
@@ -38,7 +39,8 @@ pub(crate) struct Pipeline<'a> {
     cancel: &'a Cancel,
     reader: &'a Reader,
     threads: usize,
-    level: Option<i32>,
+    signs: Signs,
+    levels: Levels,
     gear: Gear,
     known: Known<'a>,
     trees: Trees,
@@ -98,6 +100,8 @@ impl ByChange {
 struct File {
     path: Vec<u8>,
     open: Option<Box<dyn OpenFile>>,
+    /// The source's rule for it.
+    compression: Option<Compression>,
     entry: Unread,
 }
 
@@ -121,7 +125,9 @@ pub(crate) struct Setting<'a> {
     pub(crate) cancel: &'a Cancel,
     pub(crate) reader: &'a Reader,
     pub(crate) threads: usize,
-    pub(crate) level: Option<i32>,
+    pub(crate) signs: Signs,
+    pub(crate) configured: Configured,
+    pub(crate) compression: Compression,
     pub(crate) dry_run: DryRun,
     /// What follows from it where files are cut.
     pub(crate) secret: &'a [u8],
@@ -134,18 +140,22 @@ impl<'a> Pipeline<'a> {
             cancel,
             reader,
             threads,
-            level,
+            signs,
+            configured,
+            compression,
             ..
         } = *setting;
+        let levels = Levels::new(configured, compression, threads);
         Self {
             source,
             cancel,
             reader,
             threads,
-            level,
+            signs,
             gear: Gear::new(setting.secret),
             known: Known::new(reader),
-            trees: Trees::new(level),
+            trees: Trees::new(levels.of_lists()),
+            levels,
             pool: Pool::new(threads),
             buffers: Buffers::default(),
             packer: Packer::new(&reader.inner, threads, setting.dry_run),

@@ -2,6 +2,7 @@
 
 use std::iter::{self, Peekable};
 
+use super::Signs;
 use super::list::LongList;
 use crate::error::RepoError;
 use crate::index::{BlobId, BlobKind};
@@ -61,15 +62,20 @@ impl Previous {
 }
 
 /// Whether a file is what it was, by all that tells without reading it.
-pub(crate) fn is_unchanged(before: &Node, kind: &FileKind, now: &Metadata) -> bool {
+pub(crate) fn is_unchanged(
+    before: &Node,
+    (kind, now): (&FileKind, &Metadata),
+    signs: Signs,
+) -> bool {
     let was = &before.meta;
     let differ = |was: u64, now: u64| was != 0 && now != 0 && was != now;
     before.kind == *kind
         && was.size == now.size
         && was.modified == now.modified
-        && was
-            .changed
-            .zip(now.changed)
-            .is_none_or(|(was, now)| was == now)
-        && !differ(was.inode, now.inode)
+        && !(signs.ctime
+            && was
+                .changed
+                .zip(now.changed)
+                .is_some_and(|(was, now)| was != now))
+        && !(signs.inode && differ(was.inode, now.inode))
 }

@@ -107,6 +107,11 @@ fn an_unchanged_tree_is_neither_read_nor_stored_again() {
     // Size and times are alike, the inode is not.
     let changed = back_up(&repository, given(&opened, 2));
     assert_eq!((changed.files_unmodified, changed.files_changed), (2, 1));
+    let mut trusting = options();
+    trusting.signs.inode = false;
+    trusting.parent = Parent::Snapshot(first.snapshot.unwrap());
+    let same = repository.archive(&trusting, given(&opened, 2)).unwrap();
+    assert_eq!((same.files_unmodified, same.files_changed), (3, 0));
     let mut whole = options();
     whole.parent = Parent::None;
     let whole = repository.archive(&whole, given(&opened, 2)).unwrap();
@@ -125,7 +130,7 @@ fn an_unchanged_tree_is_neither_read_nor_stored_again() {
         (named.parent, named.files_unmodified),
         (changed.snapshot, 3)
     );
-    assert_eq!(snapshots(&store), 6);
+    assert_eq!(snapshots(&store), 7);
 }
 
 #[test]

@@ -175,7 +175,8 @@ fn packs_of_a_job_that_still_runs_are_named_twice_and_nothing_breaks() {
     let beside = Arc::clone(&store);
     let source = MadeUp::streaming(move || {
         let store = Arc::clone(&beside);
-        let first = (0..24).map(|n| file(format!("/{n:02}").as_bytes(), noise(n, MIB)));
+        // Four packs may be open with up to 8 MiB each, however many are stored.
+        let first = (0..50).map(|n| file(format!("/{n:02}").as_bytes(), noise(n, MIB)));
         let last = std::iter::once_with(move || {
             while store.count(ObjectKind::Pack) < 2 {
                 thread::yield_now();

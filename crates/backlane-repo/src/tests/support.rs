@@ -7,8 +7,8 @@ use backlane_proto::ObjectKind;
 
 use crate::testing::MemoryStore;
 use crate::{
-    ArchiveOptions, ArchiveSummary, Entries, Entry, FileKind, InitOptions, Metadata, Node,
-    ObjectStore, Reader, RepoError, Repository, Source, Time, Visit, Warning,
+    ArchiveOptions, ArchiveSummary, Compression, Entries, Entry, FileKind, InitOptions, Metadata,
+    Node, ObjectStore, Reader, RepoError, Repository, Source, Time, Visit, Warning,
 };
 
 pub(super) const PASSWORD: &str = "correct horse";
@@ -18,6 +18,7 @@ type MakeEntries = dyn Fn() -> Entries + Send + Sync;
 /// A source that a test makes up.
 pub(super) struct MadeUp {
     entries: Box<MakeEntries>,
+    rule: fn(&[u8]) -> Option<Compression>,
     warnings: Mutex<Vec<Warning>>,
 }
 
@@ -29,8 +30,17 @@ impl MadeUp {
     }
 
     pub(super) fn streaming(entries: impl Fn() -> Entries + Send + Sync + 'static) -> Arc<Self> {
+        Self::with_rule(entries, |_| None)
+    }
+
+    /// One that says of files how they are compressed.
+    pub(super) fn with_rule(
+        entries: impl Fn() -> Entries + Send + Sync + 'static,
+        rule: fn(&[u8]) -> Option<Compression>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             entries: Box::new(entries),
+            rule,
             warnings: Mutex::default(),
         })
     }
@@ -43,6 +53,10 @@ impl MadeUp {
 impl Source for MadeUp {
     fn entries(&self) -> Entries {
         (self.entries)()
+    }
+
+    fn compression(&self, path: &[u8]) -> Option<Compression> {
+        (self.rule)(path)
     }
 
     fn warn(&self, warning: &Warning) {

@@ -65,14 +65,14 @@ pub(crate) struct MariadbBackupArgs {
     #[arg(
         long,
         group = "of_mariadb",
-        conflicts_with_all = ["paths", "sqlite", "output_name", "postgres", "excludes", "exclude_files", "one_file_system", "dry_run"]
+        conflicts_with_all = ["paths", "sqlite", "output_name", "postgres", "of_files", "dry_run"]
     )]
     pub(crate) mariadb: bool,
     /// Have it begin another binary log, and back up those before it: with them a backup is brought to a later moment.
     #[arg(
         long,
         group = "of_mariadb",
-        conflicts_with_all = ["paths", "sqlite", "output_name", "postgres", "excludes", "exclude_files", "one_file_system", "dry_run"]
+        conflicts_with_all = ["paths", "sqlite", "output_name", "postgres", "of_files", "dry_run"]
     )]
     pub(crate) mariadb_binlogs: bool,
     /// MariaDB's option file to read in place of the usual ones.

@@ -24,7 +24,7 @@ pub(crate) struct PostgresBackupArgs {
     #[arg(
         long,
         value_name = "CONNECTION",
-        conflicts_with_all = ["paths", "sqlite", "output_name", "excludes", "exclude_files", "one_file_system", "dry_run"]
+        conflicts_with_all = ["paths", "sqlite", "output_name", "of_files", "dry_run"]
     )]
     pub(crate) postgres: Option<String>,
     /// The cluster's directory, where this machine has it elsewhere than the server says.

@@ -14,7 +14,9 @@ use crate::{
     progress::Bar,
 };
 use anyhow::Result;
-use backlane_client::{BackupOptions, BackupSummary, CommandLine, FileSystems, SourceOptions};
+use backlane_client::{
+    BackupOptions, BackupSummary, CommandLine, FileSystems, Parent, Signs, SourceOptions,
+};
 
 /// Backs up files and directories.
 ///
@@ -36,8 +38,13 @@ fn back_up(args: &BackupArgs, context: &Context, client: &Client) -> Result<Back
     let output = args.output_name.as_deref();
     let output = output.zip(CommandLine::new(args.command.clone()));
     let cluster = postgres::cluster(&args.cluster);
-    let options = options(args, client);
     let repository = client.repository_or_new(args.dry_run)?;
+    let parent = match &args.files.parent {
+        Some(wanted) => Parent::Snapshot(repository.resolve_readable(wanted)?.0.id),
+        None if args.files.force => Parent::None,
+        None => Parent::Newest,
+    };
+    let options = options(args, client, parent);
     let bar = Bar::new(context.output, client.carried());
     let cancel = context.cancel.token();
     let access = args.mariadb.access();
@@ -75,22 +82,26 @@ fn back_up(args: &BackupArgs, context: &Context, client: &Client) -> Result<Back
     Ok(done?)
 }
 
-fn options(args: &BackupArgs, client: &Client) -> BackupOptions {
-    let mut excludes = client.config.backup.excludes.clone();
-    excludes.patterns.extend(args.excludes.iter().cloned());
-    excludes.files.extend(args.exclude_files.iter().cloned());
+fn options(args: &BackupArgs, client: &Client, parent: Parent) -> BackupOptions {
+    let (files, config) = (&args.files, &client.config.backup);
+    let mut excludes = config.excludes.clone();
+    excludes.patterns.extend(files.excludes.iter().cloned());
+    excludes.files.extend(files.exclude_files.iter().cloned());
+    let rules = config.compression_rules.iter();
+    let rules = rules.chain(&files.compression_rules).cloned();
     BackupOptions {
         paths: args.paths.clone(),
         sqlite: args.sqlite.clone(),
         copies_in: Some(client.config.state.clone()),
         source: SourceOptions {
             excludes,
-            file_systems: if args.one_file_system {
+            file_systems: if files.one_file_system {
                 FileSystems::One
             } else {
-                client.config.backup.file_systems
+                config.file_systems
             },
-            access_times: client.config.backup.access_times,
+            access_times: config.access_times,
+            compression: rules.collect(),
         },
         host: args
             .host
@@ -99,6 +110,12 @@ fn options(args: &BackupArgs, client: &Client) -> BackupOptions {
         time: args.time.map(Into::into),
         tags: args.tags.clone(),
         command: command(args),
+        parent,
+        signs: Signs {
+            ctime: !(files.ignore_ctime || config.ignore_ctime),
+            inode: !(files.ignore_inode || config.ignore_inode),
+        },
+        compression: args.compression.unwrap_or(config.compression),
         threads: args.threads,
         dry_run: args.dry_run,
         ..BackupOptions::default()

@@ -161,7 +161,7 @@ impl Pipeline<'_> {
         let change = match &before {
             None => Change::New,
             Some(before)
-                if is_unchanged(before, &draft.kind, &draft.meta)
+                if is_unchanged(before, (&draft.kind, &draft.meta), self.signs)
                     && before.content.iter().all(is_there) =>
             {
                 Change::Unmodified
@@ -175,6 +175,7 @@ impl Pipeline<'_> {
                 change,
             };
             self.pool.push_file(Box::new(File {
+                compression: self.source.compression(&path),
                 path,
                 open: file,
                 entry,

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Change, File, Pipeline, Unread};
+use crate::archive::Compression;
 use crate::archive::chunker::{BYTES_MIN, Cut};
 use crate::archive::compress::Compressor;
 use crate::archive::node::Leads;
@@ -18,7 +19,11 @@ use crate::seal::sha256;
 use crate::source::{OpenFile, WarningKind};
 
 /// A file of more than one piece.
-struct Large(Mutex<LargeState>);
+struct Large {
+    /// The source's rule for it.
+    compression: Option<Compression>,
+    state: Mutex<LargeState>,
+}
 
 struct LargeState {
     /// What isn't known yet is `None`.
@@ -45,7 +50,7 @@ pub(super) struct Piece {
 
 impl Pipeline<'_> {
     pub(super) fn work(&self) -> Result<(), RepoError> {
-        let mut compressor = Compressor::new(self.level)?;
+        let mut compressor = Compressor::new();
         while let Some(job) = self.pool.take() {
             match job {
                 Job::File(file) => self.read(&mut compressor, *file)?,
@@ -61,7 +66,12 @@ impl Pipeline<'_> {
     }
 
     fn read(&self, compressor: &mut Compressor, file: File) -> Result<(), RepoError> {
-        let File { path, open, entry } = file;
+        let File {
+            path,
+            open,
+            compression,
+            entry,
+        } = file;
         let missing = || std::io::Error::other("the source gave no way to open it");
         let mut content = match open.ok_or_else(missing).and_then(OpenFile::open) {
             Ok(opened) => Content::new(opened, entry.draft.meta.size),
@@ -76,13 +86,15 @@ impl Pipeline<'_> {
             return self.finish(compressor, entry, None);
         }
         if !content.has_ended() {
-            return self.read_large(compressor, (&path, entry), content, buffer);
+            let large = Large::new(entry, compression);
+            return self.read_large(compressor, (&path, large), content, buffer);
         }
         drop(content);
         let bytes = buffer.filled().len() as u64;
         let mut ids = Vec::new();
         if bytes > 0 {
-            ids.push(self.store(compressor, BlobKind::Data, buffer.filled())?);
+            let level = self.levels.of(compression);
+            ids.push(self.store(compressor, BlobKind::Data, buffer.filled(), level)?);
         }
         self.buffers.give_back(buffer);
         self.finish(compressor, entry, Some((ids, bytes)))
@@ -109,17 +121,11 @@ impl Pipeline<'_> {
     fn read_large(
         &self,
         compressor: &mut Compressor,
-        (path, entry): (&[u8], Unread),
+        (path, large): (&[u8], Large),
         mut content: Content,
         mut buffer: Buffer,
     ) -> Result<(), RepoError> {
-        let large = Arc::new(Large(Mutex::new(LargeState {
-            content: Vec::new(),
-            unknown: 0,
-            bytes: 0,
-            reading: Reading::GoesOn,
-            entry: Some(entry),
-        })));
+        let large = Arc::new(large);
         let mut cut = Cut::default();
         let reading = loop {
             if self.must_end() {
@@ -170,7 +176,8 @@ impl Pipeline<'_> {
     }
 
     fn store_piece(&self, compressor: &mut Compressor, piece: Piece) -> Result<(), RepoError> {
-        let id = self.store(compressor, BlobKind::Data, piece.buffer.filled())?;
+        let level = self.levels.of(piece.of.compression);
+        let id = self.store(compressor, BlobKind::Data, piece.buffer.filled(), level)?;
         self.buffers.give_back(piece.buffer);
         let mut state = piece.of.state();
         state.content[piece.number] = Some(id);
@@ -249,14 +256,20 @@ impl Pipeline<'_> {
     fn store_list(&self, compressor: &mut Compressor, list: Ended) -> Result<BlobId, RepoError> {
         let kind = BlobKind::Tree;
         let (id, bytes) = match list {
-            Ended::Small(json) => (self.store(compressor, kind, &json)?, json.len() as u64),
+            Ended::Small(json) => {
+                let level = self.levels.of_lists();
+                (
+                    self.store(compressor, kind, &json, level)?,
+                    json.len() as u64,
+                )
+            }
             Ended::Large {
                 id,
                 compressed,
                 plain_length,
             } => {
                 if self.known.claim(kind, id) {
-                    self.packer.add(&Blob {
+                    self.pack(&Blob {
                         kind,
                         id,
                         stored: &compressed,
@@ -277,12 +290,13 @@ impl Pipeline<'_> {
         compressor: &mut Compressor,
         kind: BlobKind,
         plain: &[u8],
+        level: Option<i32>,
     ) -> Result<BlobId, RepoError> {
         let id = BlobId(sha256(plain));
         if self.known.claim(kind, id) {
             let plain_length = u32::try_from(plain.len());
-            let (stored, is_compressed) = compressor.compress(plain)?;
-            self.packer.add(&Blob {
+            let (stored, is_compressed) = compressor.compress(plain, level)?;
+            self.pack(&Blob {
                 kind,
                 id,
                 stored,
@@ -292,10 +306,29 @@ impl Pipeline<'_> {
         }
         Ok(id)
     }
+
+    fn pack(&self, blob: &Blob<'_>) -> Result<(), RepoError> {
+        let waited = self.packer.add(blob)?;
+        self.levels.waited(waited);
+        Ok(())
+    }
 }
 
 impl Large {
+    fn new(entry: Unread, compression: Option<Compression>) -> Self {
+        Self {
+            compression,
+            state: Mutex::new(LargeState {
+                content: Vec::new(),
+                unknown: 0,
+                bytes: 0,
+                reading: Reading::GoesOn,
+                entry: Some(entry),
+            }),
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, LargeState> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
