@@ -6,6 +6,7 @@
 //! or, over a wire, to a server of theirs. A wire joins two network namespaces, of servers and of clients.
 
 mod data;
+mod plot;
 mod server;
 mod tools;
 
@@ -42,6 +43,9 @@ pub(crate) struct RivalsArgs {
     /// REST, borg by SSH, Backlane by storage.
     #[arg(long, value_name = "MBIT")]
     wire: Option<u32>,
+    /// Draw the times that the sets take beside those of the fastest rival.
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
     /// Use this binary instead of building one.
     #[arg(long)]
     bin: Option<PathBuf>,
@@ -85,10 +89,22 @@ pub(crate) fn run(root: &Path, args: &RivalsArgs) -> Result<ExitCode> {
         .dir
         .join(format!("backlane-rivals-{}", std::process::id()));
     fs::create_dir_all(&work).with_context(|| format!("cannot make {}", work.display()))?;
-    let measured = measure(&work, &site, &tools, args);
+    let reported = report(&work, &site, &tools, args);
     fs::remove_dir_all(&work).with_context(|| format!("cannot remove {}", work.display()))?;
-    print(&measured?, args.wire);
+    reported?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Measures what is asked for.
+fn report(work: &Path, site: &Site, tools: &[Tool], args: &RivalsArgs) -> Result<()> {
+    let measured = measure(work, site, tools, args)?;
+    if !measured.is_empty() {
+        print(&measured, args.wire);
+        if let Some(path) = &args.plot {
+            draw(path, &measured, args.wire)?;
+        }
+    }
+    Ok(())
 }
 
 /// By set, work and tool.
@@ -202,6 +218,35 @@ fn print(measured: &Measured, wire: Option<u32>) {
         }
         println!();
     }
+}
+
+/// Draws the column "time × fastest rival".
+fn draw(path: &Path, measured: &Measured, wire: Option<u32>) -> Result<()> {
+    let mut groups: Vec<plot::Group> = Vec::new();
+    for key in measured.keys() {
+        let (set, what, tool) = *key;
+        let Some(ratio) = beside_rivals(measured, *key, |spent| spent.seconds) else {
+            continue;
+        };
+        let name = format!("{}: {}", Set::ALL[set].name(), WORK[what]);
+        match groups.last_mut().filter(|group| group.name == name) {
+            Some(group) => group.bars.push((tool, ratio)),
+            None => groups.push(plot::Group {
+                name,
+                bars: vec![(tool, ratio)],
+            }),
+        }
+    }
+    let title = match wire {
+        Some(mbit) => format!("Backups and restores over {mbit} Mbit/s"),
+        None => "Backups and restores, repository on the same disk".to_owned(),
+    };
+    plot::draw(
+        path,
+        &title,
+        "time × fastest rival (shorter is faster)",
+        &groups,
+    )
 }
 
 fn middle(runs: &[Spent], of: fn(&Spent) -> f64) -> f64 {
