@@ -9,6 +9,7 @@ mod data;
 mod plot;
 mod server;
 mod tools;
+mod trees;
 
 use anyhow::{Context, Result, ensure};
 use backlane_e2e::{Lane, Wire};
@@ -30,9 +31,13 @@ pub(crate) struct RivalsArgs {
     /// Measure these alone [default: those of backlane, restic, borg and rustic that are installed].
     #[arg(long, value_delimiter = ',')]
     with: Vec<String>,
-    /// On these sets of files alone [default: all of incompressible, compressible, small].
+    /// On these sets of files alone [default: all of incompressible, compressible, small]; `trees` is what is stored of
+    /// real trees.
     #[arg(long, value_delimiter = ',')]
     on: Vec<String>,
+    /// Directories whose copies `trees` backs up [default: sources of cargo's registry, /usr/bin, /usr/lib, /usr/share].
+    #[arg(long, value_delimiter = ',')]
+    trees: Vec<PathBuf>,
     /// How often everything is measured; tables have medians.
     #[arg(long, default_value_t = 3)]
     runs: usize,
@@ -61,6 +66,9 @@ impl RivalsArgs {
 /// What is measured of each set, in this order.
 const WORK: [&str; 4] = ["first backup", "unchanged", "1 % changed", "restore"];
 
+/// The name by which real trees are asked for.
+const TREES: &str = "trees";
+
 /// Measures, and prints tables.
 ///
 /// # Errors
@@ -68,10 +76,14 @@ const WORK: [&str; 4] = ["first backup", "unchanged", "1 % changed", "restore"];
 pub(crate) fn run(root: &Path, args: &RivalsArgs) -> Result<ExitCode> {
     for on in &args.on {
         ensure!(
-            Set::ALL.iter().any(|set| set.name() == on),
-            "there is no set of files {on}; give some of incompressible, compressible, small"
+            on == TREES || Set::ALL.iter().any(|set| set.name() == on),
+            "there is no set of files {on}; give some of incompressible, compressible, small, {TREES}"
         );
     }
+    ensure!(
+        args.trees.is_empty() || args.names(TREES),
+        "--trees says which trees, --on {TREES} that they are measured: give both"
+    );
     let bin = match &args.bin {
         Some(bin) => bin.clone(),
         None => crate::bench::build(root)?,
@@ -103,6 +115,13 @@ fn report(work: &Path, site: &Site, tools: &[Tool], args: &RivalsArgs) -> Result
         if let Some(path) = &args.plot {
             draw(path, &measured, args.wire)?;
         }
+    }
+    if args.names(TREES) {
+        let trees = match args.trees.is_empty() {
+            true => trees::usual(),
+            false => args.trees.clone(),
+        };
+        trees::run(work, site, tools, &trees, args.runs)?;
     }
     Ok(())
 }

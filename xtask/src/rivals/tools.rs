@@ -3,6 +3,7 @@
 use super::server;
 use anyhow::{Context, Result, bail, ensure};
 use backlane_e2e::{Lane, Process, Side, output, until};
+use serde_json::Value;
 use std::{
     ffi::{OsStr, OsString},
     fs,
@@ -154,7 +155,7 @@ impl Program {
         }
     }
 
-    fn is_installed(self) -> bool {
+    pub(super) fn is_installed(self) -> bool {
         self == Self::Backlane || is_there(self.name())
     }
 }
@@ -329,6 +330,42 @@ impl Place<'_> {
         })
     }
 
+    /// How long all chunks of files are together, before compression; borg counts metadata with them. rustic tells it of
+    /// all repositories of its format: `None` where it isn't installed.
+    pub(super) fn unique_mib(&self) -> Result<Option<f64>> {
+        let number = |document: &Value, at: &str| {
+            let found = document.pointer(at).and_then(Value::as_f64);
+            found.with_context(|| format!("no {at} in {document}"))
+        };
+        if self.tool.program == Program::Borg {
+            let printed = output(self.command().args(["info", "--json"]))?;
+            let bytes = number(&serde_json::from_str(&printed)?, "/cache/stats/unique_size")?;
+            return Ok(Some(bytes / MIB));
+        }
+        if !Program::Rustic.is_installed() {
+            return Ok(None);
+        }
+        let mut count = Command::new(Program::Rustic.name());
+        match self.tool.program {
+            Program::Backlane => count
+                .env(
+                    "RUSTIC_REPOSITORY",
+                    self.path("repository/repositories/client"),
+                )
+                .env("RUSTIC_PASSWORD_FILE", self.path("client/repository.key")),
+            _ => count
+                .env("RUSTIC_REPOSITORY", self.path("repository"))
+                .env("RUSTIC_PASSWORD", PASSWORD),
+        };
+        count.args(["--no-cache", "repoinfo", "--only-index", "--json"]);
+        let document: Value = serde_json::from_str(&output(&mut count)?)?;
+        let blobs = document.pointer("/index/blobs").and_then(Value::as_array);
+        let mut kinds = blobs.into_iter().flatten();
+        let data = kinds.find(|kind| kind["blob_type"] == "data");
+        let data = data.with_context(|| format!("no data in {document}"))?;
+        Ok(Some(number(data, "/data_size")? / MIB))
+    }
+
     /// The CPU seconds of the server so far, and of what it has started for sessions.
     fn server_cpu(&self) -> Result<f64> {
         let Some(server) = &self.server else {
@@ -358,7 +395,7 @@ impl Place<'_> {
 }
 
 /// How long the files below a directory are together.
-fn mib_below(directory: &Path) -> Result<f64> {
+pub(super) fn mib_below(directory: &Path) -> Result<f64> {
     let mut sum = 0.0;
     let entries = fs::read_dir(directory);
     for entry in entries.with_context(|| format!("cannot list {}", directory.display()))? {
