@@ -32,7 +32,7 @@ enum Task {
     Fuzz(fuzz::FuzzArgs),
     /// Measure storage sockets on four kinds of devices, as root: the figures of docs/performance.md.
     Bench(bench::BenchArgs),
-    /// Back up and restore the same files by Backlane, restic, rustic and borg: the table of docs/performance.md.
+    /// Back up and restore the same files by Backlane, restic, rustic and borg: the tables of docs/performance.md.
     Rivals(rivals::RivalsArgs),
     /// Make every fault at every moment of jobs, as root, and print what comes of them: docs/reliability.md.
     Matrix(e2e::ProgramArgs),

@@ -1,13 +1,18 @@
-//! Backups and restores of the same files by Backlane, restic, rustic and borg, in turns, on one machine: the table of
+//! Backups and restores of the same files by Backlane, restic, rustic and borg, in turns, on one machine: the tables of
 //! docs/performance.md.
 //!
 //! Every repository is on the disk that the files are on. Backlane runs as two processes, a server and a client, with TLS
-//! and a pool that is a file; what both take counts, the client's part is told beside it. The others write to a directory.
+//! and a pool that is a file; what both take counts, the client's part is told beside it. The others write to a directory,
+//! or, over a wire, to a server of theirs. A wire joins two network namespaces, of servers and of clients.
 
 mod data;
+mod plot;
+mod server;
 mod tools;
+mod trees;
 
 use anyhow::{Context, Result, ensure};
+use backlane_e2e::{Lane, Wire};
 use clap::Args;
 use data::Set;
 use std::{
@@ -16,7 +21,7 @@ use std::{
     path::{Path, PathBuf},
     process::ExitCode,
 };
-use tools::{Spent, Tool};
+use tools::{Site, Spent, Tool};
 
 #[derive(Args)]
 pub(crate) struct RivalsArgs {
@@ -26,86 +31,144 @@ pub(crate) struct RivalsArgs {
     /// Measure these alone [default: those of backlane, restic, borg and rustic that are installed].
     #[arg(long, value_delimiter = ',')]
     with: Vec<String>,
-    /// On these sets of files alone [default: all of incompressible, compressible, small].
+    /// On these sets of files alone [default: all of incompressible, compressible, small]; `trees` is what is stored of
+    /// real trees.
     #[arg(long, value_delimiter = ',')]
     on: Vec<String>,
-    /// How often everything is measured; the table has medians.
+    /// Directories whose copies `trees` backs up [default: sources of cargo's registry, /usr/bin, /usr/lib, /usr/share].
+    #[arg(long, value_delimiter = ',')]
+    trees: Vec<PathBuf>,
+    /// How often everything is measured; tables have medians.
     #[arg(long, default_value_t = 3)]
     runs: usize,
     /// The part of the full size that the sets have, in hundredths: 4 GiB twice, and 200,000 files.
     #[arg(long, default_value_t = 100)]
     percent: u64,
+    /// Put repositories behind a network that carries so many Mbit/s each way, as root: restic by SFTP and REST, rustic by
+    /// REST, borg by SSH, Backlane by storage.
+    #[arg(long, value_name = "MBIT")]
+    wire: Option<u32>,
+    /// Draw the times that the sets take beside those of the fastest rival.
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
     /// Use this binary instead of building one.
     #[arg(long)]
     bin: Option<PathBuf>,
 }
 
+impl RivalsArgs {
+    /// Whether a set is asked for by its name.
+    fn names(&self, set: &str) -> bool {
+        self.on.iter().any(|on| on == set)
+    }
+}
+
 /// What is measured of each set, in this order.
 const WORK: [&str; 4] = ["first backup", "unchanged", "1 % changed", "restore"];
 
-/// Measures, and prints a table.
+/// The name by which real trees are asked for.
+const TREES: &str = "trees";
+
+/// Measures, and prints tables.
 ///
 /// # Errors
 /// When a tool fails, or restores something else than it backed up.
 pub(crate) fn run(root: &Path, args: &RivalsArgs) -> Result<ExitCode> {
+    for on in &args.on {
+        ensure!(
+            on == TREES || Set::ALL.iter().any(|set| set.name() == on),
+            "there is no set of files {on}; give some of incompressible, compressible, small, {TREES}"
+        );
+    }
+    ensure!(
+        args.trees.is_empty() || args.names(TREES),
+        "--trees says which trees, --on {TREES} that they are measured: give both"
+    );
     let bin = match &args.bin {
         Some(bin) => bin.clone(),
         None => crate::bench::build(root)?,
     };
     let bin = fs::canonicalize(&bin).with_context(|| format!("no {}", bin.display()))?;
+    let lay = |mbit| {
+        Lane::new(Wire { mbit: Some(mbit) }).context(
+            "cannot lay the wire: run as root, with ip and tc (Debian: iproute2), where the kernel has network namespaces",
+        )
+    };
+    let lane = args.wire.map(lay).transpose()?;
+    let site = Site { bin, lane };
+    let tools = site.tools(&args.with)?;
     let work = args
         .dir
         .join(format!("backlane-rivals-{}", std::process::id()));
     fs::create_dir_all(&work).with_context(|| format!("cannot make {}", work.display()))?;
-    let measured = measure(&work, &bin, args);
+    let reported = report(&work, &site, &tools, args);
     fs::remove_dir_all(&work).with_context(|| format!("cannot remove {}", work.display()))?;
-    print(&measured?);
+    reported?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// By set, work and tool.
-type Measured = BTreeMap<(usize, usize, String), Vec<Spent>>;
+/// Measures what is asked for.
+fn report(work: &Path, site: &Site, tools: &[Tool], args: &RivalsArgs) -> Result<()> {
+    let measured = measure(work, site, tools, args)?;
+    if !measured.is_empty() {
+        print(&measured, args.wire);
+        if let Some(path) = &args.plot {
+            draw(path, &measured, args.wire)?;
+        }
+    }
+    if args.names(TREES) {
+        let trees = match args.trees.is_empty() {
+            true => trees::usual(),
+            false => args.trees.clone(),
+        };
+        trees::run(work, site, tools, &trees, args.runs)?;
+    }
+    Ok(())
+}
 
-fn measure(work: &Path, bin: &Path, args: &RivalsArgs) -> Result<Measured> {
-    let tools = tools::installed(&args.with)?;
+/// By set, work and tool.
+type Measured = BTreeMap<(usize, usize, &'static str), Vec<Spent>>;
+
+fn measure(work: &Path, site: &Site, tools: &[Tool], args: &RivalsArgs) -> Result<Measured> {
     let mut measured = Measured::new();
     for (at, set) in Set::ALL.iter().enumerate() {
-        if !args.on.is_empty() && !args.on.iter().any(|on| on == set.name()) {
+        if !args.on.is_empty() && !args.names(set.name()) {
             continue;
         }
         let files = work.join(set.name());
         for run in 0..args.runs {
             set.make(&files, args.percent)?;
             // Each tool comes first in turn.
-            let mut order = tools.clone();
-            let first = run % order.len();
-            order.rotate_left(first);
+            let mut order = tools.to_vec();
+            order.rotate_left(run % tools.len());
             let mut ready = Vec::new();
             for tool in order {
-                ready.push((tool, tool.prepare(&work.join(tool.name()), bin)?));
+                let place = tool.prepare(&work.join(tool.name), site);
+                ready.push(place.with_context(|| format!("{}: no repository", tool.name))?);
             }
             let target = work.join("restored");
             for (what, name) in WORK.iter().enumerate() {
                 if what == 2 {
                     set.change(&files, args.percent)?;
                 }
-                for (tool, place) in &ready {
+                for place in &ready {
+                    let tool = place.tool;
                     let spent = match what {
                         3 => place.restore(&files, &target),
                         _ => place.backup(&files),
                     };
                     let spent = spent
-                        .with_context(|| format!("{} of {name} of {}", tool.name(), set.name()))?;
+                        .with_context(|| format!("{} of {name} of {}", tool.name, set.name()))?;
                     if what == 3 {
-                        check(&files, &target, *tool)?;
+                        check(&files, &target, tool)?;
                         fs::remove_dir_all(&target)?;
                     }
-                    eprintln!("{} {}: {name}: {spent:?}", set.name(), tool.name());
-                    let key = (at, what, tool.name().to_owned());
+                    eprintln!("{} {}: {name}: {spent:?}", set.name(), tool.name);
+                    let key = (at, what, tool.name);
                     measured.entry(key).or_default().push(spent);
                 }
             }
-            for (_, place) in ready {
+            for place in ready {
                 place.remove()?;
             }
         }
@@ -129,39 +192,97 @@ fn check(files: &Path, target: &Path, tool: Tool) -> Result<()> {
         .arg(&restored)
         .status();
     let same = diff.context("cannot start diff")?.success();
-    ensure!(same, "{} restored something else", tool.name());
+    ensure!(same, "{} restored something else", tool.name);
     Ok(())
 }
 
-fn print(measured: &Measured) {
+/// A figure of a run, as a table has it: with so many decimals.
+type Column = (&'static str, fn(&Spent) -> f64, usize);
+
+const COLUMNS: [Column; 5] = [
+    ("seconds", |spent| spent.seconds, 1),
+    ("CPU seconds", |spent| spent.cpu_seconds, 1),
+    ("of which client", |spent| spent.client_cpu_seconds, 1),
+    ("peak MiB", |spent| spent.peak_mib, 0),
+    ("stored MiB", |spent| spent.stored_mib, 0),
+];
+
+fn print(measured: &Measured, wire: Option<u32>) {
+    let on_the_wire: Column = ("on the wire MiB", |spent| spent.wire_mib, 0);
+    let columns: Vec<Column> = COLUMNS
+        .into_iter()
+        .chain(wire.map(|_| on_the_wire))
+        .collect();
+    let names: Vec<_> = columns.iter().map(|column| column.0).collect();
     println!(
-        "| work | tool | seconds | CPU seconds | of which client | peak MiB | stored MiB | time × fastest rival | CPU × |"
+        "| work | tool | {} | time × fastest rival | CPU × |",
+        names.join(" | ")
     );
-    println!("| --- | --- | --- | --- | --- | --- | --- | --- | --- |");
-    for ((set, what, tool), runs) in measured {
-        let middle = |of: fn(&Spent) -> f64| median(runs.iter().map(of).collect());
-        let rivals = |of: fn(&Spent) -> f64| {
-            let rivals = measured
-                .iter()
-                .filter(|((s, w, t), _)| (s, w) == (set, what) && t != "backlane");
-            let best = rivals
-                .map(|(_, runs)| median(runs.iter().map(of).collect()))
-                .reduce(f64::min);
-            best.map_or(String::new(), |best| format!("{:.2}", middle(of) / best))
-        };
-        println!(
-            "| {}: {} | {tool} | {:.1} | {:.1} | {:.1} | {:.0} | {:.0} | {} | {} |",
-            Set::ALL[*set].name(),
-            WORK[*what],
-            middle(|spent| spent.seconds),
-            middle(|spent| spent.cpu_seconds),
-            middle(|spent| spent.client_cpu_seconds),
-            middle(|spent| spent.peak_mib),
-            middle(|spent| spent.stored_mib),
-            rivals(|spent| spent.seconds),
-            rivals(|spent| spent.client_cpu_seconds),
-        );
+    println!("|{}", " --- |".repeat(columns.len() + 4));
+    for (key, runs) in measured {
+        let (set, what, tool) = *key;
+        print!("| {}: {} | {tool} |", Set::ALL[set].name(), WORK[what]);
+        for (_, of, decimals) in &columns {
+            print!(" {:.*} |", decimals, middle(runs, *of));
+        }
+        for of in [
+            |spent: &Spent| spent.seconds,
+            |spent: &Spent| spent.client_cpu_seconds,
+        ] {
+            let ratio = beside_rivals(measured, *key, of);
+            print!(
+                " {} |",
+                ratio.map_or(String::new(), |ratio| format!("{ratio:.2}"))
+            );
+        }
+        println!();
     }
+}
+
+/// Draws the column "time × fastest rival".
+fn draw(path: &Path, measured: &Measured, wire: Option<u32>) -> Result<()> {
+    let mut groups: Vec<plot::Group> = Vec::new();
+    for key in measured.keys() {
+        let (set, what, tool) = *key;
+        let Some(ratio) = beside_rivals(measured, *key, |spent| spent.seconds) else {
+            continue;
+        };
+        let name = format!("{}: {}", Set::ALL[set].name(), WORK[what]);
+        match groups.last_mut().filter(|group| group.name == name) {
+            Some(group) => group.bars.push((tool, ratio)),
+            None => groups.push(plot::Group {
+                name,
+                bars: vec![(tool, ratio)],
+            }),
+        }
+    }
+    let title = match wire {
+        Some(mbit) => format!("Backups and restores over {mbit} Mbit/s"),
+        None => "Backups and restores, repository on the same disk".to_owned(),
+    };
+    plot::draw(
+        path,
+        &title,
+        "time × fastest rival (shorter is faster)",
+        &groups,
+    )
+}
+
+fn middle(runs: &[Spent], of: fn(&Spent) -> f64) -> f64 {
+    median(runs.iter().map(of).collect())
+}
+
+/// A figure of a tool beside that of the rival that takes least for the same work.
+fn beside_rivals(
+    measured: &Measured,
+    key: (usize, usize, &str),
+    of: fn(&Spent) -> f64,
+) -> Option<f64> {
+    let rivals = measured
+        .iter()
+        .filter(|((set, what, tool), _)| (*set, *what) == (key.0, key.1) && *tool != "backlane");
+    let least = rivals.map(|(_, runs)| middle(runs, of)).reduce(f64::min)?;
+    Some(middle(measured.get(&key)?, of) / least)
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
