@@ -48,6 +48,8 @@ pub struct BackupOptions {
     pub compression: Compression,
     /// On how many threads it works; as many as there are cores when `None`.
     pub threads: Option<NonZero<usize>>,
+    /// What it may take of memory, as [`ArchiveOptions::memory_bytes`] has it.
+    pub memory_bytes: Option<u64>,
     /// Reads and counts, and writes nothing.
     pub dry_run: bool,
 }
@@ -125,6 +127,7 @@ impl BackupOptions {
                 false => DryRun::No,
             },
             threads: self.threads,
+            memory_bytes: self.memory_bytes,
             cancel,
         }
     }

@@ -17,7 +17,7 @@ pub mod wal;
 mod carry;
 mod fs;
 
-pub use backlane_repo::{Cancel, Compression, Parent, Signs};
+pub use backlane_repo::{Cancel, Compression, MEMORY_BYTES_MIN, Parent, Signs};
 pub use backup::{BackupOptions, BackupSummary, backup};
 pub use error::Error;
 pub use mariadb::{backup_binlogs, backup_mariadb, restore_mariadb};

@@ -71,8 +71,30 @@ pub struct ArchiveOptions {
     pub compression: Compression,
     /// On how many threads it works; as many as there are cores when `None`.
     pub threads: Option<NonZero<usize>>,
+    /// What the process may take of memory, apart from what is known of blobs: it works on no more threads than this
+    /// suffices for, but on one. Less than [`MEMORY_BYTES_MIN`] can't be kept to.
+    pub memory_bytes: Option<u64>,
     /// Ends the backup early.
     pub cancel: Cancel,
+}
+
+/// What a process takes that backs up on one thread, at most: see the table in docs/design/backup.md.
+pub const MEMORY_BYTES_MIN: u64 = 224 << 20;
+
+/// What it takes for another thread: four buffers of 8 MiB for pieces, and two packs of twice that.
+const THREAD_MEMORY_BYTES: u64 = 4 * (8 << 20) + 2 * (16 << 20);
+
+impl ArchiveOptions {
+    fn threads(&self) -> usize {
+        let threads = self.threads.map_or_else(cores, NonZero::get);
+        let more = |memory: u64| memory.saturating_sub(MEMORY_BYTES_MIN) / THREAD_MEMORY_BYTES;
+        let most = self.memory_bytes.map(more).unwrap_or(u64::MAX);
+        threads.min(
+            usize::try_from(most)
+                .unwrap_or(usize::MAX)
+                .saturating_add(1),
+        )
+    }
 }
 
 /// The snapshot that a backup is compared with: a file whose size, times and inode are alike is not read again.
@@ -233,7 +255,7 @@ impl Repository {
             source: source.as_ref(),
             cancel: &options.cancel,
             reader: &reader,
-            threads: options.threads.map_or_else(cores, NonZero::get),
+            threads: options.threads(),
             signs: options.signs,
             configured: inner.configured(),
             compression: options.compression,
@@ -438,4 +460,28 @@ fn cores() -> usize {
 fn lossy(paths: &[Vec<u8>]) -> Vec<String> {
     let text = |path: &Vec<u8>| String::from_utf8_lossy(path).into_owned();
     paths.iter().map(text).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_threads_as_memory_suffices_for() {
+        let threads = |threads, memory: u64| {
+            let options = ArchiveOptions {
+                threads: NonZero::new(threads),
+                memory_bytes: (memory > 0).then_some(memory << 20),
+                ..ArchiveOptions::default()
+            };
+            options.threads()
+        };
+        assert_eq!(threads(16, 0), 16);
+        assert_eq!(threads(16, 224), 1);
+        assert_eq!(threads(16, 287), 1);
+        assert_eq!(threads(16, 288), 2);
+        assert_eq!(threads(16, 1024), 13);
+        assert_eq!(threads(4, 1024), 4);
+        assert_eq!(threads(4, 1), 1);
+    }
 }

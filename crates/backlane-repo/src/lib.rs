@@ -46,7 +46,9 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use archive::{ArchiveOptions, ArchiveSummary, Cancel, Compression, DryRun, Parent, Signs};
+pub use archive::{
+    ArchiveOptions, ArchiveSummary, Cancel, Compression, DryRun, MEMORY_BYTES_MIN, Parent, Signs,
+};
 pub use error::{Damage, RepoError};
 pub use headers::PackKinds;
 pub use index::{BlobId, BlobKind, BlobPlace, Index};

@@ -22,7 +22,7 @@ pub(crate) use wal::{
     WalCommand, WalExpireArgs, WalFetchArgs, WalPushArgs, WalReadArgs, WalReceiveArgs, WalRunArgs,
 };
 
-use crate::sizes::{parse_limit, parse_size};
+use crate::sizes::{parse_limit, parse_memory, parse_size};
 use backlane_client::{Compression, CompressionRule};
 use backlane_net::EngineChoice;
 use backlane_proto::RoutePolicy;
@@ -314,6 +314,10 @@ pub(crate) struct BackupArgs {
     /// Work on so many threads [default: as many as there are cores].
     #[arg(long, value_name = "NUMBER")]
     pub(crate) threads: Option<NonZero<usize>>,
+    /// Take no more memory than this, beside 48 bytes for each blob in the repository: on fewer threads, where it doesn't
+    /// suffice for all; 224M at least [default: what the configuration says, or else no limit].
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
+    pub(crate) memory: Option<u64>,
     /// Say what would be done and store nothing; runs neither of those.
     #[arg(long)]
     pub(crate) dry_run: bool,

@@ -126,6 +126,9 @@ pub(crate) struct BackupSection {
     /// Which are compressed in another way; the last one that matches counts.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) compression_rules: Vec<CompressionRule>,
+    /// What a backup may take of memory: `512M`, say.
+    #[serde(with = "crate::sizes::memory", skip_serializing_if = "Option::is_none")]
+    pub(crate) memory: Option<u64>,
     /// A shell's command to run before anything is read; if it fails, nothing is backed up.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) before: Option<String>,
@@ -362,6 +365,7 @@ mod tests {
             backup: BackupSection {
                 ignore_ctime: true,
                 compression: Compression::Level(9),
+                memory: Some(1 << 30),
                 compression_rules: vec!["off:*.jpg".parse().unwrap()],
                 ..BackupSection::default()
             },

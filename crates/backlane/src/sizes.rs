@@ -1,5 +1,6 @@
 //! Sizes as people write them.
 
+use backlane_client::MEMORY_BYTES_MIN;
 use backlane_net::LIMIT_BYTES_MIN;
 
 /// Parses `512`, `64K`, `256M`, `1G`, `2T`, also with `iB` after the letter: powers of 1024.
@@ -31,6 +32,28 @@ pub(crate) fn parse_limit(text: &str) -> Result<u64, String> {
     match limit >= LIMIT_BYTES_MIN {
         true => Ok(limit),
         false => Err(format!("{}K is the least", LIMIT_BYTES_MIN >> 10)),
+    }
+}
+
+/// Parses what a backup may take of memory.
+pub(crate) fn parse_memory(text: &str) -> Result<u64, String> {
+    let memory = parse_size(text)?;
+    match memory >= MEMORY_BYTES_MIN {
+        true => Ok(memory),
+        false => Err(format!("{}M is the least", MEMORY_BYTES_MIN >> 20)),
+    }
+}
+
+/// What a backup may take of memory, in a configuration file.
+pub(crate) mod memory {
+    pub(crate) use super::limit::serialize;
+    use serde::{Deserialize, Deserializer, de::Error};
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+        let text = String::deserialize(from)?;
+        super::parse_memory(&text)
+            .map(Some)
+            .map_err(D::Error::custom)
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::mem;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use backlane_proto::{ObjectId, PackContents};
@@ -22,6 +22,9 @@ use crate::seal::sha256;
 /// Packs of pieces of files that are open at once.
 const OPEN_PACKS_MAX: usize = 4;
 
+/// Buffers that wait to be used again.
+const SPARE_MAX: usize = 2;
+
 /// An object of the index is closed when it has so many blobs, or so long after the last.
 const INDEX_BLOBS_MAX: usize = 50_000;
 const INDEX_AGE_MAX: Duration = Duration::from_secs(300);
@@ -33,6 +36,7 @@ pub(crate) struct Packer<'a> {
     data: Vec<Mutex<OpenPack>>,
     trees: Vec<Mutex<OpenPack>>,
     index: Mutex<OpenIndex>,
+    spare: Arc<Spare>,
     pub(crate) data_added: Added,
     pub(crate) trees_added: Added,
 }
@@ -50,6 +54,16 @@ pub(crate) struct Added {
 struct OpenPack {
     bytes: Vec<u8>,
     blobs: Vec<BlobJson>,
+}
+
+/// Buffers of packs that were stored. To have memory from the system anew for each pack is a twelfth of a backup's work.
+#[derive(Default)]
+struct Spare(Mutex<Vec<Vec<u8>>>);
+
+/// The bytes of a pack on its way to the store, whose buffer is used again afterwards.
+struct Body {
+    bytes: Vec<u8>,
+    spare: Arc<Spare>,
 }
 
 struct OpenIndex {
@@ -77,6 +91,7 @@ impl<'a> Packer<'a> {
             data: open(threads.clamp(1, OPEN_PACKS_MAX)),
             trees: open(1),
             index: Mutex::new(OpenIndex::new()),
+            spare: Arc::default(),
             data_added: Added::default(),
             trees_added: Added::default(),
         }
@@ -90,7 +105,7 @@ impl<'a> Packer<'a> {
         };
         let mut pack = free(packs);
         if pack.bytes.capacity() == 0 {
-            pack.bytes.reserve(target as usize + (1 << 20));
+            pack.bytes = self.spare.take(target as usize + (1 << 20));
         }
         let length = pack.push(self.inner, blob)?;
         let is_full = pack.bytes.len() >= target as usize || pack.blobs.len() >= PACK_BLOBS_MAX;
@@ -146,8 +161,12 @@ impl<'a> Packer<'a> {
         };
         let began = Instant::now();
         let window = self.inner.backend.window();
+        let body = Body {
+            bytes: pack.bytes,
+            spare: Arc::clone(&self.spare),
+        };
         window
-            .push(id, contents, Bytes::from(pack.bytes))
+            .push(id, contents, Bytes::from_owner(body))
             .map_err(|cause| RepoError::WriteFailed { cause })?;
         let waited = began.elapsed();
         self.enter(id, pack.blobs)?;
@@ -171,6 +190,32 @@ impl<'a> Packer<'a> {
         match packs.is_empty() {
             true => Ok(()),
             false => self.inner.write_index(packs),
+        }
+    }
+}
+
+impl Spare {
+    fn take(&self, bytes: usize) -> Vec<u8> {
+        let spare = lock(&self.0).pop();
+        let mut buffer = spare.unwrap_or_default();
+        buffer.reserve(bytes);
+        buffer
+    }
+}
+
+impl AsRef<[u8]> for Body {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        let mut bytes = mem::take(&mut self.bytes);
+        bytes.clear();
+        let mut spare = lock(&self.spare.0);
+        if spare.len() < SPARE_MAX {
+            spare.push(bytes);
         }
     }
 }

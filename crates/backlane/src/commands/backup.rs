@@ -117,6 +117,7 @@ fn options(args: &BackupArgs, client: &Client, parent: Parent) -> BackupOptions 
         },
         compression: args.compression.unwrap_or(config.compression),
         threads: args.threads,
+        memory_bytes: args.memory.or(config.memory),
         dry_run: args.dry_run,
         ..BackupOptions::default()
     }
