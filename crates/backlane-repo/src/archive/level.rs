@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,8 +16,10 @@ const LEVEL_MAX: u8 = 19;
 /// The levels that it adapts between, zstd's own first. The hardest takes 12 MiB a thread.
 const STEPS: [i32; 3] = [3, 6, 9];
 
-/// How long is looked at before the level may change.
+/// What is looked at before the level may change: so much time, and so many packs for each thread. A wait is known only
+/// when it is over, and may be long.
 const PERIOD: Duration = Duration::from_secs(1);
+const PACKS: u32 = 2;
 
 /// From this part of the threads' time on, in hundredths, that they wait, there is time for the next level, which takes
 /// about twice as much; and below the other one for none but the level before.
@@ -108,7 +110,7 @@ impl Levels {
         }
     }
 
-    /// A thread has waited so long for room on the way to the store.
+    /// A thread has waited so long for room for a pack on the way to the store.
     pub(crate) fn waited(&self, time: Duration) {
         self.adapting.waited(time, Instant::now());
     }
@@ -116,20 +118,33 @@ impl Levels {
 
 /// The level that follows from how much threads wait.
 struct Adapting {
-    threads: usize,
+    threads: u32,
     step: AtomicUsize,
-    /// Since the present period began, in nanoseconds.
-    waited: AtomicU64,
-    since: Mutex<Instant>,
+    period: Mutex<Period>,
+}
+
+struct Period {
+    began: Instant,
+    packs: u32,
+    waited: Duration,
+}
+
+impl Period {
+    fn new(began: Instant) -> Self {
+        Self {
+            began,
+            packs: 0,
+            waited: Duration::ZERO,
+        }
+    }
 }
 
 impl Adapting {
     fn new(threads: usize) -> Self {
         Self {
-            threads,
+            threads: u32::try_from(threads).unwrap_or(u32::MAX),
             step: AtomicUsize::new(0),
-            waited: AtomicU64::new(0),
-            since: Mutex::new(Instant::now()),
+            period: Mutex::new(Period::new(Instant::now())),
         }
     }
 
@@ -138,16 +153,15 @@ impl Adapting {
     }
 
     fn waited(&self, time: Duration, now: Instant) {
-        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        self.waited.fetch_add(nanos, Ordering::Relaxed);
-        let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
-        let past = now.saturating_duration_since(*since);
-        if past < PERIOD {
+        let mut period = self.period.lock().unwrap_or_else(PoisonError::into_inner);
+        period.packs += 1;
+        period.waited += time;
+        let past = now.saturating_duration_since(period.began);
+        if past < PERIOD || period.packs < self.threads.saturating_mul(PACKS) {
             return;
         }
-        *since = now;
-        let waited = Duration::from_nanos(self.waited.swap(0, Ordering::Relaxed));
-        let had = past.saturating_mul(u32::try_from(self.threads).unwrap_or(u32::MAX));
+        let waited = std::mem::replace(&mut *period, Period::new(now)).waited;
+        let had = past.saturating_mul(self.threads);
         let before = self.step.load(Ordering::Relaxed);
         let step = match waited * 100 {
             much if much >= had * WAITS => (before + 1).min(STEPS.len() - 1),
@@ -156,7 +170,7 @@ impl Adapting {
         };
         if step != before {
             self.step.store(step, Ordering::Relaxed);
-            tracing::debug!(
+            tracing::trace!(
                 level = STEPS[step],
                 ?waited,
                 ?had,
@@ -174,12 +188,14 @@ mod tests {
     fn the_level_rises_while_threads_wait_and_falls_when_they_do_not() {
         let adapting = Adapting::new(2);
         let began = Instant::now();
-        // What two threads have waited of each second.
+        // What two threads have waited of each second, for four packs.
         let mut seconds = 0;
         let mut after = |waited_ms: u64| {
             seconds += 1;
             let at = began + Duration::from_secs(1 + seconds);
-            adapting.waited(Duration::from_millis(waited_ms), at);
+            for _ in 0..4 {
+                adapting.waited(Duration::from_millis(waited_ms / 4), at);
+            }
             adapting.level()
         };
         assert_eq!(after(0), 3);
@@ -198,11 +214,20 @@ mod tests {
     }
 
     #[test]
-    fn nothing_changes_within_a_period() {
-        let adapting = Adapting::new(1);
-        let at = Instant::now() + PERIOD / 2;
-        adapting.waited(PERIOD, at);
-        assert_eq!(adapting.level(), STEPS[0]);
+    fn nothing_follows_from_a_short_time_or_from_few_packs() {
+        let now = Instant::now();
+        let quick = Adapting::new(1);
+        for _ in 0..10 {
+            quick.waited(PERIOD, now + PERIOD / 2);
+        }
+        assert_eq!(quick.level(), STEPS[0]);
+        let few = Adapting::new(4);
+        for _ in 0..7 {
+            few.waited(PERIOD * 9, now + PERIOD * 10);
+        }
+        assert_eq!(few.level(), STEPS[0]);
+        few.waited(PERIOD * 9, now + PERIOD * 10);
+        assert_eq!(few.level(), STEPS[1]);
     }
 
     #[test]

@@ -97,8 +97,8 @@ impl<'a> Packer<'a> {
         }
     }
 
-    /// Adds a blob; stores a pack that is full with it. How long it waited for room on the way to the store.
-    pub(crate) fn add(&self, blob: &Blob<'_>) -> Result<Duration, RepoError> {
+    /// Adds a blob; stores a pack that is full with it. How long that waited then for room on the way to the store.
+    pub(crate) fn add(&self, blob: &Blob<'_>) -> Result<Option<Duration>, RepoError> {
         let (packs, added, target) = match blob.kind {
             BlobKind::Data => (&self.data, &self.data_added, PACK_TARGET_BYTES),
             BlobKind::Tree => (&self.trees, &self.trees_added, TREE_PACK_TARGET_BYTES),
@@ -118,7 +118,8 @@ impl<'a> Packer<'a> {
         added
             .packed_bytes
             .fetch_add(length.into(), Ordering::Relaxed);
-        full.map_or(Ok(Duration::ZERO), |full| self.close(full, blob.kind))
+        let waited = full.map(|full| self.close(full, blob.kind));
+        waited.transpose()
     }
 
     /// Stores what is left.

@@ -308,8 +308,9 @@ impl Pipeline<'_> {
     }
 
     fn pack(&self, blob: &Blob<'_>) -> Result<(), RepoError> {
-        let waited = self.packer.add(blob)?;
-        self.levels.waited(waited);
+        if let Some(waited) = self.packer.add(blob)? {
+            self.levels.waited(waited);
+        }
         Ok(())
     }
 }
