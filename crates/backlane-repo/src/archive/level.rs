@@ -10,10 +10,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The hardest level that can be asked for. Beyond it a thread takes more than a hundred MiB for it.
+/// The hardest level that can be asked for, for which zstd takes 90 MiB a thread.
 const LEVEL_MAX: u8 = 19;
 
-/// The levels that it adapts between, zstd's own first. The hardest takes 12 MiB a thread.
+/// The levels that it adapts between, zstd's own first. The hardest takes 15 MiB a thread.
 const STEPS: [i32; 3] = [3, 6, 9];
 
 /// What is looked at before the level may change: so much time, and so many packs for each thread. A wait is known only
