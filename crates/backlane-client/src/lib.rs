@@ -26,9 +26,7 @@ pub use postgres::{PostgresBackup, PostgresRestore, backup_postgres, restore_pos
 pub use progress::{Progress, Warning, WarningKind, Warnings};
 pub use restore::{Holes, RestoreOptions, RestoreSummary, restore};
 pub use source::{
-    AccessTimes, FileSystems, SourceOptions,
-    compression::{self, CompressionRule},
-    exclude::Excludes,
+    AccessTimes, FileSystems, SourceOptions, compression::CompressionRule, exclude::Excludes,
 };
 
 /// Extended attributes are reached through /proc.

@@ -115,13 +115,12 @@ pub(crate) struct BackupSection {
     /// What is left out.
     pub(crate) excludes: Excludes,
     /// Don't take a file for changed because its time of change is another.
-    #[serde(skip_serializing_if = "is_not_set")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(crate) ignore_ctime: bool,
     /// Nor because its inode is.
-    #[serde(skip_serializing_if = "is_not_set")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(crate) ignore_inode: bool,
     /// How files are compressed: `auto`, `off`, or a level from 1 to 19.
-    #[serde(with = "backlane_client::compression::as_text")]
     pub(crate) compression: Compression,
     /// Which are compressed in another way; the last one that matches counts.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -135,12 +134,6 @@ pub(crate) struct BackupSection {
     /// One to run afterwards, whatever came of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) after: Option<String>,
-}
-
-/// For serde, which gives a reference.
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives one")]
-fn is_not_set(flag: &bool) -> bool {
-    !flag
 }
 
 /// Durations as people write them.

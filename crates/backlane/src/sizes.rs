@@ -2,6 +2,7 @@
 
 use backlane_client::MEMORY_BYTES_MIN;
 use backlane_net::LIMIT_BYTES_MIN;
+use serde::{Deserialize, Deserializer, de::Error};
 
 /// Parses `512`, `64K`, `256M`, `1G`, `2T`, also with `iB` after the letter: powers of 1024.
 pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
@@ -44,22 +45,27 @@ pub(crate) fn parse_memory(text: &str) -> Result<u64, String> {
     }
 }
 
+fn read<'de, D: Deserializer<'de>>(
+    from: D,
+    parse: fn(&str) -> Result<u64, String>,
+) -> Result<Option<u64>, D::Error> {
+    let text = String::deserialize(from)?;
+    parse(&text).map(Some).map_err(D::Error::custom)
+}
+
 /// What a backup may take of memory, in a configuration file.
 pub(crate) mod memory {
     pub(crate) use super::limit::serialize;
-    use serde::{Deserialize, Deserializer, de::Error};
+    use serde::Deserializer;
 
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
-        let text = String::deserialize(from)?;
-        super::parse_memory(&text)
-            .map(Some)
-            .map_err(D::Error::custom)
+        super::read(from, super::parse_memory)
     }
 }
 
 /// A limit in a configuration file.
 pub(crate) mod limit {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use serde::{Deserializer, Serializer};
 
     pub(crate) fn serialize<S: Serializer>(limit: &Option<u64>, to: S) -> Result<S::Ok, S::Error> {
         match limit {
@@ -69,10 +75,7 @@ pub(crate) mod limit {
     }
 
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
-        let text = String::deserialize(from)?;
-        super::parse_limit(&text)
-            .map(Some)
-            .map_err(D::Error::custom)
+        super::read(from, super::parse_limit)
     }
 }
 

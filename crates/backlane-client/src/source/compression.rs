@@ -4,7 +4,7 @@ use super::exclude::patterns;
 use crate::error::Error;
 use backlane_repo::Compression;
 use ignore::gitignore::Gitignore;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Serialize};
 use std::{path::Path, str::FromStr};
 
 /// How files that match one of some patterns are compressed.
@@ -14,7 +14,6 @@ pub struct CompressionRule {
     /// Of the form of [`super::exclude::Excludes::patterns`].
     pub patterns: Vec<String>,
     /// How.
-    #[serde(with = "as_text")]
     pub compression: Compression,
 }
 
@@ -65,39 +64,6 @@ impl Rules {
         };
         let rule = self.0.iter().rfind(|(patterns, _)| matches(patterns));
         rule.map(|(_, compression)| *compression)
-    }
-}
-
-/// Compression in a configuration: a level is a number there, or text.
-pub mod as_text {
-    use super::{Compression, Deserialize, Deserializer, Serializer, de};
-
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Written {
-        Level(u8),
-        Text(String),
-    }
-
-    /// Writes it as text.
-    ///
-    /// # Errors
-    /// Those of the serializer.
-    pub fn serialize<S: Serializer>(compression: &Compression, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_str(compression)
-    }
-
-    /// Reads either.
-    ///
-    /// # Errors
-    /// When it is no way to compress.
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Compression, D::Error> {
-        let text = match Written::deserialize(from)? {
-            Written::Level(level) => level.to_string(),
-            Written::Text(text) => text,
-        };
-        let parsed = text.parse();
-        parsed.map_err(|what| de::Error::custom(format!("`{text}` is {what}")))
     }
 }
 

@@ -5,7 +5,7 @@
 //! becomes a warning that names it and is left out; nothing is dropped in silence. What this leaves to others:
 //! chunking, and where the entries go.
 
-pub mod compression;
+pub(crate) mod compression;
 mod database;
 pub mod exclude;
 pub(crate) mod read;

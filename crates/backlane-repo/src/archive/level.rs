@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 /// The hardest level that can be asked for, for which zstd takes 90 MiB a thread.
 const LEVEL_MAX: u8 = 19;
 
@@ -26,8 +28,9 @@ const PACKS: u32 = 2;
 const WAITS: u32 = 60;
 const SELDOM_WAITS: u32 = 5;
 
-/// How the contents of files are compressed, by zstd.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+/// How the contents of files are compressed, by zstd. In a configuration a level is a number, or text as all else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(try_from = "Written", into = "String")]
 pub enum Compression {
     /// As the repository's config says; where that says nothing, by zstd's own level, and harder while the route is what
     /// the backup waits for.
@@ -51,6 +54,31 @@ impl FromStr for Compression {
                 _ => Err("neither `auto`, nor `off`, nor a level from 1 to 19"),
             },
         }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Level(u8),
+    Text(String),
+}
+
+impl TryFrom<Written> for Compression {
+    type Error = String;
+
+    fn try_from(written: Written) -> Result<Self, Self::Error> {
+        let text = match written {
+            Written::Level(level) => level.to_string(),
+            Written::Text(text) => text,
+        };
+        text.parse().map_err(|what| format!("`{text}` is {what}"))
+    }
+}
+
+impl From<Compression> for String {
+    fn from(compression: Compression) -> Self {
+        compression.to_string()
     }
 }
 

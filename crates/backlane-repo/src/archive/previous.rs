@@ -62,20 +62,64 @@ impl Previous {
 }
 
 /// Whether a file is what it was, by all that tells without reading it.
-pub(crate) fn is_unchanged(
-    before: &Node,
-    (kind, now): (&FileKind, &Metadata),
-    signs: Signs,
-) -> bool {
+pub(crate) fn is_unchanged(before: &Node, kind: &FileKind, now: &Metadata, signs: Signs) -> bool {
     let was = &before.meta;
-    let differ = |was: u64, now: u64| was != 0 && now != 0 && was != now;
+    let times = was.changed.zip(now.changed);
+    let ctime_differs = times.is_some_and(|(was, now)| was != now);
+    let inode_differs = was.inode != 0 && now.inode != 0 && was.inode != now.inode;
     before.kind == *kind
         && was.size == now.size
         && was.modified == now.modified
-        && !(signs.ctime
-            && was
-                .changed
-                .zip(now.changed)
-                .is_some_and(|(was, now)| was != now))
-        && !(signs.inode && differ(was.inode, now.inode))
+        && !(signs.ctime && ctime_differs)
+        && !(signs.inode && inode_differs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::Time;
+
+    #[test]
+    fn each_sign_tells_of_a_change_unless_it_is_left_out() {
+        let time = |seconds| {
+            Some(Time {
+                seconds,
+                nanoseconds: 0,
+            })
+        };
+        let was = Metadata {
+            size: 1,
+            modified: time(2),
+            changed: time(3),
+            inode: 4,
+            ..Metadata::default()
+        };
+        let before = Node {
+            name: b"f".to_vec(),
+            kind: FileKind::File,
+            meta: was.clone(),
+            content: Vec::new(),
+            subtree: None,
+        };
+        let now = |change: fn(&mut Metadata)| {
+            let mut now = was.clone();
+            change(&mut now);
+            // With both signs, without the time of change, without the inode.
+            [(true, true), (false, true), (true, false)].map(|(ctime, inode)| {
+                is_unchanged(&before, &FileKind::File, &now, Signs { ctime, inode })
+            })
+        };
+        assert_eq!(now(|_| ()), [true; 3]);
+        assert_eq!(now(|now| now.size = 9), [false; 3]);
+        assert_eq!(now(|now| now.modified = None), [false; 3]);
+        assert_eq!(now(|now| now.changed = now.modified), [false, true, false]);
+        assert_eq!(now(|now| now.inode = 9), [false, false, true]);
+        assert_eq!(now(|now| (now.changed, now.inode) = (None, 0)), [true; 3]);
+        assert!(!is_unchanged(
+            &before,
+            &FileKind::Fifo,
+            &was,
+            Signs::default()
+        ));
+    }
 }

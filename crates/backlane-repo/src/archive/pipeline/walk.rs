@@ -161,7 +161,7 @@ impl Pipeline<'_> {
         let change = match &before {
             None => Change::New,
             Some(before)
-                if is_unchanged(before, (&draft.kind, &draft.meta), self.signs)
+                if is_unchanged(before, &draft.kind, &draft.meta, self.signs)
                     && before.content.iter().all(is_there) =>
             {
                 Change::Unmodified
