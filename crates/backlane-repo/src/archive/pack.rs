@@ -296,3 +296,28 @@ fn unsealed() -> RepoError {
         what: "the system has no randomness".to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_comes_back_empty_once_nobody_has_the_body_any_more_and_few_are_kept() {
+        let spare = Arc::new(Spare::default());
+        let bodies = [7; SPARE_MAX + 1].map(|byte| {
+            let body = Body {
+                bytes: vec![byte; 1000],
+                spare: Arc::clone(&spare),
+            };
+            Bytes::from_owner(body)
+        });
+        let kept = bodies[0].slice(3..5);
+        drop(bodies);
+        assert_eq!(lock(&spare.0).len(), SPARE_MAX);
+        let again = spare.take(10);
+        assert!(again.is_empty() && again.capacity() >= 1000);
+        assert_eq!(kept, [7; 2][..]);
+        drop(kept);
+        assert_eq!(lock(&spare.0).len(), SPARE_MAX);
+    }
+}
