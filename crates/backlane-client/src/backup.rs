@@ -89,7 +89,7 @@ pub fn backup(
     let copies = Arc::new(Copies::make(&databases, &copies_in, &cancel)?);
     let paths = [&options.paths[..], &databases].concat();
     let new = |detail, reporter| {
-        let how = (detail, Arc::clone(&copies));
+        let how = (detail, Arc::clone(&copies), options.threads);
         Source::new(&paths, &options.source, how, reporter)
     };
     let source = new(Detail::Full, Arc::clone(&reporter))?;

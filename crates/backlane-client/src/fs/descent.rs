@@ -7,7 +7,7 @@ use super::{Facts, Identity, open_dir};
 use std::{
     ffi::{OsStr, OsString},
     io,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     sync::Arc,
     vec,
 };
@@ -15,23 +15,34 @@ use std::{
 /// How many directories of the current path are held open.
 const LEVELS_OPEN_MAX: usize = 64;
 
-/// The directories from the first down to the current one.
-#[derive(Default)]
-pub(crate) struct Descent {
-    levels: Vec<Level>,
+/// A directory that is held open.
+pub(crate) trait Held: AsFd {
+    /// The one above it, by that one's handle.
+    fn above(&self, handle: OwnedFd) -> Self;
 }
 
-struct Level {
+impl Held for OwnedFd {
+    fn above(&self, handle: OwnedFd) -> Self {
+        handle
+    }
+}
+
+/// The directories from the first down to the current one.
+pub(crate) struct Descent<D = OwnedFd> {
+    levels: Vec<Level<D>>,
+}
+
+struct Level<D> {
     /// `None` while it is too far up to be held open, or can't be reached any more.
-    handle: Option<Arc<OwnedFd>>,
+    handle: Option<Arc<D>>,
     identity: Identity,
     names: vec::IntoIter<OsString>,
 }
 
 /// What comes next on the way.
-pub(crate) enum Step {
+pub(crate) enum Step<D = OwnedFd> {
     /// A name in the current directory.
-    Name(Arc<OwnedFd>, OsString),
+    Name(Arc<D>, OsString),
     /// The current directory has no more names: it has been left.
     Up {
         /// Why the rest of the directory above can't be reached, if it can't.
@@ -41,11 +52,22 @@ pub(crate) enum Step {
     End,
 }
 
-impl Descent {
+impl<D> Default for Descent<D> {
+    fn default() -> Self {
+        Self { levels: Vec::new() }
+    }
+}
+
+impl<D: Held> Descent<D> {
     /// Makes `handle` the current directory, of which `names` are to be visited.
-    pub(crate) fn enter(&mut self, handle: OwnedFd, identity: Identity, names: Vec<OsString>) {
+    pub(crate) fn enter(
+        &mut self,
+        handle: impl Into<Arc<D>>,
+        identity: Identity,
+        names: Vec<OsString>,
+    ) {
         self.levels.push(Level {
-            handle: Some(Arc::new(handle)),
+            handle: Some(handle.into()),
             identity,
             names: names.into_iter(),
         });
@@ -55,7 +77,7 @@ impl Descent {
     }
 
     /// The current directory, unless it can't be reached any more or none has been entered.
-    pub(crate) fn current(&self) -> Option<Arc<OwnedFd>> {
+    pub(crate) fn current(&self) -> Option<Arc<D>> {
         self.levels.last()?.handle.clone()
     }
 
@@ -65,7 +87,7 @@ impl Descent {
     }
 
     /// The next name, or the way up.
-    pub(crate) fn step(&mut self) -> Step {
+    pub(crate) fn step(&mut self) -> Step<D> {
         let Some(level) = self.levels.last_mut() else {
             return Step::End;
         };
@@ -81,14 +103,14 @@ impl Descent {
     }
 }
 
-impl Level {
-    fn reopen(&mut self, below: Option<Arc<OwnedFd>>) -> io::Result<()> {
+impl<D: Held> Level<D> {
+    fn reopen(&mut self, below: Option<Arc<D>>) -> io::Result<()> {
         let below = below.ok_or(io::ErrorKind::NotFound)?;
         let handle = open_dir(&below, OsStr::new(".."))?;
         if Facts::of_open(&handle)?.identity != self.identity {
             return Err(io::Error::other("it was moved"));
         }
-        self.handle = Some(Arc::new(handle));
+        self.handle = Some(Arc::new(below.above(handle)));
         Ok(())
     }
 }

@@ -129,6 +129,12 @@ fn open_quietly(dir: impl AsFd, name: &OsStr, flags: OFlags) -> io::Result<Owned
 /// The names in an open directory, sorted by their bytes; all of them or an error. The handle is read to its end, so
 /// this can be called once for each.
 pub(crate) fn names(dir: impl AsFd) -> io::Result<Vec<OsString>> {
+    // Never more than that.
+    Ok(names_up_to(dir, usize::MAX)?.unwrap_or_default())
+}
+
+/// As [`names`]; `None` when there are more than `most`.
+pub(crate) fn names_up_to(dir: impl AsFd, most: usize) -> io::Result<Option<Vec<OsString>>> {
     let mut buffer = vec![MaybeUninit::uninit(); LISTING_BYTES];
     let mut listing = RawDir::new(dir, &mut buffer);
     let mut names = Vec::new();
@@ -136,11 +142,14 @@ pub(crate) fn names(dir: impl AsFd) -> io::Result<Vec<OsString>> {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
         if name != b"." && name != b".." {
+            if names.len() == most {
+                return Ok(None);
+            }
             names.push(OsStr::from_bytes(name).to_owned());
         }
     }
     names.sort_unstable();
-    Ok(names)
+    Ok(Some(names))
 }
 
 /// Where the symbolic link `name` in `dir` points.

@@ -2,7 +2,7 @@
 //!
 //! Invariants: a file is open before its entry is given out. What the server has purged before it was in a backup is named.
 
-use super::super::source::walk::metadata;
+use super::super::source::examine::metadata;
 use crate::{
     backup::{BackupOptions, BackupSummary, summary, warn},
     error::Error,

@@ -15,7 +15,7 @@ use crate::{
         descent::{Descent, Step},
     },
     progress::WarningKind,
-    source::{AccessTimes, walk::metadata},
+    source::{AccessTimes, examine::metadata},
 };
 use backlane_repo::{Entry, FileKind, Metadata, Time, Warning};
 use backlane_source::postgres::{

@@ -5,11 +5,15 @@
 //! becomes a warning that names it and is left out; nothing is dropped in silence. What this leaves to others:
 //! chunking, and where the entries go.
 
+mod ahead;
 pub(crate) mod compression;
 mod database;
+pub(crate) mod examine;
 pub mod exclude;
 pub(crate) mod read;
 pub(crate) mod sqlite;
+#[cfg(test)]
+mod tests;
 pub(crate) mod walk;
 
 use crate::{error::Error, progress::Reporter};
@@ -19,9 +23,11 @@ use exclude::{Excluder, Excludes};
 use sqlite::Copies;
 use std::{
     ffi::OsStr,
+    num::NonZero,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 use walk::Walk;
 
@@ -78,26 +84,53 @@ pub(crate) struct Shared {
     /// What stands for databases that are in use.
     pub(crate) copies: Arc<Copies>,
     pub(crate) reporter: Arc<Reporter>,
+    /// How old may be what is told of an entry that was looked at before its turn.
+    pub(crate) fresh_for: Duration,
+    /// Is called before a name is looked at or listed.
+    #[cfg(test)]
+    watch: Option<Watch>,
+}
+
+#[cfg(test)]
+type Watch = Box<dyn Fn(Doing, &Path) + Send + Sync>;
+
+/// What a walk is about to do with a name.
+#[cfg(test)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Doing {
+    Looks,
+    Lists,
+}
+
+#[cfg(test)]
+impl Shared {
+    fn watch(&self, doing: Doing, path: &Path) {
+        if let Some(watch) = &self.watch {
+            watch(doing, path);
+        }
+    }
 }
 
 /// The file system below some paths.
 pub(crate) struct Source {
     roots: Vec<PathBuf>,
     rules: Rules,
+    threads: Option<NonZero<usize>>,
     shared: Arc<Shared>,
 }
 
 impl Source {
-    /// Prepares a walk of `paths`.
+    /// Prepares a walk of `paths`, for a backup on so many threads.
     pub(crate) fn new(
         paths: &[PathBuf],
         options: &SourceOptions,
-        (detail, copies): (Detail, Arc<Copies>),
+        (detail, copies, threads): (Detail, Arc<Copies>, Option<NonZero<usize>>),
         reporter: Arc<Reporter>,
     ) -> Result<Self, Error> {
         Ok(Self {
             roots: resolve(paths)?,
             rules: Rules::new(&options.compression)?,
+            threads,
             shared: Arc::new(Shared {
                 excluder: Excluder::new(&options.excludes)?,
                 file_systems: options.file_systems,
@@ -105,6 +138,9 @@ impl Source {
                 detail,
                 copies,
                 reporter,
+                fresh_for: ahead::FRESH_FOR,
+                #[cfg(test)]
+                watch: None,
             }),
         })
     }
@@ -129,7 +165,7 @@ impl Source {
 
     /// Starts to walk.
     pub(crate) fn walk(&self) -> Walk {
-        Walk::new(self.roots.clone(), Arc::clone(&self.shared))
+        Walk::new(self.roots.clone(), Arc::clone(&self.shared), self.threads)
     }
 }
 

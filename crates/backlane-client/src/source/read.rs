@@ -4,7 +4,7 @@
 //! in the snapshot agree; whatever changed in between is a warning. Each read fills its buffer. What the system has in
 //! memory of other files stays there, where the kernel can read around it.
 
-use super::Shared;
+use super::{Shared, examine::Directory};
 use crate::{
     fs::{self, Facts, Identity, around},
     progress::WarningKind,
@@ -12,24 +12,23 @@ use crate::{
 use backlane_repo::{OpenFile, Time};
 use rustix::fs::FileType;
 use std::{
-    ffi::{OsStr, OsString},
+    ffi::OsString,
     fs::File,
     io::{self, ErrorKind, Read},
-    os::fd::OwnedFd,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
 };
 
 /// The content of a file, not yet opened.
 pub(crate) struct Pending {
-    dir: Arc<OwnedFd>,
+    dir: Arc<Directory>,
     name: OsString,
-    content: Content,
+    expected: Expected,
+    shared: Arc<Shared>,
     opened: bool,
 }
 
-/// What both ends of reading a file know of it.
-#[derive(Clone)]
+/// What the end of reading a file knows of it.
 struct Content {
     path: PathBuf,
     expected: Expected,
@@ -38,7 +37,7 @@ struct Content {
 
 /// What a file was when the walk found it.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Expected {
+pub(super) struct Expected {
     identity: Identity,
     size: u64,
     mtime: Time,
@@ -54,7 +53,7 @@ pub(crate) struct Reader {
 }
 
 impl Expected {
-    fn of(facts: &Facts) -> Self {
+    pub(super) fn of(facts: &Facts) -> Self {
         Self {
             identity: facts.identity,
             size: facts.size,
@@ -71,30 +70,31 @@ impl Content {
 }
 
 impl Pending {
-    pub(crate) fn new(
-        dir: Arc<OwnedFd>,
-        name: &OsStr,
-        path: &Path,
-        facts: &Facts,
+    /// The content of `name` in `dir`.
+    pub(super) fn new(
+        dir: Arc<Directory>,
+        name: OsString,
+        expected: Expected,
         shared: Arc<Shared>,
     ) -> Self {
         Self {
             dir,
-            name: name.to_owned(),
-            content: Content {
-                path: path.to_owned(),
-                expected: Expected::of(facts),
-                shared,
-            },
+            name,
+            expected,
+            shared,
             opened: false,
         }
     }
 
     fn open_reader(&mut self) -> io::Result<Reader> {
         self.opened = true;
-        let content = self.content.clone();
+        let content = Content {
+            path: self.dir.path.join(&self.name),
+            expected: self.expected,
+            shared: Arc::clone(&self.shared),
+        };
         content.shared.reporter.progress.current(&content.path);
-        let file = fs::open_file(&self.dir, &self.name)?;
+        let file = fs::open_file(&*self.dir, &self.name)?;
         let facts = Facts::of_open(&file)?;
         if facts.file_type != FileType::RegularFile || facts.identity != content.expected.identity {
             return Err(io::Error::other("it was replaced before it was read"));
@@ -118,8 +118,8 @@ impl Drop for Pending {
     /// A file whose content is known from an earlier snapshot is never opened, and counts as done.
     fn drop(&mut self) {
         if !self.opened {
-            let progress = &self.content.shared.reporter.progress;
-            progress.advanced(1, self.content.expected.size);
+            let progress = &self.shared.reporter.progress;
+            progress.advanced(1, self.expected.size);
         }
     }
 }

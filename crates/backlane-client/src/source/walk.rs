@@ -1,26 +1,25 @@
-//! The walk itself: down from each path by open directories, one entry at a time.
+//! The walk itself: down from each path by open directories, one entry after the other.
 
 use super::{
-    AccessTimes, Detail, FileSystems, Shared,
-    database::{Database, in_use},
+    Shared,
+    ahead::{Ahead, Next},
+    examine::{Directory, Found, look},
     read::Pending,
 };
-use crate::{
-    carry,
-    fs::{
-        self, Facts, Identity,
-        descent::{Descent, Step},
-        extents::{Extent, Layout},
-        xattrs,
-    },
+use crate::fs::{
+    self, Facts, Identity,
+    descent::{Descent, Step},
 };
-use backlane_repo::{Entry, FileKind, Metadata, OpenFile, Warning, WarningKind};
-use rustix::fs::{FileType, StatxAttributes};
+use backlane_repo::{Entry, OpenFile, Warning, WarningKind};
 use std::{
     collections::VecDeque,
-    ffi::{OsStr, OsString},
+    ffi::OsStr,
     io,
-    os::{fd::OwnedFd, unix::ffi::OsStrExt},
+    num::NonZero,
+    os::{
+        fd::OwnedFd,
+        unix::ffi::{OsStrExt, OsStringExt},
+    },
     path::{Path, PathBuf},
     sync::Arc,
     vec,
@@ -34,291 +33,153 @@ pub(crate) struct Walk {
     above: Option<PathBuf>,
     /// Found, and not yet given out.
     queue: VecDeque<Result<Entry, Warning>>,
-    descent: Descent,
+    /// The rest of the current root.
+    pub(super) ahead: Ahead,
+    /// The way down to the current directory. The names are in `ahead`.
+    descent: Descent<Directory>,
     /// The current directory.
     path: PathBuf,
-    /// The device of the current root.
-    device: u64,
 }
 
 impl Walk {
-    pub(crate) fn new(roots: Vec<PathBuf>, shared: Arc<Shared>) -> Self {
+    pub(crate) fn new(
+        roots: Vec<PathBuf>,
+        shared: Arc<Shared>,
+        threads: Option<NonZero<usize>>,
+    ) -> Self {
         Self {
+            ahead: Ahead::new(Arc::clone(&shared), threads),
             shared,
             roots: roots.into_iter(),
             above: None,
             queue: VecDeque::new(),
             descent: Descent::default(),
             path: PathBuf::new(),
-            device: 0,
         }
     }
 
-    fn warn(&mut self, kind: WarningKind, path: &Path, reason: impl Into<String>) {
+    fn warn(&mut self, kind: WarningKind, path: &Path, reason: String) {
         self.queue.push_back(Err(Warning {
             path: path.as_os_str().as_bytes().to_vec(),
             kind,
-            reason: reason.into(),
+            reason,
         }));
-    }
-
-    fn leave_out(&mut self, path: &Path, doing: &str, error: &io::Error) {
-        self.warn(WarningKind::LeftOut, path, format!("{doing}: {error}"));
     }
 
     /// Queues a root, and the directories above it that haven't been given out.
     fn begin_root(&mut self, root: &Path) {
         if let Err(error) = self.try_begin_root(root) {
-            self.leave_out(root, "it can't be opened", &error);
+            let reason = format!("it can't be opened: {error}");
+            self.warn(WarningKind::LeftOut, root, reason);
         }
     }
 
     fn try_begin_root(&mut self, root: &Path) -> io::Result<()> {
-        let slash = fs::open_dir_as_place(rustix::fs::CWD, OsStr::new("/"))?;
-        self.path = PathBuf::from("/");
+        let slash = OsStr::new("/");
+        let mut handle = fs::open_dir_as_place(rustix::fs::CWD, slash)?;
+        self.path = PathBuf::from(slash);
         let (Some(parent), Some(name)) = (root.parent(), root.file_name()) else {
-            let facts = Facts::of_open(&slash)?;
-            self.device = facts.identity.device;
-            self.descend(&slash, OsStr::new("."), facts.identity);
+            let facts = Facts::of_open(&handle)?;
+            let mut found = Found::nothing(self.path.clone(), slash.to_owned());
+            found.unlisted = Some(facts.identity);
+            self.give_root(handle, facts.identity, found);
             return Ok(());
         };
-        let mut dir = Arc::new(slash);
         for component in parent.components().skip(1) {
             let component = component.as_os_str();
             let path = self.path.join(component);
             let known = |above: &PathBuf| above.starts_with(&path);
-            let next = Arc::new(fs::open_dir_as_place(&dir, component)?);
+            let next = fs::open_dir_as_place(&handle, component)?;
             if !self.above.as_ref().is_some_and(known) {
                 let facts = Facts::of_open(&next)?;
-                let entry = self.entry(&dir, component, &path, &facts)?;
-                self.queue.push_back(Ok(entry));
+                let found = self.keep(&handle, path.clone(), &facts)?;
+                self.queue(None, found);
                 // At once: should the next one be gone, the next root must not give this one again.
                 self.above = Some(path.clone());
             }
-            dir = next;
+            handle = next;
             self.path = path;
         }
         self.above = Some(parent.to_owned());
-        let facts = Facts::of(&dir, name)?;
-        self.device = facts.identity.device;
-        let mut entry = self.entry(&dir, name, root, &facts)?;
-        if facts.file_type == FileType::Directory && !self.enter(&dir, name, facts.identity) {
-            carry::mark_unlisted(&mut entry.meta);
-        }
-        self.queue.push_back(Ok(entry));
+        let facts = Facts::of(&handle, name)?;
+        let found = self.keep(&handle, root.to_owned(), &facts)?;
+        self.give_root(handle, facts.identity, found);
         Ok(())
     }
 
-    /// Looks at a name of the current directory, and queues what belongs into the backup.
-    fn visit(&mut self, dir: &Arc<OwnedFd>, name: &OsStr) {
-        let path = self.path.join(name);
-        // Before it is looked at: such files come and go while a database is in use.
-        if self.shared.copies.is_companion(&path) {
-            return;
-        }
-        let facts = match Facts::of(dir, name) {
-            Ok(facts) => facts,
-            Err(error) => return self.leave_out(&path, "it can't be examined", &error),
-        };
-        let is_dir = facts.file_type == FileType::Directory;
-        if self.shared.excluder.excludes(&path, is_dir) {
-            return;
-        }
-        let mut entry = match self.entry(dir, name, &path, &facts) {
-            Ok(entry) => entry,
-            Err(error) => return self.leave_out(&path, "it can't be examined", &error),
-        };
-        let foreign = facts.identity.device != self.device;
-        let stays_out = foreign && self.shared.file_systems == FileSystems::One;
-        if is_dir && (stays_out || !self.enter(dir, name, facts.identity)) {
-            // Its emptiness in the snapshot says nothing of what belongs there.
-            carry::mark_unlisted(&mut entry.meta);
-        }
-        self.queue.push_back(Ok(entry));
+    fn keep(&mut self, dir: &OwnedFd, path: PathBuf, facts: &Facts) -> io::Result<Found> {
+        let name = path.file_name().unwrap_or_default().to_owned();
+        let mut found = Found::nothing(path, name);
+        let kept = found.keep(&self.shared, dir, facts);
+        kept.map(|()| found)
     }
 
-    /// Makes `name` the current directory. One that can't be listed stays in the backup, empty, with a warning. Whether
-    /// it was listed.
-    fn enter(&mut self, dir: &Arc<OwnedFd>, name: &OsStr, identity: Identity) -> bool {
-        self.path.push(name);
-        let listed = self.descend(dir, name, identity);
-        if !listed {
-            self.path.pop();
-        }
-        listed
+    fn give_root(&mut self, above: OwnedFd, root: Identity, found: Found) {
+        let above = Directory {
+            handle: above,
+            path: self.path.clone(),
+            device: root.device,
+        };
+        self.give(&Arc::new(above), found);
     }
 
-    fn descend(&mut self, dir: &OwnedFd, name: &OsStr, identity: Identity) -> bool {
-        let opened = fs::open_dir(dir, name).and_then(|handle| {
-            if Facts::of_open(&handle)?.identity != identity {
-                return Err(io::Error::other("it was replaced by another directory"));
-            }
-            let names = fs::names(&handle)?;
-            Ok((handle, names))
+    /// Queues what was found in a directory, and goes into it if it is a directory that nobody has listed.
+    fn give(&mut self, dir: &Arc<Directory>, mut found: Found) {
+        if let Some(listing) = found.list(&self.shared, dir, usize::MAX) {
+            self.ahead.enter(&listing.directory, listing.names);
+            self.enter(listing.directory, listing.identity);
+        }
+        self.queue(Some(dir), found);
+    }
+
+    /// Queues what was found; a file's directory is given.
+    fn queue(&mut self, dir: Option<&Arc<Directory>>, found: Found) {
+        self.queue.extend(found.warnings.into_iter().map(Err));
+        let Some((kind, meta)) = found.kept else {
+            return;
+        };
+        let content = found.content.zip(dir).map(|(expected, dir)| {
+            self.copy(&found.path).unwrap_or_else(|| {
+                let (dir, shared) = (Arc::clone(dir), Arc::clone(&self.shared));
+                Box::new(Pending::new(dir, found.name, expected, shared))
+            })
         });
-        match opened {
-            Ok((handle, mut names)) => {
-                self.shared.excluder.keep_marker_alone(&mut names);
-                self.warn_of_databases(&names);
-                self.descent.enter(handle, identity, names);
-                true
-            }
-            Err(error) => {
-                let reason = format!("nothing in it is in the backup, it can't be listed: {error}");
-                let path = self.path.clone();
-                self.warn(WarningKind::Incomplete, &path, reason);
-                false
-            }
-        }
-    }
-
-    /// Names the databases of the current directory that are in use and that no copy stands for.
-    fn warn_of_databases(&mut self, names: &[OsString]) {
-        if self.shared.detail != Detail::Full {
-            return;
-        }
-        for database in in_use(names) {
-            let path = match database {
-                Database::Sqlite(name) => self.path.join(name),
-                Database::Postgres | Database::InnoDb => self.path.clone(),
-            };
-            let is_copied = self.shared.copies.of(&path).is_some();
-            if !is_copied && !self.shared.excluder.excludes(&path, false) {
-                self.warn(WarningKind::Incomplete, &path, database.advice());
-            }
-        }
-    }
-
-    /// All that is kept of an entry.
-    fn entry(
-        &mut self,
-        dir: &Arc<OwnedFd>,
-        name: &OsStr,
-        path: &Path,
-        facts: &Facts,
-    ) -> io::Result<Entry> {
-        let full = self.shared.detail == Detail::Full;
-        let kind = match facts.file_type {
-            FileType::RegularFile => FileKind::File,
-            FileType::Directory => FileKind::Directory,
-            FileType::Symlink => FileKind::Symlink {
-                target: fs::link_target(dir, name)?,
-            },
-            FileType::BlockDevice => FileKind::BlockDevice { rdev: facts.rdev },
-            FileType::CharacterDevice => FileKind::CharDevice { rdev: facts.rdev },
-            FileType::Fifo => FileKind::Fifo,
-            FileType::Socket => FileKind::Socket,
-            FileType::Unknown => return Err(io::Error::other("it is of no known type")),
-        };
-        let is_file = kind == FileKind::File;
-        let mut meta = metadata(facts, self.shared.access_times);
-        let copies = Arc::clone(&self.shared.copies);
-        let copy = copies.of(path).filter(|_| is_file);
-        if let Some(copy) = copy {
-            // Never what an earlier snapshot has: what was written since may be in a file beside it.
-            (meta.size, meta.modified) = (copy.bytes, Some(copy.made_at));
-        }
-        if full {
-            match xattrs::read_all(dir, name) {
-                Ok(found) => meta.xattrs = found,
-                Err(error) => {
-                    let reason = format!("its extended attributes can't be read: {error}");
-                    self.warn(WarningKind::Incomplete, path, reason);
-                }
-            }
-            let holes = if is_file && copy.is_none() && facts.is_sparse() {
-                self.holes(dir, name, path, facts)
-            } else {
-                None
-            };
-            carry::pack(&mut meta, holes.as_deref());
-            self.warn_of_flags(path, facts);
-        }
-        let pending = is_file.then(|| {
-            let shared = Arc::clone(&self.shared);
-            Pending::new(Arc::clone(dir), name, path, facts, shared)
-        });
-        let open = match copy {
-            Some(copy) => {
-                let (content, bytes) = (copy.reader(), copy.bytes);
-                let reporter = Arc::clone(&self.shared.reporter);
-                let open = move || {
-                    reporter.progress.advanced(1, bytes);
-                    Ok(content)
-                };
-                Some(Box::new(open) as Box<dyn OpenFile>)
-            }
-            None => pending.map(|pending| Box::new(pending) as _),
-        };
-        Ok(Entry {
-            path: path.as_os_str().as_bytes().to_vec(),
+        self.queue.push_back(Ok(Entry {
+            path: found.path.into_os_string().into_vec(),
             kind,
             meta,
-            open,
-        })
+            open: content,
+        }));
     }
 
-    fn holes(
-        &mut self,
-        dir: &OwnedFd,
-        name: &OsStr,
-        path: &Path,
-        facts: &Facts,
-    ) -> Option<Vec<Extent>> {
-        // If it can't be opened, reading its content tells so.
-        let file = fs::open_file(dir, name).ok()?;
-        match fs::extents::layout(&file, facts.size) {
-            Ok(Layout::Holes(extents)) => return Some(extents),
-            Ok(Layout::Dense) => {}
-            Ok(Layout::TooFragmented) => {
-                let reason = "it has too many holes to keep; they will come back as zeros";
-                self.warn(WarningKind::Incomplete, path, reason);
-            }
-            Err(error) => {
-                let reason =
-                    format!("its holes can't be asked for, they will come back as zeros: {error}");
-                self.warn(WarningKind::Incomplete, path, reason);
-            }
+    /// The copy that stands for a file.
+    fn copy(&self, path: &Path) -> Option<Box<dyn OpenFile>> {
+        let copy = self.shared.copies.of(path)?;
+        let (content, bytes) = (copy.reader(), copy.bytes);
+        let reporter = Arc::clone(&self.shared.reporter);
+        let open = move || {
+            reporter.progress.advanced(1, bytes);
+            Ok(content)
+        };
+        Some(Box::new(open))
+    }
+
+    fn enter(&mut self, directory: Arc<Directory>, identity: Identity) {
+        self.path.clone_from(&directory.path);
+        self.descent.enter(directory, identity, Vec::new());
+    }
+
+    fn leave(&mut self) {
+        let Step::Up { lost } = self.descent.step() else {
+            return;
+        };
+        self.path.pop();
+        if let Some(error) = lost {
+            let reason = format!("the rest of its entries can't be reached: {error}");
+            let path = self.path.clone();
+            self.warn(WarningKind::Incomplete, &path, reason);
+            self.ahead.drop_current();
         }
-        None
-    }
-
-    fn warn_of_flags(&mut self, path: &Path, facts: &Facts) {
-        for (flag, name) in [
-            (StatxAttributes::IMMUTABLE, "immutable"),
-            (StatxAttributes::APPEND, "append-only"),
-            (StatxAttributes::VERITY, "fs-verity"),
-        ] {
-            if facts.attributes.contains(flag) {
-                let reason = format!("its {name} flag is not kept");
-                self.warn(WarningKind::Incomplete, path, reason);
-            }
-        }
-    }
-}
-
-/// What is kept of an entry, its attributes apart.
-pub(crate) fn metadata(facts: &Facts, access_times: AccessTimes) -> Metadata {
-    let is_file = facts.file_type == FileType::RegularFile;
-    let is_dir = facts.file_type == FileType::Directory;
-    let linked = !is_dir && facts.links > 1;
-    Metadata {
-        mode: Some(facts.mode),
-        uid: Some(facts.uid),
-        gid: Some(facts.gid),
-        modified: Some(facts.mtime),
-        accessed: Some(match access_times {
-            AccessTimes::AsModified => facts.mtime,
-            AccessTimes::Kept => facts.atime,
-        }),
-        changed: Some(facts.ctime),
-        inode: facts.identity.inode,
-        // Device numbers change from boot to boot. They are needed for hard links alone, and elsewhere would make
-        // every tree new.
-        device: if linked { facts.identity.device } else { 0 },
-        links: if is_dir { 0 } else { facts.links },
-        size: if is_file { facts.size } else { 0 },
-        ..Metadata::default()
     }
 }
 
@@ -333,20 +194,25 @@ impl Iterator for Walk {
             if let Some(found) = self.queue.pop_front() {
                 return Some(found);
             }
-            match self.descent.step() {
-                Step::Name(dir, name) => self.visit(&dir, &name),
-                Step::Up { lost } => {
-                    self.path.pop();
-                    if let Some(error) = lost {
-                        let reason = format!("the rest of its entries can't be reached: {error}");
-                        let path = self.path.clone();
-                        self.warn(WarningKind::Incomplete, &path, reason);
+            let current = self.descent.current();
+            match (self.ahead.next(current.as_ref()), current) {
+                (Next::Name(name), Some(dir)) => {
+                    if let Some(found) = look(&self.shared, &dir, name) {
+                        self.give(&dir, found);
                     }
                 }
-                Step::End => {
+                (Next::Found(found), Some(dir)) => self.give(&dir, found),
+                (Next::Directory(found, directory, identity), _) => {
+                    self.enter(directory, identity);
+                    self.queue(None, found);
+                }
+                (Next::Up, _) => self.leave(),
+                (Next::End, _) => {
                     let root = self.roots.next()?;
                     self.begin_root(&root);
                 }
+                // What was in a directory that can't be reached any more was dropped.
+                (Next::Name(_) | Next::Found(_), None) => {}
             }
         }
     }
@@ -354,7 +220,7 @@ impl Iterator for Walk {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Source, SourceOptions};
+    use super::super::{Detail, Source, SourceOptions};
     use super::*;
     use crate::progress::Reporter;
     use std::collections::HashSet;
@@ -373,7 +239,7 @@ mod tests {
             backlane_repo::Cancel::default(),
         ));
         let options = SourceOptions::default();
-        let how = (Detail::Full, Arc::default());
+        let how = (Detail::Full, Arc::default(), None);
         let source = Source::new(&paths, &options, how, reporter).unwrap();
         std::fs::remove_dir_all(base.join("p/gone")).unwrap();
         let mut seen = HashSet::new();

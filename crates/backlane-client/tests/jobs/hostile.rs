@@ -328,12 +328,11 @@ fn the_middle_of_a_backup_can_be_cancelled_and_leaves_no_snapshot() {
 
 #[test]
 fn a_file_that_vanishes_or_changes_while_the_backup_runs_is_named() {
-    /// Meddles with the files when the first is opened.
+    /// Meddles with the files when the first is opened, whichever that is.
     struct Meddle(std::path::PathBuf, AtomicBool);
     impl Progress for Meddle {
-        fn current(&self, path: &Path) {
+        fn current(&self, _: &Path) {
             if !self.1.swap(true, Ordering::Relaxed) {
-                assert!(path.ends_with("a"));
                 let _ = fs::remove_file(self.0.join("gone"));
                 fs::write(self.0.join("grown"), vec![1; 2000]).unwrap();
                 fs::write(self.0.join("shrunk"), "1").unwrap();
