@@ -477,7 +477,6 @@ impl Ahead {
 pub(super) mod limits {
     pub(crate) const BATCH: usize = super::BATCH_NAMES;
     pub(crate) const NEAR: usize = super::NEAR_MAX;
-    pub(crate) const COST: usize = super::BATCH_MAX;
     pub(crate) const HELD: usize = super::HELD_MAX;
     pub(crate) const DIRECTORY: usize = super::DIRECTORY_COST;
     pub(crate) const LISTED: usize = super::LISTED_MAX;
