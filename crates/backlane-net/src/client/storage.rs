@@ -499,13 +499,13 @@ impl Hand {
 
     /// Leaves the pool in the background; it stands like this from now on.
     fn leave(&self, now: Membership) {
-        let pool = self.lock().pool.take();
+        let pool = self.lock().take_pool();
         self.membership.send_replace(now);
         // Whoever holds it is connecting, and fails with the pool.
         if let Ok(mut standing) = self.standing.try_lock() {
             *standing = None;
         }
-        if let Some((pool, _)) = pool {
+        if let Some(pool) = pool {
             leave(pool);
         }
     }
@@ -515,10 +515,10 @@ impl Hand {
         let pool = {
             let mut held = self.lock();
             held.retired = true;
-            held.pool.take()
+            held.take_pool()
         };
         self.membership.send_replace(Membership::Pending);
-        pool.map(|(pool, _)| pool)
+        pool
     }
 
     /// The pool, while it is held.
@@ -566,6 +566,13 @@ impl Hand {
 }
 
 impl Held {
+    /// Takes the pool out. From here on it hears no ring, and must look by itself: the last of its streams end.
+    fn take_pool(&mut self) -> Option<Pool> {
+        let (pool, slot) = self.pool.take()?;
+        pool.set_doorbell(slot, Doorbell::Absent);
+        Some(pool)
+    }
+
     fn tell(&self) {
         if let Some((pool, slot)) = self.pool.as_ref().filter(|_| self.bound) {
             let doorbell = match self.attached {

@@ -129,6 +129,30 @@ async fn storage_comes_up_without_waiting_for_a_heartbeat() {
     world.stop().await;
 }
 
+/// A client that waits for a ring when no ring can come any more looks once a heartbeat.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_close_does_not_wait_for_a_heartbeat() {
+    let dir = tempfile::tempdir().unwrap();
+    let device = dir.path().join("device");
+    let slow = Timeouts {
+        heartbeat: Duration::from_secs(9),
+        ..Timeouts::default()
+    };
+    let files = Files::at(dir, vec![device], 256 << 20, slow);
+    let world = world(&files).await;
+    let body = body(500, 3);
+    for _ in 0..30 {
+        let session = Session::connect(config(&world, &files, RoutePolicy::RequireStorage));
+        let session = in_time("a session", session).await.unwrap();
+        put(&session, &body).await;
+        let begun = std::time::Instant::now();
+        session.close().await.unwrap();
+        let took = begun.elapsed();
+        assert!(took < slow.heartbeat / 2, "{took:?}");
+    }
+    world.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn require_storage_carries_every_body_through_the_pool() {
     for devices in [1, 3] {
