@@ -136,13 +136,19 @@ where
     }
 }
 
+/// How many buffers of payloads are filled in turn: one that the service has let go of by its next turn is used again.
+const PAYLOADS_KEPT: usize = 8;
+
 async fn read_pair<R: AsyncRead + Unpin>(
     session: &Session,
     route: Route,
     mut from: R,
 ) -> RouteDown {
+    let mut payloads: [BytesMut; PAYLOADS_KEPT] = Default::default();
+    let mut turn = 0;
     loop {
-        match read_chunk(session, route, &mut from).await {
+        turn = (turn + 1) % PAYLOADS_KEPT;
+        match read_chunk(session, route, &mut from, &mut payloads[turn]).await {
             Ok(Ok(())) => {}
             Ok(Err(violation)) => {
                 session.breach(violation);
@@ -162,14 +168,15 @@ async fn read_chunk<R: AsyncRead + Unpin>(
     session: &Session,
     route: Route,
     from: &mut R,
+    payload: &mut BytesMut,
 ) -> Result<Result<(), Violation>, ReadError> {
     let header = read_chunk_header(from).await?;
     let taker = match session.chunk(header, route) {
         Ok(taker) => taker,
         Err(violation) => return Ok(Err(violation)),
     };
-    let mut payload = BytesMut::new();
-    read_payload(from, header.bytes, &mut payload).await?;
+    read_payload(from, header.bytes, payload).await?;
+    let payload = payload.split();
     session.meter.received(route, header);
     // Waiting here is the back-pressure: the pair stands still until the service has taken what came before. A call
     // that no longer listens has failed and told its client.
