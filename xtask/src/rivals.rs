@@ -12,7 +12,7 @@ mod tools;
 mod trees;
 
 use anyhow::{Context, Result, ensure};
-use backlane_e2e::{Lane, Wire};
+use backlane_e2e::{Lane, Wire, output};
 use clap::Args;
 use data::Set;
 use std::{
@@ -20,6 +20,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 use tools::{Site, Spent, Tool};
 
@@ -48,6 +49,9 @@ pub(crate) struct RivalsArgs {
     /// REST, borg by SSH, Backlane by storage.
     #[arg(long, value_name = "MBIT")]
     wire: Option<u32>,
+    /// Make Backlane's pool here, as a device of its own would be, and take it away again [default: beside its repository].
+    #[arg(long, value_name = "FILE")]
+    pool: Option<PathBuf>,
     /// Draw the times that the sets take beside those of the fastest rival.
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
@@ -95,7 +99,14 @@ pub(crate) fn run(root: &Path, args: &RivalsArgs) -> Result<ExitCode> {
         )
     };
     let lane = args.wire.map(lay).transpose()?;
-    let site = Site { bin, lane };
+    if let Some(pool) = &args.pool {
+        ensure!(!pool.exists(), "{} is there already", pool.display());
+    }
+    let site = Site {
+        bin,
+        lane,
+        pool: args.pool.clone(),
+    };
     let tools = site.tools(&args.with)?;
     let work = args
         .dir
@@ -146,13 +157,16 @@ fn measure(work: &Path, site: &Site, tools: &[Tool], args: &RivalsArgs) -> Resul
                 let place = tool.prepare(&work.join(tool.name), site);
                 ready.push(place.with_context(|| format!("{}: no repository", tool.name))?);
             }
-            let target = work.join("restored");
             for (what, name) in WORK.iter().enumerate() {
                 if what == 2 {
                     set.change(&files, args.percent)?;
                 }
+                if what == 3 && *set == Set::Small {
+                    let_deleted_rest()?;
+                }
                 for place in &ready {
                     let tool = place.tool;
+                    let target = place.path("restored");
                     let spent = match what {
                         3 => place.restore(&files, &target),
                         _ => place.backup(&files),
@@ -161,7 +175,6 @@ fn measure(work: &Path, site: &Site, tools: &[Tool], args: &RivalsArgs) -> Resul
                         .with_context(|| format!("{} of {name} of {}", tool.name, set.name()))?;
                     if what == 3 {
                         check(&files, &target, tool)?;
-                        fs::remove_dir_all(&target)?;
                     }
                     eprintln!("{} {}: {name}: {spent:?}", set.name(), tool.name);
                     let key = (at, what, tool.name);
@@ -175,6 +188,14 @@ fn measure(work: &Path, site: &Site, tools: &[Tool], args: &RivalsArgs) -> Resul
         fs::remove_dir_all(&files)?;
     }
     Ok(measured)
+}
+
+/// Waits until no file was deleted of late: ext4 goes around each such inode whenever it makes one, for a minute once the
+/// inode is on the disk.
+fn let_deleted_rest() -> Result<()> {
+    output(&mut std::process::Command::new("sync"))?;
+    std::thread::sleep(Duration::from_secs(61));
+    Ok(())
 }
 
 /// Whether what was restored is what was backed up.

@@ -75,7 +75,7 @@ fn backlane(place: &Place<'_>, side: Side) -> Command {
 }
 
 fn start_backlane(place: &Place<'_>) -> Result<Process> {
-    let pool = place.path("pool");
+    let pool = place.pool();
     let mut fallocate = Command::new("fallocate");
     output(fallocate.args(["--length", "1G"]).arg(&pool))?;
     let mut create = backlane(place, Side::Server);

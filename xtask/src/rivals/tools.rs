@@ -83,6 +83,8 @@ pub(super) struct Site {
     /// Backlane's binary.
     pub(super) bin: PathBuf,
     pub(super) lane: Option<Lane>,
+    /// Where Backlane's pool is, if not beside its repository.
+    pub(super) pool: Option<PathBuf>,
 }
 
 /// A repository of a tool, and a server where it has one.
@@ -205,6 +207,12 @@ fn is_there(program: &str) -> bool {
 impl Place<'_> {
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
+    }
+
+    /// The pool that Backlane goes through.
+    pub(super) fn pool(&self) -> PathBuf {
+        let elsewhere = self.site.pool.clone();
+        elsewhere.unwrap_or_else(|| self.path("pool"))
     }
 
     /// The tool under time(1), with what leads it to the repository.
@@ -390,6 +398,10 @@ impl Place<'_> {
     pub(super) fn remove(mut self) -> Result<()> {
         self.server = None;
         fs::remove_dir_all(&self.directory)?;
+        let pool = self.site.pool.as_ref();
+        if let Some(pool) = pool.filter(|_| self.tool.program == Program::Backlane) {
+            fs::remove_file(pool)?;
+        }
         Ok(())
     }
 }
