@@ -12,7 +12,7 @@ mod tools;
 mod trees;
 
 use anyhow::{Context, Result, ensure};
-use backlane_e2e::{Lane, Wire, output};
+use backlane_e2e::{Lane, Wire};
 use clap::Args;
 use data::Set;
 use std::{
@@ -20,7 +20,6 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::ExitCode,
-    time::Duration,
 };
 use tools::{Site, Spent, Tool};
 
@@ -146,8 +145,9 @@ fn measure(work: &Path, site: &Site, tools: &[Tool], args: &RivalsArgs) -> Resul
         if !args.on.is_empty() && !args.names(set.name()) {
             continue;
         }
-        let files = work.join(set.name());
         for run in 0..args.runs {
+            let work = work.join(format!("{}-{run}", set.name()));
+            let files = work.join("files");
             set.make(&files, args.percent)?;
             // Each tool comes first in turn.
             let mut order = tools.to_vec();
@@ -160,9 +160,6 @@ fn measure(work: &Path, site: &Site, tools: &[Tool], args: &RivalsArgs) -> Resul
             for (what, name) in WORK.iter().enumerate() {
                 if what == 2 {
                     set.change(&files, args.percent)?;
-                }
-                if what == 3 && *set == Set::Small {
-                    let_deleted_rest()?;
                 }
                 for place in &ready {
                     let tool = place.tool;
@@ -181,21 +178,16 @@ fn measure(work: &Path, site: &Site, tools: &[Tool], args: &RivalsArgs) -> Resul
                     measured.entry(key).or_default().push(spent);
                 }
             }
-            for place in ready {
-                place.remove()?;
+            for mut place in ready {
+                place.end()?;
+            }
+            // ext4 goes around inodes that were deleted minutes ago, one by one: what has many files stays to the end.
+            if *set != Set::Small {
+                fs::remove_dir_all(&work)?;
             }
         }
-        fs::remove_dir_all(&files)?;
     }
     Ok(measured)
-}
-
-/// Waits until no file was deleted of late: ext4 goes around each such inode whenever it makes one, for a minute once the
-/// inode is on the disk.
-fn let_deleted_rest() -> Result<()> {
-    output(&mut std::process::Command::new("sync"))?;
-    std::thread::sleep(Duration::from_secs(61));
-    Ok(())
 }
 
 /// Whether what was restored is what was backed up.

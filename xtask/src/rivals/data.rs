@@ -35,9 +35,6 @@ impl Set {
 
     /// Makes the files.
     pub(super) fn make(self, at: &Path, percent: u64) -> Result<()> {
-        if at.exists() {
-            fs::remove_dir_all(at)?;
-        }
         for number in 0..self.files(percent) {
             self.write(at, number, number, percent)?;
         }

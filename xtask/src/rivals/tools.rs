@@ -396,8 +396,14 @@ impl Place<'_> {
 
     /// Takes everything away again.
     pub(super) fn remove(mut self) -> Result<()> {
-        self.server = None;
+        self.end()?;
         fs::remove_dir_all(&self.directory)?;
+        Ok(())
+    }
+
+    /// Ends what runs here, and takes a pool away that is elsewhere.
+    pub(super) fn end(&mut self) -> Result<()> {
+        self.server = None;
         let pool = self.site.pool.as_ref();
         if let Some(pool) = pool.filter(|_| self.tool.program == Program::Backlane) {
             fs::remove_file(pool)?;
