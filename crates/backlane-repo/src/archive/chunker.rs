@@ -1,7 +1,8 @@
 //! Where a file's content is cut: at places that its bytes alone decide, so that what moved is found again.
 //!
 //! A hash of the last 64 bytes, moved on by one shift and one sum a byte (a gear hash). A chunk ends where the hash's
-//! upper bits are zero. The table follows from the repository's secret: how long chunks are tells a stranger nothing about known files.
+//! upper bits are zero. The table follows from the repository's secret: how long chunks are tells a stranger nothing about
+//! known files.
 //!
 //! Invariants: where a chunk ends depends on its bytes and the table, never on how they were read; each has
 //! [`BYTES_MIN`] to [`BYTES_MAX`] bytes, the last of a file apart, which may be shorter.
