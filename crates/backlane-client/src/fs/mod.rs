@@ -19,7 +19,7 @@ use std::{
     io,
     mem::MaybeUninit,
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
 };
@@ -34,6 +34,15 @@ pub(crate) struct Identity {
     pub(crate) device: u64,
     /// The inode on it.
     pub(crate) inode: u64,
+}
+
+/// Something whose metadata is read or set.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Inode<'a> {
+    /// What stands under a name in an open directory; a symbolic link itself, not its target.
+    Named(BorrowedFd<'a>, &'a OsStr),
+    /// An open file or directory, whatever stands under its name by now.
+    Open(BorrowedFd<'a>),
 }
 
 /// What the kernel tells of one directory entry.
@@ -61,6 +70,14 @@ impl Facts {
     /// What stands under `name` in `dir`; a symbolic link itself, not its target.
     pub(crate) fn of(dir: impl AsFd, name: &OsStr) -> io::Result<Self> {
         Self::read(dir, name, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT)
+    }
+
+    /// What it is.
+    pub(crate) fn of_inode(inode: Inode<'_>) -> io::Result<Self> {
+        match inode {
+            Inode::Named(dir, name) => Self::of(dir, name),
+            Inode::Open(file) => Self::of_open(file),
+        }
     }
 
     /// What an open file or directory is.

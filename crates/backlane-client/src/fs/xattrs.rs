@@ -1,12 +1,18 @@
 //! Extended attributes, raw: POSIX ACLs and file capabilities are attributes like any other and come along as bytes.
 //!
-//! The calls for attributes know no directory handles, so that an entry is named through `/proc/self/fd` (see
+//! The calls for attributes know no directory handles, so that what isn't open is named through `/proc/self/fd` (see
 //! [`proc_path`]); symbolic links are not followed.
 
-use super::proc_path;
+use super::{Inode, proc_path};
 use backlane_repo::Xattr;
-use rustix::{fs::XattrFlags, io::Errno};
-use std::{ffi::OsStr, io, os::fd::AsFd};
+use rustix::{
+    fs::{
+        XattrFlags, fgetxattr, flistxattr, fremovexattr, fsetxattr, lgetxattr, llistxattr,
+        lremovexattr, lsetxattr,
+    },
+    io::Errno,
+};
+use std::io;
 
 /// The kernel's own limit for a value and for a list of names (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX`).
 const XATTR_BYTES_MAX: usize = 64 * 1024;
@@ -14,12 +20,17 @@ const XATTR_BYTES_MAX: usize = 64 * 1024;
 /// The first guess for a value's size: enough for almost all.
 const XATTR_BYTES_LIKELY: usize = 1024;
 
-/// All attributes of `name` in `dir`, sorted by name. What a file system doesn't support it doesn't have.
-pub(crate) fn read_all(dir: impl AsFd, name: &OsStr) -> io::Result<Vec<Xattr>> {
-    let path = proc_path(dir, name);
+/// All attributes, sorted by name. What a file system doesn't support it doesn't have.
+pub(crate) fn read_all(of: Inode<'_>) -> io::Result<Vec<Xattr>> {
     let mut found = Vec::new();
-    for name in list(&path)? {
-        match grown(|buffer| rustix::fs::lgetxattr(path.as_slice(), name.as_slice(), buffer)) {
+    for name in list(of)? {
+        let value = grown(|buffer| match of {
+            Inode::Named(dir, entry) => {
+                lgetxattr(proc_path(dir, entry).as_slice(), name.as_slice(), buffer)
+            }
+            Inode::Open(file) => fgetxattr(file, name.as_slice(), buffer),
+        });
+        match value {
             Ok(value) => found.push(Xattr { name, value }),
             // Removed since it was listed.
             Err(Errno::NODATA) => {}
@@ -30,26 +41,39 @@ pub(crate) fn read_all(dir: impl AsFd, name: &OsStr) -> io::Result<Vec<Xattr>> {
     Ok(found)
 }
 
-/// Sets one attribute of `name` in `dir`.
-pub(crate) fn set(dir: impl AsFd, name: &OsStr, attribute: &Xattr) -> io::Result<()> {
-    Ok(rustix::fs::lsetxattr(
-        proc_path(dir, name).as_slice(),
-        attribute.name.as_slice(),
-        &attribute.value,
-        XattrFlags::empty(),
-    )?)
+/// Sets one attribute.
+pub(crate) fn set(of: Inode<'_>, attribute: &Xattr) -> io::Result<()> {
+    let Xattr { name, value } = attribute;
+    let flags = XattrFlags::empty();
+    Ok(match of {
+        Inode::Named(dir, entry) => lsetxattr(
+            proc_path(dir, entry).as_slice(),
+            name.as_slice(),
+            value,
+            flags,
+        ),
+        Inode::Open(file) => fsetxattr(file, name.as_slice(), value, flags),
+    }?)
 }
 
-/// Removes one attribute of `name` in `dir`; one that isn't there is a success.
-pub(crate) fn remove(dir: impl AsFd, name: &OsStr, attribute: &[u8]) -> io::Result<()> {
-    match rustix::fs::lremovexattr(proc_path(dir, name).as_slice(), attribute) {
+/// Removes one attribute; one that isn't there is a success.
+pub(crate) fn remove(of: Inode<'_>, attribute: &[u8]) -> io::Result<()> {
+    let removed = match of {
+        Inode::Named(dir, entry) => lremovexattr(proc_path(dir, entry).as_slice(), attribute),
+        Inode::Open(file) => fremovexattr(file, attribute),
+    };
+    match removed {
         Ok(()) | Err(Errno::NODATA) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }
 
-fn list(path: &[u8]) -> io::Result<Vec<Vec<u8>>> {
-    let names = match grown(|buffer| rustix::fs::llistxattr(path, buffer)) {
+fn list(of: Inode<'_>) -> io::Result<Vec<Vec<u8>>> {
+    let names = grown(|buffer| match of {
+        Inode::Named(dir, entry) => llistxattr(proc_path(dir, entry).as_slice(), buffer),
+        Inode::Open(file) => flistxattr(file, buffer),
+    });
+    let names = match names {
         Ok(names) => names,
         Err(Errno::OPNOTSUPP) => Vec::new(),
         Err(error) => return Err(error.into()),

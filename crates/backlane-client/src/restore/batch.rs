@@ -15,7 +15,11 @@ use super::{
     standing::Standing,
     unfinished,
 };
-use crate::{error::Error, fs::Facts, progress::WarningKind};
+use crate::{
+    error::Error,
+    fs::{Facts, Inode},
+    progress::WarningKind,
+};
 use backlane_proto::{ByteRange, ObjectId};
 use backlane_repo::{BlobId, BlobKind, BlobPlace, FileKind, Metadata};
 use rustix::fs::{Advice, AtFlags, fadvise, fdatasync, linkat, renameat, unlinkat};
@@ -24,6 +28,7 @@ use std::{
     ffi::{OsStr, OsString},
     io,
     ops::Range,
+    os::fd::AsFd,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -191,9 +196,9 @@ impl Batch {
                 let mut open = open_regular(&*dir, &file.name)?;
                 let right = has_holes(&open, file.size, file.extents.as_deref())?
                     && consists_of(&mut open, &file.pieces)?;
-                Ok((dir, right))
+                Ok((open, right))
             });
-            let Ok((dir, true)) = right else {
+            let Ok((open, true)) = right else {
                 return Ok(());
             };
             file.state().stage = Stage::Kept;
@@ -203,8 +208,7 @@ impl Batch {
             job.reporter.progress.advanced(1, file.size);
             if !job.options.dry_run {
                 Subject {
-                    dir: &dir,
-                    name: &file.name,
+                    inode: Inode::Open(open.as_fd()),
                     path: &file.path(job.places),
                     reporter: job.reporter,
                 }
@@ -449,8 +453,7 @@ impl Batch {
             let path = job.path(*place, OsStr::new(""));
             match job.places.handle(*place) {
                 Ok(dir) => Subject {
-                    dir: &dir,
-                    name: OsStr::new("."),
+                    inode: Inode::Open(dir.as_fd()),
                     path: &path,
                     reporter: job.reporter,
                 }

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     carry,
     error::Error,
-    fs::{self, Facts},
+    fs::{self, Facts, Inode},
     progress::WarningKind,
 };
 use backlane_repo::{BlobKind, FileKind, Metadata, Node, RepoError, Tree, name_is_plain};
@@ -27,7 +27,7 @@ use std::{
     hash::{DefaultHasher, Hash, Hasher},
     io::{self, ErrorKind},
     os::{
-        fd::OwnedFd,
+        fd::{AsFd, OwnedFd},
         unix::ffi::{OsStrExt, OsStringExt},
     },
     path::{Path, PathBuf},
@@ -489,8 +489,7 @@ impl<'a> Descender<'a> {
         carry::unpack(&mut meta, 0);
         let apply = |name: &OsStr| {
             Subject {
-                dir: &arrival.dir,
-                name,
+                inode: Inode::Named(arrival.dir.as_fd(), name),
                 path: &arrival.path,
                 reporter: job.reporter,
             }
@@ -625,7 +624,7 @@ fn open_or_make(arrival: &Arrival<'_>, dry_run: bool) -> io::Result<Option<(Owne
         if before.file_type == FileType::Directory {
             let lacks = before.mode & 0o700 != 0o700;
             if lacks && !dry_run && !rustix::process::geteuid().is_root() {
-                set_mode(dir, name, before.mode | 0o700)?;
+                set_mode(Inode::Named(dir.as_fd(), name), before.mode | 0o700)?;
             }
             return Ok(Some((fs::open_dir(dir, name)?, Found::Existing)));
         }

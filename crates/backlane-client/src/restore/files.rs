@@ -9,7 +9,7 @@
 
 use super::{batch::Whole, content::Piece, metadata::Subject, places::Places, unfinished};
 use crate::{
-    fs::{self, around, extents::Extent},
+    fs::{self, Inode, around, extents::Extent},
     progress::Reporter,
     restore::places::PlaceId,
 };
@@ -21,7 +21,7 @@ use std::{
     ffi::{OsStr, OsString},
     fs::File,
     io,
-    os::unix::ffi::OsStrExt,
+    os::{fd::AsFd, unix::ffi::OsStrExt},
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -227,21 +227,20 @@ impl FileWriter<'_> {
 
     /// Gives a file that is written its metadata and its name.
     pub(crate) fn finish(&self, files: &[PlannedFile], index: usize) -> io::Result<()> {
-        if self.handle(files, index)?.is_none() {
+        let Some(handle) = self.handle(files, index)? else {
             return Ok(());
-        }
+        };
         let file = &files[index];
         let dir = self.places.handle(file.place)?;
         let mut state = file.state();
-        // All is written: closing may show what is still wrong.
-        state.handle = None;
         Subject {
-            dir: &dir,
-            name: &file.temporary,
+            inode: Inode::Open(handle.as_fd()),
             path: &file.path(self.places),
             reporter: self.reporter,
         }
         .apply(&FileKind::File, &file.meta);
+        state.handle = None;
+        drop(handle);
         renameat(&*dir, &file.temporary, &*dir, &file.name)?;
         state.stage = Stage::Done;
         Ok(())
@@ -287,7 +286,10 @@ impl FileWriter<'_> {
             let made = openat(&*dir, &file.temporary, flags, unfinished::MODE)?;
             state.stage = Stage::Begun;
             handle = Arc::new(made.into());
-            handle.set_len(file.size)?;
+            // What ends in data gets its length by that.
+            if file.pieces.len() > 1 || file.extents.is_some() || self.holes == Holes::Zeros {
+                handle.set_len(file.size)?;
+            }
         }
         state.handle = Some(Arc::clone(&handle));
         drop(state);

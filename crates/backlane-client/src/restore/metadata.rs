@@ -5,30 +5,22 @@
 //! rest is still set; only setuid and setgid bits are not given to a file that belongs to somebody else than it should.
 
 use crate::{
-    fs::{Facts, xattrs},
+    fs::{Facts, Inode, xattrs},
     progress::{Reporter, WarningKind},
 };
 use backlane_repo::{FileKind, Metadata, Time, Xattr};
 use rustix::{
     fs::{
-        AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid, chmod, chownat, openat,
-        utimensat,
+        AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid, chmod, chownat, fchmod,
+        fchown, futimens, openat, utimensat,
     },
     io::Errno,
 };
-use std::{
-    ffi::OsStr,
-    io,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
-    path::Path,
-};
+use std::{io, os::fd::AsRawFd, path::Path};
 
 /// One thing below the target.
 pub(crate) struct Subject<'a> {
-    /// The directory that it is in.
-    pub(crate) dir: &'a OwnedFd,
-    /// The name that it has there now, which may be a temporary one.
-    pub(crate) name: &'a OsStr,
+    pub(crate) inode: Inode<'a>,
     /// The path to show to people.
     pub(crate) path: &'a Path,
     pub(crate) reporter: &'a Reporter,
@@ -47,7 +39,7 @@ enum Owned {
 impl Subject<'_> {
     /// Makes its metadata that of the snapshot.
     pub(crate) fn apply(&self, kind: &FileKind, wanted: &Metadata) {
-        let facts = match Facts::of(self.dir, self.name) {
+        let facts = match Facts::of_inode(self.inode) {
             Ok(facts) => facts,
             Err(error) => return self.warn(WarningKind::NotRestored, "it is gone", &error),
         };
@@ -74,7 +66,7 @@ impl Subject<'_> {
             );
             self.reporter.warn(WarningKind::Mode, self.path, what);
         }
-        if let Err(error) = set_mode(self.dir, self.name, mode) {
+        if let Err(error) = set_mode(self.inode, mode) {
             let what = format!("its mode {mode:04o} can't be set");
             self.warn(WarningKind::Mode, &what, &error);
         }
@@ -93,7 +85,10 @@ impl Subject<'_> {
         }
         let set = |uid: Option<u32>, gid: Option<u32>| {
             let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
-            chownat(self.dir, self.name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
+            match self.inode {
+                Inode::Named(dir, name) => chownat(dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW),
+                Inode::Open(file) => fchown(file, uid, gid),
+            }
         };
         let Err(mut error) = set(uid, gid) else {
             return Owned::AsWanted;
@@ -112,7 +107,7 @@ impl Subject<'_> {
     }
 
     fn apply_xattrs(&self, wanted: &[Xattr]) {
-        let present = match xattrs::read_all(self.dir, self.name) {
+        let present = match xattrs::read_all(self.inode) {
             Ok(present) => present,
             Err(error) => {
                 let what = "its extended attributes can't be read";
@@ -123,14 +118,14 @@ impl Subject<'_> {
             let stays = wanted.iter().any(|new| new.name == old.name);
             if !stays
                 && is_ours_to_remove(&old.name)
-                && let Err(error) = xattrs::remove(self.dir, self.name, &old.name)
+                && let Err(error) = xattrs::remove(self.inode, &old.name)
             {
                 let what = format!("attribute {} can't be removed", old.name.escape_ascii());
                 self.warn(WarningKind::Xattr, &what, &error);
             }
         }
         for new in wanted.iter().filter(|new| !present.contains(new)) {
-            if let Err(error) = xattrs::set(self.dir, self.name, new) {
+            if let Err(error) = xattrs::set(self.inode, new) {
                 let what = format!("attribute {} can't be set", new.name.escape_ascii());
                 self.warn(WarningKind::Xattr, &what, &error);
             }
@@ -142,11 +137,14 @@ impl Subject<'_> {
             last_access: timespec(wanted.accessed),
             last_modification: timespec(wanted.modified),
         };
-        utimensat(self.dir, self.name, &times, AtFlags::SYMLINK_NOFOLLOW)?;
+        match self.inode {
+            Inode::Named(dir, name) => utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW),
+            Inode::Open(file) => futimens(file, &times),
+        }?;
         // A file system that can't hold a time takes the nearest that it can, in silence.
         let beyond_32_bits = |time: &Time| i32::try_from(time.seconds).is_err();
         if let Some(modified) = wanted.modified.filter(beyond_32_bits)
-            && Facts::of(self.dir, self.name)?.mtime != modified
+            && Facts::of_inode(self.inode)?.mtime != modified
         {
             return Err(io::Error::other("the file system can't hold them"));
         }
@@ -154,18 +152,24 @@ impl Subject<'_> {
     }
 }
 
-/// Sets the permissions of `name` in `dir`, which is not a symbolic link, or else this is an error.
-pub(crate) fn set_mode(dir: impl AsFd, name: &OsStr, mode: u32) -> io::Result<()> {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let it = openat(dir, name, flags, Mode::empty())?;
-    // There is no fchmod for such a handle; its name in /proc leads to the very inode, and a link is refused.
-    let path = format!("/proc/self/fd/{}", it.as_raw_fd());
-    match chmod(path, Mode::from_raw_mode(mode)) {
-        Err(Errno::OPNOTSUPP) => return Err(io::Error::other("it is a symbolic link")),
-        other => other?,
+/// Sets the permissions. To have a symbolic link is an error.
+pub(crate) fn set_mode(inode: Inode<'_>, mode: u32) -> io::Result<()> {
+    let wanted = Mode::from_raw_mode(mode);
+    match inode {
+        Inode::Open(file) => fchmod(file, wanted)?,
+        Inode::Named(dir, name) => {
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let it = openat(dir, name, flags, Mode::empty())?;
+            // There is no fchmod for such a handle; its name in /proc leads to the very inode, and a link is refused.
+            let path = format!("/proc/self/fd/{}", it.as_raw_fd());
+            match chmod(path, wanted) {
+                Err(Errno::OPNOTSUPP) => return Err(io::Error::other("it is a symbolic link")),
+                other => other?,
+            }
+        }
     }
     // The kernel drops setgid in silence where the caller is not in the group.
-    if mode & 0o7000 != 0 && Facts::of_open(&it)?.mode != mode {
+    if mode & 0o7000 != 0 && Facts::of_inode(inode)?.mode != mode {
         return Err(io::Error::other("the system dropped some of its bits"));
     }
     Ok(())

@@ -3,7 +3,7 @@
 //! Invariants: a symbolic link is removed, never followed; nothing on another device than the start is touched.
 
 use crate::fs::{
-    self, Facts,
+    self, Facts, Inode,
     descent::{Descent, Step},
 };
 use rustix::{
@@ -113,7 +113,7 @@ fn open_for_removal(dir: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
         if error.kind() != io::ErrorKind::PermissionDenied {
             return Err(error);
         }
-        super::metadata::set_mode(&dir, name, 0o700)?;
+        super::metadata::set_mode(Inode::Named(dir.as_fd(), name), 0o700)?;
         fs::open_dir(&dir, name)
     })
 }

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     carry,
     fs::{
-        self, Facts, Identity,
+        self, Facts, Identity, Inode,
         descent::Held,
         extents::{Extent, Layout},
         xattrs,
@@ -147,7 +147,7 @@ impl Found {
             (meta.size, meta.modified) = (copy.bytes, Some(copy.made_at));
         }
         if shared.detail == Detail::Full {
-            match xattrs::read_all(&dir, &self.name) {
+            match xattrs::read_all(Inode::Named(dir.as_fd(), &self.name)) {
                 Ok(found) => meta.xattrs = found,
                 Err(error) => {
                     let reason = format!("its extended attributes can't be read: {error}");
