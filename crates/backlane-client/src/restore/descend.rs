@@ -1,7 +1,8 @@
 //! Goes through the trees of a snapshot: makes directories and what has no content, plans files and links.
 //!
 //! Invariants: a name is checked before it is used; a directory's own metadata is set after all that is in it; nothing
-//! is deleted outside of what was backed up. Memory is bounded by the batch, apart from the directories on the way.
+//! is deleted outside of what was backed up. A batch runs while the next one is planned; memory is bounded by the two,
+//! apart from the directories on the way.
 
 use super::{
     batch::{Batch, LinkTarget, PlannedLink, Whole},
@@ -26,12 +27,15 @@ use std::{
     ffi::{OsStr, OsString},
     hash::{DefaultHasher, Hash, Hasher},
     io::{self, ErrorKind},
+    mem,
     os::{
         fd::{AsFd, OwnedFd},
         unix::ffi::{OsStrExt, OsStringExt},
     },
+    panic::resume_unwind,
     path::{Path, PathBuf},
     sync::Arc,
+    thread::{self, ScopedJoinHandle},
     vec,
 };
 
@@ -118,6 +122,20 @@ impl<'a> Descender<'a> {
             meta
         });
         self.enter(tree, meta, place, Found::Existing, reach)?;
+        thread::scope(|scope| {
+            let mut running = None;
+            while self.plan()? {
+                end(running.take())?;
+                let batch = mem::take(&mut self.batch);
+                running = Some(scope.spawn(|| batch.run(self.job)));
+            }
+            end(running)?;
+            self.batch.run(self.job)
+        })
+    }
+
+    /// Goes on until the batch is full. Whether it is; otherwise all is planned.
+    fn plan(&mut self) -> Result<bool, Error> {
         while let Some(frame) = self.frames.last_mut() {
             self.job.check_cancelled()?;
             if let Some(node) = frame.nodes.next() {
@@ -130,10 +148,10 @@ impl<'a> Descender<'a> {
                 self.batch.directories.push((place, frame.meta));
             }
             if self.batch.is_full() {
-                std::mem::take(&mut self.batch).run(self.job)?;
+                return Ok(true);
             }
         }
-        std::mem::take(&mut self.batch).run(self.job)
+        Ok(false)
     }
 
     /// Makes a directory the current one, after a look at its names and at what else is there.
@@ -576,6 +594,12 @@ impl<'a> Descender<'a> {
             _ => reach,
         }
     }
+}
+
+/// Waits for the batch that runs.
+fn end(running: Option<ScopedJoinHandle<'_, Result<(), Error>>>) -> Result<(), Error> {
+    let ended = running.map(|running| running.join().unwrap_or_else(|panic| resume_unwind(panic)));
+    ended.unwrap_or(Ok(()))
 }
 
 /// A path as the snapshot's list of paths shows it.

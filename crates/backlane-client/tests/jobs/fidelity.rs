@@ -218,6 +218,46 @@ fn restoring_again_keeps_everything_and_changes_nothing() {
     world.assert_same();
 }
 
+/// Batches of a restore have 8,192 files; one runs while the next is planned.
+#[test]
+fn what_takes_several_batches_comes_back_with_links_and_times_across_them() {
+    let world = World::new();
+    let dir = |base: &Path, dir: usize| base.join(format!("{dir:03}"));
+    for number in 0..170 {
+        let here = dir(&world.source, number);
+        fs::create_dir(&here).unwrap();
+        for file in 0..100 {
+            fs::write(here.join(format!("{file}")), format!("{number} {file}")).unwrap();
+        }
+        let another = dir(&world.source, number / 2).join(format!("{}", number % 100));
+        fs::hard_link(another, here.join("link")).unwrap();
+        set_time(&here, 1_500_000_000 + i64::try_from(number).unwrap(), 7);
+    }
+    world.back_up();
+    let first = world.restore();
+    assert_eq!(first.warnings.total(), 0, "{:?}", first.warnings);
+    assert_eq!((first.files_restored, first.hard_links), (17_000, 170));
+    world.assert_same();
+
+    // What isn't in the snapshot, what differs and what stands in the way, in each batch.
+    for number in (0..170).step_by(7) {
+        let here = dir(&world.target, number);
+        fs::create_dir(here.join("surplus")).unwrap();
+        fs::write(here.join("surplus/file"), "s").unwrap();
+        fs::write(here.join("3"), "another").unwrap();
+        fs::remove_file(here.join("4")).unwrap();
+        fs::create_dir(here.join("4")).unwrap();
+    }
+    let again = world.restore_with(&RestoreOptions {
+        delete: true,
+        ..RestoreOptions::default()
+    });
+    let again = again.unwrap();
+    assert_eq!(again.warnings.total(), 0, "{:?}", again.warnings);
+    assert_eq!(again.files_restored, 2 * 25);
+    world.assert_same();
+}
+
 #[test]
 fn paths_longer_than_the_system_takes_come_back() {
     let world = World::new();
