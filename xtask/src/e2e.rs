@@ -14,29 +14,28 @@ pub(crate) struct ProgramArgs {
     rest: Vec<String>,
 }
 
-/// Builds `backlane` and one of the programs, and runs the latter.
+/// Builds `backlane` and one of the programs by a profile of cargo's, and runs the latter.
 ///
 /// # Errors
 /// When either can't be built. What the program finds is told by the exit code.
-pub(crate) fn run(root: &Path, program: &str, args: &ProgramArgs) -> Result<ExitCode> {
-    let cargo = |arguments: &[&str], rest: &[String]| {
-        let mut command = Command::new(env!("CARGO"));
-        command.args(arguments).args(rest).current_dir(root);
-        command.status().context("cannot start cargo")
+pub(crate) fn run(
+    root: &Path,
+    profile: &str,
+    program: &str,
+    args: &ProgramArgs,
+) -> Result<ExitCode> {
+    let cargo = |command: &str, package: &str, rest: &[&str]| {
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args([command, "--quiet", "--locked", "--profile", profile]);
+        cargo.args(["--package", package]).args(rest);
+        let status = cargo.current_dir(root).status();
+        status.context("cannot start cargo")
     };
-    let binary = ["build", "--quiet", "--locked", "--package", "backlane"];
-    ensure!(cargo(&binary, &[])?.success(), "backlane can't be built");
-    let run = [
-        "run",
-        "--quiet",
-        "--locked",
-        "--package",
-        "backlane-e2e",
-        "--bin",
-        program,
-        "--",
-    ];
-    Ok(match cargo(&run, &args.rest)?.success() {
+    let is_built = cargo("build", "backlane", &[])?.success();
+    ensure!(is_built, "backlane can't be built");
+    let mut run = vec!["--bin", program, "--"];
+    run.extend(args.rest.iter().map(String::as_str));
+    Ok(match cargo("run", "backlane-e2e", &run)?.success() {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
     })

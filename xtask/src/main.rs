@@ -6,7 +6,6 @@ mod bench;
 mod ci;
 mod e2e;
 mod fuzz;
-mod rivals;
 mod sim;
 mod tidy;
 
@@ -33,7 +32,7 @@ enum Task {
     /// Measure storage sockets on four kinds of devices, as root: the figures of docs/performance.md.
     Bench(bench::BenchArgs),
     /// Back up and restore the same files by Backlane, restic, rustic and borg: the tables of docs/performance.md.
-    Rivals(rivals::RivalsArgs),
+    Rivals(e2e::ProgramArgs),
     /// Make every fault at every moment of jobs, as root, and print what comes of them: docs/reliability.md.
     Matrix(e2e::ProgramArgs),
     /// Run jobs for a while as random faults come and go, as root, and look for what was kept: docs/reliability.md.
@@ -60,9 +59,9 @@ fn main() -> Result<ExitCode> {
         Task::Sim(args) => sim::run(&root, &args),
         Task::Fuzz(args) => fuzz::run(&root, &args),
         Task::Bench(args) => bench::run(&root, &args),
-        Task::Rivals(args) => rivals::run(&root, &args),
-        Task::Matrix(args) => e2e::run(&root, "fault-matrix", &args),
-        Task::Soak(args) => e2e::run(&root, "soak", &args),
+        Task::Rivals(args) => e2e::run(&root, "release", "rivals", &args),
+        Task::Matrix(args) => e2e::run(&root, "dev", "fault-matrix", &args),
+        Task::Soak(args) => e2e::run(&root, "dev", "soak", &args),
         Task::Ci => ci::run(&root),
     }
 }

@@ -63,7 +63,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "backlane-fuzz",
         &["storage-socket-proto", "backlane-proto", "backlane-repo"],
     ),
-    ("xtask", &["backlane-e2e"]),
+    ("xtask", &[]),
 ];
 
 /// Crates for tests alone: any crate may have them among its dev-dependencies, none among its dependencies.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use backlane_e2e::{
-    Client, Cluster, Clusters, Group, Process, Setup, Side, System, Wire, output,
+    Client, Cluster, Clusters, Group, Process, Setup, Side, System, Wire, median, output,
     ready_for_postgresql, until,
 };
 use clap::Parser;
@@ -444,11 +444,6 @@ fn bytes_below(directory: &Path) -> Result<u64> {
     let printed = output(Command::new("du").args(["-sb"]).arg(directory))?;
     let bytes = printed.split_whitespace().next().context("no size")?;
     bytes.parse().context("a size")
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 fn print(rows: &[(usize, usize, Spent)]) {

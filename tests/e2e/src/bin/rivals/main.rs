@@ -1,5 +1,7 @@
-//! Backups and restores of the same files by Backlane, restic, rustic and borg, in turns, on one machine: the tables of
-//! docs/performance.md.
+//! `rivals`: backups and restores of the same files by Backlane, restic, rustic and borg, in turns, on one machine: the
+//! tables of docs/performance.md.
+//!
+//! Needs a release build of `backlane` beside it, and root for `--wire`; `cargo xtask rivals` builds both.
 //!
 //! Every repository is on the disk that the files are on. Backlane runs as two processes, a server and a client, with TLS
 //! and a pool that is a file; what both take counts, the client's part is told beside it. The others write to a directory,
@@ -12,19 +14,19 @@ mod tools;
 mod trees;
 
 use anyhow::{Context, Result, ensure};
-use backlane_e2e::{Lane, Wire};
-use clap::Args;
+use backlane_e2e::{Lane, Wire, binary, median};
+use clap::Parser;
 use data::Set;
 use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
-    process::ExitCode,
 };
 use tools::{Site, Spent, Tool};
 
-#[derive(Args)]
-pub(crate) struct RivalsArgs {
+/// Backups and restores of the same files by Backlane and by what else there is.
+#[derive(Debug, Parser)]
+struct Arguments {
     /// Where files and repositories are made, and taken away again: 30 GiB at full size.
     #[arg(long, default_value = "/var/tmp")]
     dir: PathBuf,
@@ -54,12 +56,9 @@ pub(crate) struct RivalsArgs {
     /// Draw the times that the sets take beside those of the fastest rival.
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
-    /// Use this binary instead of building one.
-    #[arg(long)]
-    bin: Option<PathBuf>,
 }
 
-impl RivalsArgs {
+impl Arguments {
     /// Whether a set is asked for by its name.
     fn names(&self, set: &str) -> bool {
         self.on.iter().any(|on| on == set)
@@ -72,11 +71,8 @@ const WORK: [&str; 4] = ["first backup", "unchanged", "1 % changed", "restore"];
 /// The name by which real trees are asked for.
 const TREES: &str = "trees";
 
-/// Measures, and prints tables.
-///
-/// # Errors
-/// When a tool fails, or restores something else than it backed up.
-pub(crate) fn run(root: &Path, args: &RivalsArgs) -> Result<ExitCode> {
+fn main() -> Result<()> {
+    let args = &Arguments::parse();
     for on in &args.on {
         ensure!(
             on == TREES || Set::ALL.iter().any(|set| set.name() == on),
@@ -87,11 +83,7 @@ pub(crate) fn run(root: &Path, args: &RivalsArgs) -> Result<ExitCode> {
         args.trees.is_empty() || args.names(TREES),
         "--trees says which trees, --on {TREES} that they are measured: give both"
     );
-    let bin = match &args.bin {
-        Some(bin) => bin.clone(),
-        None => crate::bench::build(root)?,
-    };
-    let bin = fs::canonicalize(&bin).with_context(|| format!("no {}", bin.display()))?;
+    let bin = fs::canonicalize(binary()?).context("no backlane")?;
     let lay = |mbit| {
         Lane::new(Wire { mbit: Some(mbit) }).context(
             "cannot lay the wire: run as root, with ip and tc (Debian: iproute2), where the kernel has network namespaces",
@@ -113,12 +105,11 @@ pub(crate) fn run(root: &Path, args: &RivalsArgs) -> Result<ExitCode> {
     fs::create_dir_all(&work).with_context(|| format!("cannot make {}", work.display()))?;
     let reported = report(&work, &site, &tools, args);
     fs::remove_dir_all(&work).with_context(|| format!("cannot remove {}", work.display()))?;
-    reported?;
-    Ok(ExitCode::SUCCESS)
+    reported
 }
 
 /// Measures what is asked for.
-fn report(work: &Path, site: &Site, tools: &[Tool], args: &RivalsArgs) -> Result<()> {
+fn report(work: &Path, site: &Site, tools: &[Tool], args: &Arguments) -> Result<()> {
     let measured = measure(work, site, tools, args)?;
     if !measured.is_empty() {
         print(&measured, args.wire);
@@ -139,7 +130,7 @@ fn report(work: &Path, site: &Site, tools: &[Tool], args: &RivalsArgs) -> Result
 /// By set, work and tool.
 type Measured = BTreeMap<(usize, usize, &'static str), Vec<Spent>>;
 
-fn measure(work: &Path, site: &Site, tools: &[Tool], args: &RivalsArgs) -> Result<Measured> {
+fn measure(work: &Path, site: &Site, tools: &[Tool], args: &Arguments) -> Result<Measured> {
     let mut measured = Measured::new();
     for (at, set) in Set::ALL.iter().enumerate() {
         if !args.on.is_empty() && !args.names(set.name()) {
@@ -296,9 +287,4 @@ fn beside_rivals(
         .filter(|((set, what, tool), _)| (*set, *what) == (key.0, key.1) && *tool != "backlane");
     let least = rivals.map(|(_, runs)| middle(runs, of)).reduce(f64::min)?;
     Some(middle(measured.get(&key)?, of) / least)
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
