@@ -3,7 +3,7 @@
 use crate::{
     error::Error,
     progress::{Progress, Reporter, WarningKind, Warnings},
-    source::{Detail, Source, SourceOptions, resolve_files, sqlite::Copies},
+    source::{Detail, Source, SourceOptions, WalkOptions, resolve_files, sqlite::Copies},
 };
 use backlane_repo::{
     ArchiveOptions, ArchiveSummary, Cancel, Compression, DryRun, Entries, Parent, RepoError,
@@ -89,8 +89,12 @@ pub fn backup(
     let copies = Arc::new(Copies::make(&databases, &copies_in, &cancel)?);
     let paths = [&options.paths[..], &databases].concat();
     let new = |detail, reporter| {
-        let how = (detail, Arc::clone(&copies), options.threads);
-        Source::new(&paths, &options.source, how, reporter)
+        let walk = WalkOptions {
+            detail,
+            copies: Arc::clone(&copies),
+            threads: options.threads,
+        };
+        Source::new(&paths, &options.source, walk, reporter)
     };
     let source = new(Detail::Full, Arc::clone(&reporter))?;
     // What the counting walk can't read, the real one tells.

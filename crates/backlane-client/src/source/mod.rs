@@ -75,6 +75,15 @@ pub(crate) enum Detail {
     Count,
 }
 
+/// How to walk, whatever it is that is backed up.
+pub(crate) struct WalkOptions {
+    pub(crate) detail: Detail,
+    /// What stands for databases that are in use.
+    pub(crate) copies: Arc<Copies>,
+    /// How many threads the whole backup may use; `None` leaves it to the walk how many it has.
+    pub(crate) threads: Option<NonZero<usize>>,
+}
+
 /// What all parts of a walk share.
 pub(crate) struct Shared {
     pub(crate) excluder: Excluder,
@@ -120,23 +129,23 @@ pub(crate) struct Source {
 }
 
 impl Source {
-    /// Prepares a walk of `paths`, for a backup on so many threads.
+    /// Prepares a walk of `paths`.
     pub(crate) fn new(
         paths: &[PathBuf],
         options: &SourceOptions,
-        (detail, copies, threads): (Detail, Arc<Copies>, Option<NonZero<usize>>),
+        walk: WalkOptions,
         reporter: Arc<Reporter>,
     ) -> Result<Self, Error> {
         Ok(Self {
             roots: resolve(paths)?,
             rules: Rules::new(&options.compression)?,
-            threads,
+            threads: walk.threads,
             shared: Arc::new(Shared {
                 excluder: Excluder::new(&options.excludes)?,
                 file_systems: options.file_systems,
                 access_times: options.access_times,
-                detail,
-                copies,
+                detail: walk.detail,
+                copies: walk.copies,
                 reporter,
                 fresh_for: ahead::FRESH_FOR,
                 #[cfg(test)]

@@ -113,8 +113,12 @@ impl Trial {
 
     fn source(&self, path: &Path, detail: Detail) -> Source {
         let reporter = Arc::new(Reporter::new(Arc::new(()), self.cancel.clone()));
-        let how = (detail, Arc::clone(&self.copies), NonZero::new(self.threads));
-        let mut source = Source::new(&[path.to_owned()], &self.options, how, reporter).unwrap();
+        let walk = WalkOptions {
+            detail,
+            copies: Arc::clone(&self.copies),
+            threads: NonZero::new(self.threads),
+        };
+        let mut source = Source::new(&[path.to_owned()], &self.options, walk, reporter).unwrap();
         Arc::get_mut(&mut source.shared).unwrap().fresh_for = self.fresh_for;
         source
     }

@@ -220,7 +220,7 @@ impl Iterator for Walk {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Detail, Source, SourceOptions};
+    use super::super::{Detail, Source, SourceOptions, WalkOptions};
     use super::*;
     use crate::progress::Reporter;
     use std::collections::HashSet;
@@ -239,8 +239,12 @@ mod tests {
             backlane_repo::Cancel::default(),
         ));
         let options = SourceOptions::default();
-        let how = (Detail::Full, Arc::default(), None);
-        let source = Source::new(&paths, &options, how, reporter).unwrap();
+        let walk = WalkOptions {
+            detail: Detail::Full,
+            copies: Arc::default(),
+            threads: None,
+        };
+        let source = Source::new(&paths, &options, walk, reporter).unwrap();
         std::fs::remove_dir_all(base.join("p/gone")).unwrap();
         let mut seen = HashSet::new();
         let mut left_out = Vec::new();
