@@ -8,7 +8,7 @@ use super::mark::Mark;
 use crate::{
     error::Error,
     progress::{Progress, Reporter, WarningKind},
-    restore::RestoreSummary,
+    restore::{RestoreSummary, hold_target},
 };
 use backlane_repo::{Cancel, Reader, SnapshotInfo, name_is_plain};
 use backlane_source::mariadb::{
@@ -58,8 +58,8 @@ const HARMLESS: &[&str] = &[
 /// Where tables are encrypted `keys` says how mariadb-backup comes by their keys.
 ///
 /// # Errors
-/// As [`restore`](crate::restore); [`Error::NoPhysicalBackup`] or [`Error::MariadbTargetNotEmpty`] before anything is
-/// written; [`Error::Mariadb`] when the files can't be prepared.
+/// As [`restore`](crate::restore); [`Error::NoPhysicalBackup`], [`Error::TargetBusy`] or [`Error::MariadbTargetNotEmpty`]
+/// before anything is written; [`Error::Mariadb`] when the files can't be prepared.
 pub fn restore_mariadb(
     reader: &Reader,
     snapshot: &SnapshotInfo,
@@ -81,7 +81,7 @@ pub fn restore_mariadb(
         source,
     };
     Tool::Backup.find()?;
-    prepare_target(target)?;
+    let _held = prepare_target(target)?;
     let unfinished = target.join(UNFINISHED);
     let reporter = Reporter::new(Arc::clone(progress), cancel.clone());
     let mut unpacking = Unpacking {
@@ -124,33 +124,30 @@ pub fn restore_mariadb(
     Ok((summary, backup))
 }
 
-/// Makes the target, or removes what an interrupted restore left in it.
-fn prepare_target(target: &Path) -> Result<(), Error> {
+/// Makes the target, or removes what an interrupted restore left in it; no other restores into it as long as the handle
+/// is open.
+fn prepare_target(target: &Path) -> Result<File, Error> {
     let at = |source| Error::Target {
         path: target.to_owned(),
         source,
     };
+    make_directory(target, Parents::Too).map_err(at)?;
+    let held = File::open(target).map_err(at)?;
+    hold_target(&held, target)?;
     unpublish(target).map_err(at)?;
     let unfinished = target.join(UNFINISHED);
-    match fs::read_dir(target) {
-        Ok(entries) => {
-            for entry in entries {
-                if entry.map_err(at)?.file_name() != UNFINISHED {
-                    let path = target.to_owned();
-                    return Err(Error::MariadbTargetNotEmpty { path });
-                }
-            }
+    for entry in fs::read_dir(target).map_err(at)? {
+        if entry.map_err(at)?.file_name() != UNFINISHED {
+            let path = target.to_owned();
+            return Err(Error::MariadbTargetNotEmpty { path });
         }
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            make_directory(target, Parents::Too).map_err(at)?;
-        }
-        Err(error) => return Err(at(error)),
     }
     match fs::remove_dir_all(&unfinished) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(at(error)),
         _ => {}
     }
-    make_directory(&unfinished, Parents::No).map_err(at)
+    make_directory(&unfinished, Parents::No).map_err(at)?;
+    Ok(held)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -469,6 +466,21 @@ mod tests {
             "{refused}"
         );
         assert_eq!(fs::read(target.join("ibdata1")).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn what_another_restore_is_at_stays() {
+        let (directory, _) = open();
+        let target = directory.path().join("new");
+        let held = prepare_target(&target).unwrap();
+        let half = target.join(UNFINISHED).join("ibdata1");
+        fs::write(&half, "half").unwrap();
+        let refused = prepare_target(&target).unwrap_err();
+        assert!(matches!(refused, Error::TargetBusy { .. }), "{refused}");
+        assert!(half.exists());
+        drop(held);
+        prepare_target(&target).unwrap();
+        assert!(!half.exists());
     }
 
     #[test]

@@ -39,7 +39,10 @@ use serde::Serialize;
 use std::{
     ffi::OsStr,
     io,
-    os::{fd::OwnedFd, unix::ffi::OsStrExt},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
     path::{Component, Path, PathBuf},
     sync::{Arc, atomic::Ordering},
     time::Instant,
@@ -251,19 +254,27 @@ fn open_target(target: &Path, options: &RestoreOptions) -> Result<Option<OwnedFd
         Err(Errno::NOENT) if options.dry_run => return Ok(None),
         Err(error) => return Err(failed(error.into())),
     };
-    if options.dry_run {
-        return Ok(Some(handle));
+    if !options.dry_run {
+        hold_target(&handle, target)?;
     }
-    match flock(&handle, FlockOperation::NonBlockingLockExclusive) {
+    Ok(Some(handle))
+}
+
+/// Keeps other restores out of a target, as long as its handle is open.
+///
+/// # Errors
+/// [`Error::TargetBusy`].
+pub(crate) fn hold_target(handle: impl AsFd, target: &Path) -> Result<(), Error> {
+    match flock(handle, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(()),
         Err(Errno::WOULDBLOCK) => Err(Error::TargetBusy {
             path: target.to_owned(),
         }),
-        Ok(()) => Ok(Some(handle)),
         // Some network file systems lock no directories.
         Err(error) => {
             let error = io::Error::from(error);
             tracing::debug!(target = %target.display(), %error, "the target can't be locked");
-            Ok(Some(handle))
+            Ok(())
         }
     }
 }
