@@ -13,18 +13,20 @@ use crate::{error::Error, progress::Progress};
 use backlane_repo::{Cancel, Node, Reader, SnapshotInfo};
 use backlane_source::mariadb::{self, Access, BinlogName, PhysicalBackup, Server, Tool, Until};
 use jiff::{Timestamp, tz::TimeZone};
+use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
 use std::{
     ffi::OsString,
-    fs::File,
-    io::Read,
-    os::unix::process::ExitStatusExt,
+    fs::{self, File},
+    io::{self, Read},
+    os::unix::{ffi::OsStrExt, process::ExitStatusExt},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::Arc,
     thread::{self, JoinHandle},
     time::Duration,
 };
+use tempfile::TempDir;
 
 /// What a binary log begins with.
 const MAGIC: [u8; 4] = [0xfe, b'b', b'i', b'n'];
@@ -34,6 +36,9 @@ const HEAD_BYTES: u64 = 4096;
 
 /// The kind of the event behind which all is encrypted.
 const START_ENCRYPTION: u8 = 164;
+
+/// How the directories begin that binary logs are fetched into.
+const PREFIX: &str = "binlogs-";
 
 /// How large an event may be that the client takes; the server's `max_allowed_packet` has to be as large as it was.
 const PACKET: &str = "--max-allowed-packet=1G";
@@ -124,13 +129,11 @@ pub fn replay(
     let chain = Chain::new(backup, runs).ok_or(Error::NoBinlogPosition)?;
     let ends = backup.binlog.as_ref().ok_or(Error::NoBinlogPosition)?;
     let files = chain.to(backup, until)?;
-    let directory = tempfile::Builder::new()
-        .prefix("binlogs-")
-        .tempdir_in(directory)
-        .map_err(|source| Error::Path {
-            path: directory.to_owned(),
-            source,
-        })?;
+    let fetched_into = FetchedInto::new(directory).map_err(|source| Error::Path {
+        path: directory.to_owned(),
+        source,
+    })?;
+    let directory = &fetched_into.directory;
     let bytes = files.iter().map(|(_, node)| node.meta.size).sum();
     progress.total(files.len() as u64, bytes);
     let mut fetched = Vec::new();
@@ -190,11 +193,49 @@ impl Restored {
     }
 }
 
+/// Where the binary logs of a replay are; it goes when that is over.
+struct FetchedInto {
+    directory: TempDir,
+    /// Locked as long as the replay lives.
+    _held: File,
+}
+
 /// A binary log on this machine's disk.
 struct Fetched {
     path: PathBuf,
     /// When the server began it.
     began: Timestamp,
+}
+
+impl FetchedInto {
+    /// A new one in `directory`, from which those are removed that replays which were killed have left.
+    fn new(directory: &Path) -> io::Result<Self> {
+        let all = File::open(directory)?;
+        // Nobody looks before a new one is held.
+        if flock(&all, FlockOperation::LockExclusive).is_ok() {
+            for entry in fs::read_dir(directory)? {
+                let entry = entry?;
+                if entry.file_name().as_bytes().starts_with(PREFIX.as_bytes())
+                    && let Ok(left) = File::open(entry.path())
+                    && flock(&left, FlockOperation::NonBlockingLockExclusive).is_ok()
+                    && let Err(error) = fs::remove_dir_all(entry.path())
+                {
+                    let path = entry.path();
+                    tracing::warn!(path = %path.display(), %error, "what a replay has left stays");
+                }
+            }
+        }
+        let directory = tempfile::Builder::new()
+            .prefix(PREFIX)
+            .tempdir_in(directory)?;
+        let held = File::open(directory.path())?;
+        // Where that can't be done nothing is ever removed.
+        let _ = flock(&held, FlockOperation::NonBlockingLockExclusive);
+        Ok(Self {
+            directory,
+            _held: held,
+        })
+    }
 }
 
 impl Fetched {
@@ -355,6 +396,19 @@ mod tests {
         f0f1096b0f010000001800000000010000000004003130\
         00\
         f0f1096ba401000000280000002801000000000101000000";
+
+    #[test]
+    fn what_a_killed_replay_has_left_is_removed_and_what_another_is_at_stays() {
+        let state = tempfile::tempdir().unwrap();
+        let left = state.path().join("binlogs-left");
+        fs::create_dir(&left).unwrap();
+        fs::write(left.join("binlog.000001"), "1").unwrap();
+        fs::write(state.path().join("repository.key"), "k").unwrap();
+        let first = FetchedInto::new(state.path()).unwrap();
+        let second = FetchedInto::new(state.path()).unwrap();
+        assert!(!left.exists() && state.path().join("repository.key").exists());
+        assert!(first.directory.path().exists() && second.directory.path().exists());
+    }
 
     #[test]
     fn an_encrypted_binary_log_is_known_by_its_second_event() {
