@@ -125,6 +125,13 @@ mod tests {
                 false => assert_eq!(stored, plain),
             }
         }
+        // Where both samples are noise no more is tried.
+        let mut sampled = vec![0; 400_000];
+        for at in [100_000, 300_000] {
+            sampled[at..at + SAMPLE_BYTES].copy_from_slice(&noise(2, SAMPLE_BYTES));
+        }
+        let as_it_is = compressor.compress(&sampled, Some(0)).unwrap();
+        assert_eq!(as_it_is, (&sampled[..], false));
         let none = compressor.compress(&text, None).unwrap();
         assert_eq!(none, (&text[..], false));
     }

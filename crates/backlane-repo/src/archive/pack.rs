@@ -299,7 +299,68 @@ fn unsealed() -> RepoError {
 
 #[cfg(test)]
 mod tests {
+    use backlane_proto::ObjectKind;
+
     use super::*;
+    use crate::repository::Repository;
+    use crate::tests::support::memory_repository;
+
+    fn packer(repository: &Repository) -> Packer<'_> {
+        Packer::new(&repository.inner, 2, DryRun::No)
+    }
+
+    #[test]
+    fn packs_that_were_open_are_joined_up_to_so_many_blobs_and_no_more() {
+        for (second, packs) in [(1, 1), (2, 2)] {
+            let (store, repository) = memory_repository();
+            let packer = packer(&repository);
+            let add = |count: usize| {
+                for number in 0..count {
+                    let number = number.to_le_bytes();
+                    let blob = Blob {
+                        kind: BlobKind::Data,
+                        id: BlobId(sha256(&number)),
+                        stored: &number,
+                        plain_length: 8,
+                        is_compressed: false,
+                    };
+                    packer.add(&blob).unwrap();
+                }
+            };
+            add(PACK_BLOBS_MAX - 1);
+            let held = lock(&packer.data[0]);
+            add(second);
+            drop(held);
+            assert_eq!(store.count(ObjectKind::Pack), 0);
+            packer.finish().unwrap();
+            assert_eq!(store.count(ObjectKind::Pack), packs);
+        }
+    }
+
+    #[test]
+    fn an_object_of_the_index_is_written_while_the_backup_goes_on() {
+        let (store, repository) = memory_repository();
+        let blob = |offset| BlobJson {
+            id: HexId([1; 32]),
+            kind: KindJson::Data,
+            offset,
+            length: 40,
+            uncompressed_length: None,
+        };
+        let packer = packer(&repository);
+        let enter =
+            |pack, count| packer.enter(ObjectId([pack; 32]), (0..count).map(blob).collect());
+        let most = u32::try_from(INDEX_BLOBS_MAX).unwrap();
+        enter(1, most - 1).unwrap();
+        assert_eq!(store.count(ObjectKind::Index), 0);
+        enter(2, 1).unwrap();
+        assert_eq!(store.count(ObjectKind::Index), 1);
+        lock(&packer.index).since -= INDEX_AGE_MAX;
+        enter(3, 1).unwrap();
+        assert_eq!(store.count(ObjectKind::Index), 2);
+        enter(4, 1).unwrap();
+        assert_eq!(store.count(ObjectKind::Index), 2);
+    }
 
     #[test]
     fn a_buffer_comes_back_empty_once_nobody_has_the_body_any_more_and_few_are_kept() {

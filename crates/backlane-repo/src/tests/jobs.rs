@@ -196,15 +196,19 @@ fn what_cannot_be_read_is_named_and_counted_and_the_rest_is_kept() {
             kind: WarningKind::LeftOut,
             reason: "gone".to_owned(),
         };
-        let breaks = || {
-            let start = io::Cursor::new(vec![1; 1000]);
-            Ok(Box::new(start.chain(Broken)) as Box<dyn Read + Send>)
+        let breaks = |after: usize| {
+            move || {
+                let start = io::Cursor::new(noise(7, after));
+                Ok(Box::new(start.chain(Broken)) as Box<dyn Read + Send>)
+            }
         };
         vec![
             file(b"/a", b"kept".to_vec()),
             Err(vanished),
             read_as(b"/c", 5, || Err(io::Error::other("no permission"))),
-            read_as(b"/d", 5000, breaks),
+            read_as(b"/d", 5000, breaks(1000)),
+            // Of which pieces have been stored by then.
+            read_as(b"/d large", 50 << 20, breaks(20 << 20)),
             read_as(b"/e", 9, || Ok(Box::new(&b"short"[..]))),
             read_as(b"/f", 4, || Ok(Box::new(&b"grown meanwhile"[..]))),
             read_as(b"/g", 0, || Ok(Box::new(&b"size unknown"[..]))),
@@ -216,11 +220,12 @@ fn what_cannot_be_read_is_named_and_counted_and_the_rest_is_kept() {
         .into_iter()
         .map(|warning| (warning.path, warning.kind))
         .collect();
-    assert_eq!(summary.warnings, 4);
+    assert_eq!(summary.warnings, 5);
     for want in [
         (b"/b".to_vec(), WarningKind::LeftOut),
         (b"/c".to_vec(), WarningKind::LeftOut),
         (b"/d".to_vec(), WarningKind::LeftOut),
+        (b"/d large".to_vec(), WarningKind::LeftOut),
         (b"/e".to_vec(), WarningKind::Incomplete),
     ] {
         assert!(warned.contains(&want), "{warned:?}");
@@ -241,10 +246,10 @@ fn what_cannot_be_read_is_named_and_counted_and_the_rest_is_kept() {
         assert_eq!((&path[..], &bytes[..]), want);
     }
     let info = repository.resolve("latest").unwrap();
-    assert_eq!(info.warnings, Some(4));
+    assert_eq!(info.warnings, Some(5));
     let time: jiff::Timestamp = info.time.parse().unwrap();
     assert_eq!(time.as_second(), info.unix_seconds);
-    assert_eq!(info.description.as_deref(), Some("[4 warnings]"));
+    assert_eq!(info.description.as_deref(), Some("[5 warnings]"));
 }
 
 struct Broken;

@@ -142,7 +142,7 @@ pub(crate) fn noise(seed: u64, bytes: usize) -> Vec<u8> {
     (0..bytes).map(|_| next()).collect()
 }
 
-pub(super) fn memory_repository() -> (Arc<MemoryStore>, Repository) {
+pub(crate) fn memory_repository() -> (Arc<MemoryStore>, Repository) {
     let store = Arc::new(MemoryStore::default());
     let shared: Arc<dyn ObjectStore> = Arc::clone(&store) as _;
     let repository = Repository::init(shared, PASSWORD, &InitOptions::default()).unwrap();
