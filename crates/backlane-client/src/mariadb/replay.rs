@@ -17,7 +17,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
 use std::{
     ffi::OsString,
-    fs::{self, File},
+    fs::{self, File, OpenOptions},
     io::{self, Read},
     os::unix::{ffi::OsStrExt, process::ExitStatusExt},
     path::{Path, PathBuf},
@@ -39,6 +39,9 @@ const START_ENCRYPTION: u8 = 164;
 
 /// How the directories begin that binary logs are fetched into.
 const PREFIX: &str = "binlogs-";
+
+/// The file in such a directory that a replay keeps locked.
+const HELD: &str = "held";
 
 /// How large an event may be that the client takes; the server's `max_allowed_packet` has to be as large as it was.
 const PACKET: &str = "--max-allowed-packet=1G";
@@ -210,27 +213,29 @@ struct Fetched {
 impl FetchedInto {
     /// A new one in `directory`, from which those are removed that replays which were killed have left.
     fn new(directory: &Path) -> io::Result<Self> {
-        let all = File::open(directory)?;
-        // Nobody looks before a new one is held.
-        if flock(&all, FlockOperation::LockExclusive).is_ok() {
-            for entry in fs::read_dir(directory)? {
-                let entry = entry?;
-                if entry.file_name().as_bytes().starts_with(PREFIX.as_bytes())
-                    && let Ok(left) = File::open(entry.path())
-                    && flock(&left, FlockOperation::NonBlockingLockExclusive).is_ok()
-                    && let Err(error) = fs::remove_dir_all(entry.path())
-                {
-                    let path = entry.path();
-                    tracing::warn!(path = %path.display(), %error, "what a replay has left stays");
-                }
+        let try_lock = |file: &File| flock(file, FlockOperation::NonBlockingLockExclusive).is_ok();
+        for entry in fs::read_dir(directory)? {
+            let entry = entry?;
+            let is_one = entry.file_name().as_bytes().starts_with(PREFIX.as_bytes());
+            let held = OpenOptions::new().write(true).open(entry.path().join(HELD));
+            if is_one
+                && held.is_ok_and(|held| try_lock(&held))
+                && let Err(error) = fs::remove_dir_all(entry.path())
+            {
+                let path = entry.path();
+                tracing::warn!(path = %path.display(), %error, "what a replay has left stays");
             }
         }
         let directory = tempfile::Builder::new()
             .prefix(PREFIX)
             .tempdir_in(directory)?;
-        let held = File::open(directory.path())?;
-        // Where that can't be done nothing is ever removed.
-        let _ = flock(&held, FlockOperation::NonBlockingLockExclusive);
+        let name = directory.path().join(HELD);
+        let unlocked = name.with_extension("new");
+        let held = File::create_new(&unlocked)?;
+        // Under its name it is locked: who can lock it finds that the replay is over.
+        if try_lock(&held) {
+            fs::rename(unlocked, name)?;
+        }
         Ok(Self {
             directory,
             _held: held,
@@ -403,10 +408,14 @@ mod tests {
         let left = state.path().join("binlogs-left");
         fs::create_dir(&left).unwrap();
         fs::write(left.join("binlog.000001"), "1").unwrap();
+        fs::write(left.join(HELD), "").unwrap();
+        // Of nobody knows whom.
+        let unknown = state.path().join("binlogs-unknown");
+        fs::create_dir(&unknown).unwrap();
         fs::write(state.path().join("repository.key"), "k").unwrap();
         let first = FetchedInto::new(state.path()).unwrap();
         let second = FetchedInto::new(state.path()).unwrap();
-        assert!(!left.exists() && state.path().join("repository.key").exists());
+        assert!(!left.exists() && unknown.exists() && state.path().join("repository.key").exists());
         assert!(first.directory.path().exists() && second.directory.path().exists());
     }
 
