@@ -1,4 +1,4 @@
-//! The file system by open directory handles: every call takes an open directory and one name in it.
+//! The file system by open handles: every call takes an open directory and one name in it, or what is open.
 //!
 //! Invariants: no call follows a symbolic link, and none takes a path, so that the length of a path has no limit and
 //! nothing can be moved under our feet between two components. What this leaves to others: what to do about an error.

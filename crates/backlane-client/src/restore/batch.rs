@@ -4,7 +4,8 @@
 //! has begun is read and, where it is right, gone on with; what is right of a file that stands there is taken from it; the
 //! blobs of all else are read pack by pack, checked, and written; written files are verified if that was asked for; links
 //! are made; directories get their metadata. Memory: [`FILES_MAX`] files, about [`PIECES_MAX`] pieces, and for each worker
-//! one read of [`READ_BYTES_MAX`] and one blob, or before that one piece of a file that stands there.
+//! one read of [`READ_BYTES_MAX`] and one blob, or before that one piece of a file that stands there. As much again is
+//! planned while a batch runs.
 
 use super::{
     content::{Piece, consists_of, has_holes},
@@ -195,7 +196,8 @@ impl Batch {
             let right = job.places.handle(file.place).and_then(|dir| {
                 let mut open = open_regular(&*dir, &file.name)?;
                 let right = has_holes(&open, file.size, file.extents.as_deref())?
-                    && consists_of(&mut open, &file.pieces)?;
+                    && consists_of(&mut open, &file.pieces)?
+                    && (file.meta.links < 2 || job.keeps_alone(Facts::of_open(&open)?.identity));
                 Ok((open, right))
             });
             let Ok((open, true)) = right else {

@@ -34,7 +34,7 @@ use std::{
     },
     panic::resume_unwind,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     thread::{self, ScopedJoinHandle},
     vec,
 };
@@ -124,13 +124,20 @@ impl<'a> Descender<'a> {
         self.enter(tree, meta, place, Found::Existing, reach)?;
         thread::scope(|scope| {
             let mut running = None;
-            while self.plan()? {
+            loop {
+                let planned = self.plan();
+                // If the batch has failed, nothing more was planned for that.
                 end(running.take())?;
                 let batch = mem::take(&mut self.batch);
-                running = Some(scope.spawn(|| batch.run(self.job)));
+                if !planned? {
+                    return batch.run(self.job);
+                }
+                running = Some(scope.spawn(|| {
+                    let ran = batch.run(self.job);
+                    self.job.has_failed.store(ran.is_err(), Ordering::Relaxed);
+                    ran
+                }));
             }
-            end(running)?;
-            self.batch.run(self.job)
         })
     }
 
@@ -232,6 +239,8 @@ impl<'a> Descender<'a> {
             false => HashSet::new(),
         };
         let mut spared = 0;
+        // Where names of two directories lead to one, a file of the other's may be written just now.
+        let is_shared = !temporary.is_empty() && job.places.has_twin(place);
         for name in present {
             job.check_cancelled()?;
             if names.contains(name.as_bytes()) {
@@ -245,7 +254,7 @@ impl<'a> Descender<'a> {
                 unfinished.insert(name);
                 continue;
             }
-            if (!left_over && !deletes) || job.options.dry_run {
+            if (!left_over && !deletes) || (left_over && is_shared) || job.options.dry_run {
                 add(&job.counts.deleted, u64::from(deletes));
                 spared += u64::from(!left_over);
                 continue;

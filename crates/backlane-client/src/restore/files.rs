@@ -3,7 +3,7 @@
 //! Invariants: a file is written under a temporary name in its own directory, gets its metadata there, and is renamed
 //! when its last byte is written: under its own name there is the old thing or the whole new one. What stood there
 //! before is never written into, so that its other hard links, and programs that have it open, are not touched. At
-//! most [`HANDLES_MAX`] are open.
+//! most [`HANDLES_MAX`] are open, and those that get their metadata just then.
 //!
 //! The temporary name of a file is made from its own, so that the next run finds what an interrupted one has begun.
 

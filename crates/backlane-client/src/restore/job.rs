@@ -7,14 +7,19 @@ use super::{
 };
 use crate::{
     error::Error,
+    fs::Identity,
     progress::{Reporter, WarningKind},
 };
 use backlane_repo::{Reader, RepoError};
 use std::{
+    collections::HashSet,
     ffi::OsStr,
     io::{self, ErrorKind},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
     thread,
 };
 
@@ -29,6 +34,10 @@ pub(crate) struct Job<'a> {
     pub(crate) reporter: &'a Reporter,
     pub(crate) options: &'a RestoreOptions,
     pub(crate) counts: Counts,
+    /// What stood there and is kept, of what has several names: another file that is the same there is restored.
+    pub(crate) kept: Mutex<HashSet<Identity>>,
+    /// A batch has failed: nothing more is planned.
+    pub(crate) has_failed: AtomicBool,
 }
 
 /// What was done so far.
@@ -52,12 +61,18 @@ pub(crate) fn add(count: &AtomicU64, more: u64) {
 }
 
 impl Job<'_> {
-    /// Ends the job if it was asked to stop.
+    /// Ends the job if it was asked to stop, or a part of it has failed.
     pub(crate) fn check_cancelled(&self) -> Result<(), Error> {
-        if self.reporter.cancel.is_cancelled() {
+        if self.reporter.cancel.is_cancelled() || self.has_failed.load(Ordering::Relaxed) {
             return Err(Error::Cancelled);
         }
         Ok(())
+    }
+
+    /// Keeps what stands there, unless it was kept for another file.
+    pub(crate) fn keeps_alone(&self, identity: Identity) -> bool {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.insert(identity)
     }
 
     /// Names what can't be restored. A full file system ends the job: everything else would fail too.

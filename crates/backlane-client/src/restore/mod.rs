@@ -44,7 +44,10 @@ use std::{
         unix::ffi::OsStrExt,
     },
     path::{Component, Path, PathBuf},
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Instant,
 };
 
@@ -160,6 +163,8 @@ pub fn restore(
         reporter: &reporter,
         options,
         counts: Counts::default(),
+        kept: Mutex::default(),
+        has_failed: AtomicBool::new(false),
     };
     let place = exists.then_some(PlaceId::TARGET);
     Descender::new(&job, &snapshot.paths).run(start.tree, start.meta, place, start.reach)?;

@@ -107,6 +107,17 @@ impl Places {
         Ok(id)
     }
 
+    /// Whether another name leads to the same directory, as on a file system that doesn't tell `a` from `A`.
+    pub(crate) fn has_twin(&self, id: PlaceId) -> bool {
+        let table = self.table();
+        let identity = table.places.get(&id).map(|place| place.identity);
+        let same = table
+            .places
+            .iter()
+            .filter(|(_, place)| Some(place.identity) == identity);
+        same.count() > 1
+    }
+
     /// One more refers to it.
     pub(crate) fn hold(&self, id: PlaceId) {
         if let Some(place) = self.table().places.get_mut(&id) {
@@ -239,6 +250,21 @@ mod tests {
         }
         assert_eq!(places.table().places.len(), 0);
         assert_eq!(places.table().open.len(), 0);
+    }
+
+    #[test]
+    fn a_directory_that_two_names_lead_to_is_known() {
+        let target = tempfile::tempdir().unwrap();
+        let places = places(target.path());
+        let [first, another] = ["a", "b"].map(|name| make(&places, PlaceId::TARGET, name));
+        assert!(
+            ![PlaceId::TARGET, first, another]
+                .map(|id| places.has_twin(id))
+                .contains(&true)
+        );
+        let again = fs::open_dir(&*places.handle(first).unwrap(), ".".as_ref()).unwrap();
+        let again = places.add(PlaceId::TARGET, "A".as_ref(), again).unwrap();
+        assert!(places.has_twin(first) && places.has_twin(again) && !places.has_twin(another));
     }
 
     #[test]

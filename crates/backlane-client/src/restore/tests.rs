@@ -64,6 +64,8 @@ fn restore_tree_with(nodes: Vec<Node>, target: &Path, options: &RestoreOptions) 
         reporter: &reporter,
         options,
         counts: Counts::default(),
+        kept: Mutex::default(),
+        has_failed: AtomicBool::new(false),
     };
     Descender::new(&job, &[])
         .run(

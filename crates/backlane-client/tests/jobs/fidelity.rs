@@ -218,6 +218,26 @@ fn restoring_again_keeps_everything_and_changes_nothing() {
     world.assert_same();
 }
 
+#[test]
+fn files_that_became_one_in_the_target_are_two_again() {
+    let world = World::new();
+    for (name, link, seconds) in [("a", "a too", 1_500_000_000), ("b", "b too", 1_600_000_000)] {
+        let path = world.source.join(name);
+        fs::write(&path, "the same in both").unwrap();
+        set_time(&path, seconds, 0);
+        fs::hard_link(&path, world.source.join(link)).unwrap();
+    }
+    world.back_up();
+    world.restore();
+    for gone in ["a too", "b", "b too"] {
+        fs::remove_file(world.target.join(gone)).unwrap();
+    }
+    fs::hard_link(world.target.join("a"), world.target.join("b")).unwrap();
+    let again = world.restore();
+    assert_eq!((again.files_kept, again.files_restored), (1, 1));
+    world.assert_same();
+}
+
 /// Batches of a restore have 8,192 files; one runs while the next is planned.
 #[test]
 fn what_takes_several_batches_comes_back_with_links_and_times_across_them() {

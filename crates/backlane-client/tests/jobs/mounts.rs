@@ -87,6 +87,46 @@ fn nothing_unfinished_stays_where_no_space_is_left() {
 }
 
 #[test]
+fn nothing_is_deleted_any_more_once_no_space_is_left() {
+    let world = World::new();
+    let write = |base: &Path, path: &str, content: &[u8]| {
+        let path = base.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    };
+    // A batch of files, and what is planned while it runs.
+    for number in 0..8200 {
+        write(&world.source, &format!("a/{number}"), b"a");
+    }
+    for number in 0..4000 {
+        write(&world.source, &format!("b/{number}/file"), b"b");
+    }
+    write(&world.source, "c/full", b"c");
+    world.back_up();
+    let Some(_small) = Mounted::at(&world.target, "8m") else {
+        return;
+    };
+    for number in 0..4000 {
+        write(&world.target, &format!("b/{number}/surplus"), b"");
+    }
+    write(&world.target, "c/full", b"");
+    let full = fs::File::create(world.target.join("c/full")).unwrap();
+    let mut at = 0;
+    while let Ok(written) = full.write_at(&[7; 4096], at) {
+        at += written as u64;
+    }
+    let error = world.restore_with(&RestoreOptions {
+        delete: true,
+        ..RestoreOptions::default()
+    });
+    let error = error.unwrap_err();
+    assert!(matches!(error, Error::NoSpace { .. }), "{error}");
+    let surplus = |number| world.target.join(format!("b/{number}/surplus"));
+    let left = (0..4000).filter(|number| surplus(*number).exists()).count();
+    assert!(left > 0);
+}
+
+#[test]
 fn one_file_system_keeps_the_mount_point_and_delete_spares_what_is_mounted() {
     let world = World::new();
     fs::create_dir(world.source.join("inner")).unwrap();
