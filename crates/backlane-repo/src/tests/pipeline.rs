@@ -13,7 +13,7 @@ use super::support::{
 };
 use crate::{
     ArchiveOptions, Cancel, CheckOptions, Entries, FileKind, Parent, RepoError, Repository, Source,
-    Warning,
+    Warning, Xattr,
 };
 
 const MIB: usize = 1 << 20;
@@ -244,4 +244,70 @@ fn few_files_are_begun_before_others_are_done() {
     let most = most.load(Ordering::SeqCst);
     // Handed in, the one that waits for room, and one for each thread.
     assert!(most <= 64 + 1 + 2, "{most}");
+}
+
+#[test]
+fn the_walk_waits_while_much_waits_for_what_comes_before_it() {
+    let (_, repository) = memory_repository();
+    let given = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::new(AtomicUsize::new(0));
+    let source = MadeUp::streaming({
+        let (given, seen) = (Arc::clone(&given), Arc::clone(&seen));
+        move || {
+            let (all, seen) = (Arc::clone(&given), Arc::clone(&seen));
+            // The first is read until the walk stands still.
+            let first = read_as(b"/a", 0, move || {
+                let mut before = 0;
+                while before == 0 || all.load(Ordering::SeqCst) > before {
+                    before = all.load(Ordering::SeqCst);
+                    thread::sleep(Duration::from_millis(300));
+                }
+                seen.store(before, Ordering::SeqCst);
+                Ok(Box::new(io::empty()) as _)
+            });
+            let given = Arc::clone(&given);
+            let others = (0..2000).map(move |n| {
+                given.fetch_add(1, Ordering::SeqCst);
+                let mut entry = other(format!("/b{n:04}").as_bytes(), FileKind::Fifo).unwrap();
+                entry.meta.xattrs.push(Xattr {
+                    name: b"user.long".to_vec(),
+                    value: noise(n, 64 << 10),
+                });
+                Ok(entry)
+            });
+            Box::new(std::iter::once(first).chain(others))
+        }
+    });
+    let summary = repository.archive(&on_threads(2), Arc::clone(&source) as Arc<dyn Source>);
+    summary.unwrap();
+    assert_eq!(given.load(Ordering::SeqCst), 2000);
+    // Base64 makes 88 KiB of each, and 32 MiB may wait.
+    let seen = seen.load(Ordering::SeqCst);
+    assert!((1..=390).contains(&seen), "{seen}");
+}
+
+#[test]
+fn once_a_write_has_failed_the_walk_goes_no_further() {
+    let (store, repository) = memory_repository();
+    store.fail_writes_from_now("disk is full");
+    let given = Arc::new(AtomicUsize::new(0));
+    let source = MadeUp::streaming({
+        let given = Arc::clone(&given);
+        move || {
+            let given = Arc::clone(&given);
+            // Nothing of these is stored before their directory ends.
+            let others = (0..10_000).map(move |n| {
+                given.fetch_add(1, Ordering::SeqCst);
+                thread::sleep(Duration::from_millis(1));
+                other(format!("/b{n:04}").as_bytes(), FileKind::Fifo)
+            });
+            let first = file(b"/a", noise(1, 20 * MIB));
+            Box::new(std::iter::once(first).chain(others))
+        }
+    });
+    let failed = repository
+        .archive(&on_threads(2), Arc::clone(&source) as Arc<dyn Source>)
+        .unwrap_err();
+    assert!(failed.to_string().contains("disk is full"), "{failed}");
+    assert!(given.load(Ordering::SeqCst) < 10_000);
 }
