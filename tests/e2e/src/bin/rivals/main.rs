@@ -14,13 +14,15 @@ mod tools;
 mod trees;
 
 use anyhow::{Context, Result, ensure};
-use backlane_e2e::{Lane, Wire, binary, median};
+use backlane_e2e::{Lane, Wire, binary, median, output};
 use clap::Parser;
 use data::Set;
 use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    process::Command,
+    time::Instant,
 };
 use tools::{Site, Spent, Tool};
 
@@ -66,7 +68,17 @@ impl Arguments {
 }
 
 /// What is measured of each set, in this order.
-const WORK: [&str; 4] = ["first backup", "unchanged", "1 % changed", "restore"];
+const WORK: [&str; 5] = [
+    "first backup",
+    "unchanged",
+    "1 % changed",
+    "restore",
+    "restore, on the disk",
+];
+const RESTORE: usize = 3;
+
+/// A restore, and what the system has still to write of it: Backlane waits for that itself.
+const RESTORE_ON_DISK: usize = 4;
 
 /// The name by which real trees are asked for.
 const TREES: &str = "trees";
@@ -148,25 +160,32 @@ fn measure(work: &Path, site: &Site, tools: &[Tool], args: &Arguments) -> Result
                 let place = tool.prepare(&work.join(tool.name), site);
                 ready.push(place.with_context(|| format!("{}: no repository", tool.name))?);
             }
-            for (what, name) in WORK.iter().enumerate() {
+            for (what, name) in WORK.iter().enumerate().take(RESTORE_ON_DISK) {
                 if what == 2 {
                     set.change(&files, args.percent)?;
                 }
                 for place in &ready {
                     let tool = place.tool;
                     let target = place.path("restored");
+                    // Nobody waits for what another has written.
+                    sync(&work)?;
                     let spent = match what {
-                        3 => place.restore(&files, &target),
+                        RESTORE => place.restore(&files, &target),
                         _ => place.backup(&files),
                     };
                     let spent = spent
                         .with_context(|| format!("{} of {name} of {}", tool.name, set.name()))?;
-                    if what == 3 {
+                    let mut note = |what, spent| {
+                        let key = (at, what, tool.name);
+                        measured.entry(key).or_default().push(spent);
+                    };
+                    note(what, spent);
+                    eprintln!("{} {}: {name}: {spent:?}", set.name(), tool.name);
+                    if what == RESTORE {
+                        let seconds = spent.seconds + sync(&work)?;
+                        note(RESTORE_ON_DISK, Spent { seconds, ..spent });
                         check(&files, &target, tool)?;
                     }
-                    eprintln!("{} {}: {name}: {spent:?}", set.name(), tool.name);
-                    let key = (at, what, tool.name);
-                    measured.entry(key).or_default().push(spent);
                 }
             }
             for mut place in ready {
@@ -181,6 +200,13 @@ fn measure(work: &Path, site: &Site, tools: &[Tool], args: &Arguments) -> Result
     Ok(measured)
 }
 
+/// Has all that was written to a file system put on its disk; how many seconds that took.
+fn sync(directory: &Path) -> Result<f64> {
+    let began = Instant::now();
+    output(Command::new("sync").arg("-f").arg(directory))?;
+    Ok(began.elapsed().as_secs_f64())
+}
+
 /// Whether what was restored is what was backed up.
 fn check(files: &Path, target: &Path, tool: Tool) -> Result<()> {
     let below = files.strip_prefix("/").unwrap_or(files);
@@ -190,7 +216,7 @@ fn check(files: &Path, target: &Path, tool: Tool) -> Result<()> {
     } else {
         target.to_owned()
     };
-    let diff = std::process::Command::new("diff")
+    let diff = Command::new("diff")
         .arg("-rq")
         .arg(files)
         .arg(&restored)

@@ -12,7 +12,7 @@ use std::{
 };
 
 /// What a run took.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Spent {
     pub(super) seconds: f64,
     /// Of all processes.
