@@ -231,7 +231,8 @@ impl<'a> Descender<'a> {
             Reach::Above(_) | Reach::Unlisted => (false, false),
         };
         // Most directories have none.
-        let temporary: HashSet<_> = match present.iter().any(|name| TemporaryNames::is_one(name)) {
+        let any_temporary = present.iter().any(|name| TemporaryNames::is_one(name));
+        let temporary: HashSet<_> = match any_temporary {
             true => names
                 .iter()
                 .map(|name| TemporaryNames::of(OsStr::from_bytes(name)))
@@ -240,7 +241,7 @@ impl<'a> Descender<'a> {
         };
         let mut spared = 0;
         // Where names of two directories lead to one, a file of the other's may be written just now.
-        let is_shared = !temporary.is_empty() && job.places.has_twin(place);
+        let is_shared = any_temporary && job.places.has_twin(place);
         for name in present {
             job.check_cancelled()?;
             if names.contains(name.as_bytes()) {
@@ -254,7 +255,10 @@ impl<'a> Descender<'a> {
                 unfinished.insert(name);
                 continue;
             }
-            if (!left_over && !deletes) || (left_over && is_shared) || job.options.dry_run {
+            if left_over && is_shared {
+                continue;
+            }
+            if (!left_over && !deletes) || job.options.dry_run {
                 add(&job.counts.deleted, u64::from(deletes));
                 spared += u64::from(!left_over);
                 continue;
