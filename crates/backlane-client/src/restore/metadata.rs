@@ -16,7 +16,11 @@ use rustix::{
     },
     io::Errno,
 };
-use std::{io, os::fd::AsRawFd, path::Path};
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd},
+    path::Path,
+};
 
 /// One thing below the target.
 pub(crate) struct Subject<'a> {
@@ -155,21 +159,26 @@ impl Subject<'_> {
 /// Sets the permissions. To have a symbolic link is an error.
 pub(crate) fn set_mode(inode: Inode<'_>, mode: u32) -> io::Result<()> {
     let wanted = Mode::from_raw_mode(mode);
-    match inode {
-        Inode::Open(file) => fchmod(file, wanted)?,
+    let opened;
+    let it = match inode {
+        Inode::Open(file) => {
+            fchmod(file, wanted)?;
+            file
+        }
         Inode::Named(dir, name) => {
             let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let it = openat(dir, name, flags, Mode::empty())?;
+            opened = openat(dir, name, flags, Mode::empty())?;
             // There is no fchmod for such a handle; its name in /proc leads to the very inode, and a link is refused.
-            let path = format!("/proc/self/fd/{}", it.as_raw_fd());
+            let path = format!("/proc/self/fd/{}", opened.as_raw_fd());
             match chmod(path, wanted) {
                 Err(Errno::OPNOTSUPP) => return Err(io::Error::other("it is a symbolic link")),
                 other => other?,
             }
+            opened.as_fd()
         }
-    }
+    };
     // The kernel drops setgid in silence where the caller is not in the group.
-    if mode & 0o7000 != 0 && Facts::of_inode(inode)?.mode != mode {
+    if mode & 0o7000 != 0 && Facts::of_open(it)?.mode != mode {
         return Err(io::Error::other("the system dropped some of its bits"));
     }
     Ok(())
