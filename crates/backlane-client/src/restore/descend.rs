@@ -329,11 +329,11 @@ impl<'a> Descender<'a> {
                         return self.job.fail(path, "its directory can't be opened", error);
                     }
                 };
-                let before = match (found, Facts::of(&*dir, &name)) {
-                    (Found::New, _) => None,
-                    (_, Ok(facts)) => Some(facts),
-                    (_, Err(error)) if error.kind() == ErrorKind::NotFound => None,
-                    (_, Err(error)) => {
+                let there = (found == Found::Existing).then(|| Facts::of(&*dir, &name));
+                let before = match there.transpose() {
+                    Ok(facts) => facts,
+                    Err(error) if error.kind() == ErrorKind::NotFound => None,
+                    Err(error) => {
                         return self
                             .job
                             .fail(path, "what is there can't be examined", error);
