@@ -35,7 +35,7 @@ pub(crate) struct Job<'a> {
     pub(crate) options: &'a RestoreOptions,
     pub(crate) counts: Counts,
     /// What stood there and is kept, of what has several names: another file that is the same there is restored.
-    pub(crate) kept: Mutex<HashSet<Identity>>,
+    kept: Mutex<HashSet<Identity>>,
     /// A batch has failed: nothing more is planned.
     pub(crate) has_failed: AtomicBool,
 }
@@ -60,7 +60,26 @@ pub(crate) fn add(count: &AtomicU64, more: u64) {
     count.fetch_add(more, Ordering::Relaxed);
 }
 
-impl Job<'_> {
+impl<'a> Job<'a> {
+    pub(crate) fn new(
+        reader: &'a Reader,
+        places: &'a Places,
+        names: &'a TemporaryNames,
+        reporter: &'a Reporter,
+        options: &'a RestoreOptions,
+    ) -> Self {
+        Self {
+            reader,
+            places,
+            names,
+            reporter,
+            options,
+            counts: Counts::default(),
+            kept: Mutex::default(),
+            has_failed: AtomicBool::new(false),
+        }
+    }
+
     /// Ends the job if it was asked to stop, or a part of it has failed.
     pub(crate) fn check_cancelled(&self) -> Result<(), Error> {
         if self.reporter.cancel.is_cancelled() || self.has_failed.load(Ordering::Relaxed) {

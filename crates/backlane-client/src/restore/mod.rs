@@ -29,7 +29,7 @@ use crate::{
 use backlane_repo::{Cancel, FileKind, Metadata, Node, Reader, SnapshotInfo, Tree};
 use descend::{Descender, Reach};
 use files::TemporaryNames;
-use job::{Counts, Job};
+use job::Job;
 use places::{PlaceId, Places};
 use rustix::{
     fs::{CWD, FlockOperation, Mode, OFlags, flock, openat},
@@ -44,10 +44,7 @@ use std::{
         unix::ffi::OsStrExt,
     },
     path::{Component, Path, PathBuf},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Instant,
 };
 
@@ -156,16 +153,8 @@ pub fn restore(
         None => fs::open_dir(CWD, OsStr::new("/")).map_err(at_target)?,
     };
     let places = Places::new(handle, target).map_err(at_target)?;
-    let job = Job {
-        reader,
-        places: &places,
-        names: &TemporaryNames::new().map_err(at_target)?,
-        reporter: &reporter,
-        options,
-        counts: Counts::default(),
-        kept: Mutex::default(),
-        has_failed: AtomicBool::new(false),
-    };
+    let names = TemporaryNames::new().map_err(at_target)?;
+    let job = Job::new(reader, &places, &names, &reporter, options);
     let place = exists.then_some(PlaceId::TARGET);
     Descender::new(&job, &snapshot.paths).run(start.tree, start.meta, place, start.reach)?;
     if exists && !options.dry_run {

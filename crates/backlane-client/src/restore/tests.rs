@@ -48,25 +48,24 @@ fn node(name: &str, kind: FileKind) -> Node {
 
 /// Restores a tree into `target` and gives the warnings.
 fn restore_tree(nodes: Vec<Node>, target: &Path) -> Warnings {
-    restore_tree_with(nodes, target, &RestoreOptions::default())
+    restore_tree_with(nodes, target, &RestoreOptions::default(), |_| {})
 }
 
-fn restore_tree_with(nodes: Vec<Node>, target: &Path, options: &RestoreOptions) -> Warnings {
+fn restore_tree_with(
+    nodes: Vec<Node>,
+    target: &Path,
+    options: &RestoreOptions,
+    prepare: impl FnOnce(&Places),
+) -> Warnings {
     let store: Arc<dyn ObjectStore> = Arc::new(Memory::default());
     let repository = Repository::init(store, "x", &InitOptions::default()).unwrap();
     let reader = repository.reader().unwrap();
     let handle = open_target(target, options).unwrap().unwrap();
     let reporter = Reporter::new(Arc::new(()), Cancel::default());
-    let job = Job {
-        reader: &reader,
-        places: &Places::new(handle, target).unwrap(),
-        names: &TemporaryNames::new().unwrap(),
-        reporter: &reporter,
-        options,
-        counts: Counts::default(),
-        kept: Mutex::default(),
-        has_failed: AtomicBool::new(false),
-    };
+    let places = Places::new(handle, target).unwrap();
+    prepare(&places);
+    let names = TemporaryNames::new().unwrap();
+    let job = Job::new(&reader, &places, &names, &reporter, options);
     Descender::new(&job, &[])
         .run(
             Tree { nodes },
@@ -128,7 +127,7 @@ fn what_is_of_an_unknown_kind_is_named_and_what_stands_there_stays() {
         delete: true,
         ..RestoreOptions::default()
     };
-    let warnings = restore_tree_with(nodes, &target, &options);
+    let warnings = restore_tree_with(nodes, &target, &options, |_| {});
     assert_eq!(warnings.count(WarningKind::NotRestored), 3);
     assert_eq!(warnings.total(), 3, "{warnings:?}");
     for (warning, name) in warnings.first.iter().zip(["absent", "file", "full"]) {
@@ -153,4 +152,27 @@ fn a_second_restore_into_the_same_target_is_refused() {
     let _first = open_target(target.path(), &options).unwrap();
     let second = open_target(target.path(), &options);
     assert!(matches!(second, Err(Error::TargetBusy { .. })));
+}
+
+/// Where names of two directories lead to one, what has a temporary name there may be a file of the other's.
+#[test]
+fn a_temporary_file_is_left_over_only_where_no_other_directory_is_the_same() {
+    for has_twin in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("target");
+        std::fs::create_dir_all(target.join("a")).unwrap();
+        let temporary = target.join("a").join(TemporaryNames::of("x".as_ref()));
+        std::fs::write(&temporary, "half").unwrap();
+        let prepare = |places: &Places| {
+            if has_twin {
+                let a = fs::open_dir(CWD, target.join("a").as_os_str()).unwrap();
+                places.add(PlaceId::TARGET, "A".as_ref(), a).unwrap();
+            }
+        };
+        let nodes = vec![node("a", FileKind::Directory)];
+        let options = RestoreOptions::default();
+        let warnings = restore_tree_with(nodes, &target, &options, prepare);
+        assert_eq!(warnings.total(), 0, "{warnings:?}");
+        assert_eq!(temporary.exists(), has_twin);
+    }
 }
