@@ -203,26 +203,18 @@ struct FetchedInto {
     _held: File,
 }
 
-/// A binary log on this machine's disk.
-struct Fetched {
-    path: PathBuf,
-    /// When the server began it.
-    began: Timestamp,
-}
-
 impl FetchedInto {
     /// A new one in `directory`, from which those are removed that replays which were killed have left.
     fn new(directory: &Path) -> io::Result<Self> {
         let try_lock = |file: &File| flock(file, FlockOperation::NonBlockingLockExclusive).is_ok();
         for entry in fs::read_dir(directory)? {
             let entry = entry?;
-            let is_one = entry.file_name().as_bytes().starts_with(PREFIX.as_bytes());
-            let held = OpenOptions::new().write(true).open(entry.path().join(HELD));
-            if is_one
-                && held.is_ok_and(|held| try_lock(&held))
-                && let Err(error) = fs::remove_dir_all(entry.path())
+            let path = entry.path();
+            if entry.file_name().as_bytes().starts_with(PREFIX.as_bytes())
+                && let Ok(held) = OpenOptions::new().write(true).open(path.join(HELD))
+                && try_lock(&held)
+                && let Err(error) = fs::remove_dir_all(&path)
             {
-                let path = entry.path();
                 tracing::warn!(path = %path.display(), %error, "what a replay has left stays");
             }
         }
@@ -241,6 +233,13 @@ impl FetchedInto {
             _held: held,
         })
     }
+}
+
+/// A binary log on this machine's disk.
+struct Fetched {
+    path: PathBuf,
+    /// When the server began it.
+    began: Timestamp,
 }
 
 impl Fetched {
