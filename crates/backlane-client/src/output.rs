@@ -110,8 +110,8 @@ pub(crate) trait Watch: Send {
     /// The command has written this.
     fn saw(&mut self, bytes: &[u8]) -> Result<(), Error>;
 
-    /// The command has ended with success, and this was all.
-    fn end(&mut self) -> Result<Closing, Error>;
+    /// The command has ended with success, and this was all. What is to be said of it is told the reporter.
+    fn end(&mut self, reporter: &Reporter) -> Result<Closing, Error>;
 }
 
 /// Anything will do.
@@ -120,7 +120,7 @@ impl Watch for () {
         Ok(())
     }
 
-    fn end(&mut self) -> Result<Closing, Error> {
+    fn end(&mut self, _reporter: &Reporter) -> Result<Closing, Error> {
         Ok(Closing::default())
     }
 }
@@ -230,7 +230,7 @@ impl Run {
         };
         *self.ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
         if status.success() {
-            return self.watch(|watch| watch.end()).map(|()| 0);
+            return self.watch(|watch| watch.end(&self.reporter)).map(|()| 0);
         }
         // Before the backup learns that this was all.
         self.reporter.cancel.cancel();

@@ -266,6 +266,9 @@ fn about_mariadb(error: &backlane_source::mariadb::Error) -> Option<&'static str
         Mariadb::NoKeyPlugin { .. } => {
             "it has, under [mysqld], plugin_load_add=file_key_management (or another …key_management), its settings, and plugin_dir if the plugins aren't in /usr/lib/mysql/plugin"
         }
+        Mariadb::NoProvider { .. } => {
+            "install it (Debian has a package mariadb-plugin-provider-… for each): pages may be compressed by it, and the server that is started on them needs it as well"
+        }
         Mariadb::Setting { .. } => {
             "take the file out with `backlane dump … | mbstream -x`, look at it, and prepare the backup by hand"
         }

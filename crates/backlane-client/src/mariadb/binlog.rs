@@ -59,6 +59,10 @@ pub fn backup_binlogs(
     {
         reporter.warn(WarningKind::LeftOut, &binlogs.directory, what);
     }
+    if binlogs.are_encrypted {
+        let what = "the server encrypts them (encrypt_binlog), and can't be brought forward by encrypted ones: set encrypt_binlog=OFF, in the repository they are encrypted all the same";
+        reporter.warn(WarningKind::Incomplete, &binlogs.directory, what);
+    }
     let archive = options.archive(vec![path.as_os_str().as_bytes().to_vec()], cancel.clone());
     let source = Source {
         directory: Arc::new(directory),

@@ -18,13 +18,14 @@ use crate::{
     backup::{BackupOptions, BackupSummary},
     error::Error,
     output::{Watch, archive_output},
-    progress::Progress,
+    progress::{Progress, Reporter, WarningKind},
 };
 use backlane_repo::{Cancel, Closing, Repository};
 use backlane_source::mariadb::{
     self, Access, LAST, PhysicalBackup, Server, Sink, Stream, TAG, Tool,
 };
 use jiff::Timestamp;
+use restore::SETTINGS;
 use std::{
     io,
     path::Path,
@@ -36,8 +37,8 @@ use std::{
 /// Where mariadb-backup writes the place in the binary logs at which a backup ends, by its version.
 const BINLOG_INFO: &[&str] = &["xtrabackup_binlog_info", "mariadb_backup_binlog_info"];
 
-/// How much of that is read.
-const BINLOG_INFO_BYTES_MAX: usize = 64 * 1024;
+/// How much of that, and of its settings, is read.
+const READ_BYTES_MAX: usize = 64 * 1024;
 
 /// Backs up a server of this machine. Blocks until the snapshot is durable. Of `options` paths and what concerns them are
 /// not looked at.
@@ -108,8 +109,15 @@ impl Watch for Watcher {
         Ok(fed.map_err(mariadb::Error::from)?)
     }
 
-    fn end(&mut self) -> Result<Closing, Error> {
+    fn end(&mut self, reporter: &Reporter) -> Result<Closing, Error> {
         self.stream.end(LAST).map_err(mariadb::Error::from)?;
+        if let Some(line) = restore::foreign_setting(&self.seen.settings) {
+            let path = self.server.data_directory.join(SETTINGS);
+            let what = format!(
+                "a restore won't take its setting `{line}`: this backup will have to be prepared by hand"
+            );
+            reporter.warn(WarningKind::Incomplete, &path, what);
+        }
         let backup = PhysicalBackup {
             version: self.server.version.clone(),
             data_directory: self.server.data_directory.clone(),
@@ -130,15 +138,20 @@ impl Watch for Watcher {
 #[derive(Default)]
 struct Seen {
     binlog_info: Vec<u8>,
+    settings: Vec<u8>,
 }
 
 impl Sink for Seen {
     fn data(&mut self, path: &Path, _at: u64, bytes: &[u8]) -> io::Result<()> {
-        if BINLOG_INFO.iter().any(|name| path == Path::new(name)) {
-            let room = BINLOG_INFO_BYTES_MAX.saturating_sub(self.binlog_info.len());
-            self.binlog_info
-                .extend_from_slice(&bytes[..room.min(bytes.len())]);
-        }
+        let kept = if BINLOG_INFO.iter().any(|name| path == Path::new(name)) {
+            &mut self.binlog_info
+        } else if path == Path::new(SETTINGS) {
+            &mut self.settings
+        } else {
+            return Ok(());
+        };
+        let room = READ_BYTES_MAX.saturating_sub(kept.len());
+        kept.extend_from_slice(&bytes[..room.min(bytes.len())]);
         Ok(())
     }
 

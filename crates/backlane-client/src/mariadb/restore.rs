@@ -12,7 +12,8 @@ use crate::{
 };
 use backlane_repo::{Cancel, Reader, SnapshotInfo, name_is_plain};
 use backlane_source::mariadb::{
-    self, KeyPlugin, LAST, PhysicalBackup, Sink, Stream, Tool, is_key_setting,
+    self, KeyPlugin, LAST, PhysicalBackup, Sink, Stream, Tool, is_key_setting, loaded,
+    provider_directory,
 };
 use rustix::fs::syncfs;
 use std::{
@@ -39,7 +40,7 @@ const PUBLISHING: &str = ".backlane-mariadb-names";
 const LAST_OF_ALL: &str = "ibdata1";
 
 /// What the files are prepared by.
-const SETTINGS: &str = "backup-my.cnf";
+pub(super) const SETTINGS: &str = "backup-my.cnf";
 
 /// The settings in it that say nothing but how the files are written.
 const HARMLESS: &[&str] = &[
@@ -96,8 +97,8 @@ pub fn restore_mariadb(
     dumped?;
     unpacking.stream.end(LAST).map_err(mariadb::Error::from)?;
     let files = unpacking.files;
-    settle_settings(&unfinished.join(SETTINGS), keys)?;
-    prepare(&unfinished, keys)?;
+    let plugins = settle_settings(&unfinished.join(SETTINGS), keys)?;
+    prepare(&unfinished, plugins.as_deref())?;
     let mark = Mark {
         snapshot: snapshot.id.to_string(),
         replay: None,
@@ -269,76 +270,111 @@ impl Sink for Files<'_> {
     }
 }
 
-/// Looks whether the settings that the files are prepared by are harmless: mariadb-backup would take any, those that name
-/// plugins and other directories too. The settings of a plugin for keys are replaced by this machine's.
-fn settle_settings(path: &Path, keys: Option<&KeyPlugin>) -> Result<(), Error> {
+/// Looks whether the settings that the files are prepared by are harmless, and writes down what is done instead of those
+/// that are not: mariadb-backup would take any, those that name plugins and other directories too. The settings of a
+/// plugin for keys are replaced by this machine's. Returns the directory of plugins, if any are loaded.
+fn settle_settings(path: &Path, keys: Option<&KeyPlugin>) -> Result<Option<PathBuf>, Error> {
     let at = |source| Error::Target {
         path: path.to_owned(),
         source,
     };
-    let text = fs::read(path).map_err(at)?;
+    let text = String::from_utf8_lossy(&fs::read(path).map_err(at)?).into_owned();
     let mut kept = Vec::new();
-    for line in text.split(|byte| *byte == b'\n') {
-        let line = OsStr::from_bytes(line.trim_ascii()).to_string_lossy();
-        match (is_harmless(&line), is_about_keys(&line), keys) {
-            (true, ..) => kept.push(line.into_owned()),
-            (_, true, Some(_)) => {}
-            (_, true, None) => {
-                let line = plugin(&text).unwrap_or_default();
+    let mut plugins = Vec::new();
+    for line in text.lines().map(str::trim) {
+        match meaning(line) {
+            Meaning::Harmless => kept.push(line.to_owned()),
+            Meaning::Placed => {}
+            Meaning::Keys if keys.is_some() => {}
+            Meaning::Plugins => {
+                let (providers, others) = loaded(line);
+                if others > 0 && keys.is_none() {
+                    let line = line.to_owned();
+                    return Err(Error::Mariadb(mariadb::Error::Keys { line }));
+                }
+                plugins.extend(providers);
+            }
+            Meaning::Keys => {
+                // Without its value, which may be a password.
+                let line = name(line).to_owned();
                 return Err(Error::Mariadb(mariadb::Error::Keys { line }));
             }
-            _ => {
+            Meaning::Foreign => {
                 return Err(Error::Mariadb(mariadb::Error::Setting {
                     path: path.to_owned(),
-                    line: line.into_owned(),
+                    line: line.to_owned(),
                 }));
             }
         }
     }
-    if let Some(keys) = keys {
-        kept.push(format!("plugin_load={}", keys.name));
-        kept.extend(keys.settings.iter().cloned());
-        kept.push(String::new());
-        fs::write(path, kept.join("\n")).map_err(at)?;
+    let directory = provider_directory(&plugins, keys)?;
+    plugins.extend(keys.map(|keys| keys.name.as_str()));
+    if !plugins.is_empty() {
+        kept.push(format!("plugin_load={}", plugins.join(";")));
     }
-    Ok(())
+    kept.extend(
+        keys.into_iter()
+            .flat_map(|keys| keys.settings.iter().cloned()),
+    );
+    kept.push(String::new());
+    fs::write(path, kept.join("\n")).map_err(at)?;
+    Ok(directory)
 }
 
-/// The line that names the plugin. Others may have a password.
-fn plugin(text: &[u8]) -> Option<String> {
+/// The first of a backup's settings that a restore doesn't take, whatever keys there are.
+pub(super) fn foreign_setting(text: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(text);
-    let line = text.lines().find(|line| line.starts_with("plugin_load"));
-    line.map(str::to_owned)
+    let mut lines = text.lines().map(str::trim);
+    lines
+        .find(|line| meaning(line) == Meaning::Foreign)
+        .map(str::to_owned)
 }
 
-/// Whether a line says from where a server has its keys.
-fn is_about_keys(line: &str) -> bool {
-    let name = line.split('=').next().unwrap_or_default().trim();
-    matches!(name, "plugin_load" | "plugin_dir") || is_key_setting(name)
+/// What a setting of a backup is.
+#[derive(Debug, PartialEq, Eq)]
+enum Meaning {
+    /// How its files are written.
+    Harmless,
+    /// Where something was. It is in the backup's own directory now.
+    Placed,
+    /// What the server had loaded.
+    Plugins,
+    /// How it came by its keys.
+    Keys,
+    /// Anything else.
+    Foreign,
 }
 
-fn is_harmless(line: &str) -> bool {
+fn name(line: &str) -> &str {
+    line.split('=').next().unwrap_or_default().trim()
+}
+
+fn meaning(line: &str) -> Meaning {
     if line.is_empty() || line.starts_with('#') || line == "[mysqld]" {
-        return true;
+        return Meaning::Harmless;
     }
-    let Some((name, value)) = line.split_once('=') else {
-        return false;
+    let Some((_, value)) = line.split_once('=') else {
+        return Meaning::Foreign;
     };
-    match name.trim().replace('-', "_").as_str() {
+    match name(line).replace('-', "_").as_str() {
         // Files of the backup itself.
-        "innodb_data_file_path" => !value.contains('/') && !value.contains(".."),
-        "innodb_undo_directory" => matches!(value.trim(), "." | "./"),
-        name => HARMLESS.contains(&name),
+        "innodb_data_file_path" if value.contains('/') || value.contains("..") => Meaning::Foreign,
+        "innodb_data_file_path" => Meaning::Harmless,
+        "innodb_undo_directory" | "innodb_buffer_pool_filename" | "plugin_dir" => Meaning::Placed,
+        "plugin_load" => Meaning::Plugins,
+        name if HARMLESS.contains(&name) => Meaning::Harmless,
+        name if is_key_setting(name) => Meaning::Keys,
+        _ => Meaning::Foreign,
     }
 }
 
 /// Makes the files consistent. The program ends with this job: what it wrote later would be in the next one's way.
-fn prepare(directory: &Path, keys: Option<&KeyPlugin>) -> Result<(), Error> {
+fn prepare(directory: &Path, plugins: Option<&Path>) -> Result<(), Error> {
     let mut command = Tool::Backup.bound();
     command.arg("--prepare");
     command.arg("--target-dir").arg(directory);
-    if let Some(keys) = keys {
-        command.arg("--plugin-dir").arg(&keys.directory);
+    if let Some(plugins) = plugins {
+        command.arg("--plugin-dir").arg(plugins);
     }
     let output = command.output().map_err(|source| {
         let program = "setpriv";
@@ -413,22 +449,32 @@ mod tests {
             "[mysqld]",
             "innodb_page_size=16384",
             "innodb_data_file_path=ibdata1:12M:autoextend",
-            "innodb_undo_directory=./",
         ] {
-            assert!(is_harmless(line), "{line}");
+            assert_eq!(meaning(line), Meaning::Harmless, "{line}");
         }
         for line in [
-            "plugin_load=/tmp/x.so",
+            "innodb_undo_directory=./",
+            "innodb_undo_directory=/srv/undo",
+            "plugin_dir=/tmp",
+        ] {
+            assert_eq!(meaning(line), Meaning::Placed, "{line}");
+        }
+        for line in [
             "plugin-load-add=x",
             "!include /etc/x",
             "[client]",
             "datadir=/var/lib/mysql",
-            "innodb_undo_directory=/var/lib/mysql",
             "innodb_data_file_path=/var/lib/mysql/ibdata1:12M",
             "innodb_data_file_path=../ibdata1:12M",
         ] {
-            assert!(!is_harmless(line), "{line}");
+            assert_eq!(meaning(line), Meaning::Foreign, "{line}");
+            let text = format!("[mysqld]\nplugin_load=x\nx_key_management_y=z\n{line}\n");
+            assert_eq!(foreign_setting(text.as_bytes()).as_deref(), Some(line));
         }
+        assert_eq!(
+            foreign_setting(b"[mysqld]\nplugin_dir=/p\nplugin_load=x\n"),
+            None
+        );
     }
 
     fn open() -> (tempfile::TempDir, Reporter) {
@@ -517,7 +563,7 @@ mod tests {
     fn keys_come_from_where_this_machine_says() {
         let (directory, _) = open();
         let path = directory.path().join(SETTINGS);
-        let theirs = "[mysqld]\ninnodb_page_size=16384\n\nplugin_dir=\"/usr/lib/mysql/plugin/\"\n\
+        let theirs = "[mysqld]\ninnodb_page_size=16384\ninnodb_undo_directory=/srv/undo\n\nplugin_dir=\"/usr/lib/mysql/plugin/\"\n\
             plugin_load=file_key_management=file_key_management\nfile_key_management_filekey=secret\n";
         fs::write(&path, theirs).unwrap();
         let refused = settle_settings(&path, None).unwrap_err().to_string();
@@ -527,8 +573,9 @@ mod tests {
             directory: "/plugins".into(),
             settings: vec!["file_key_management_filename=/keys".to_owned()],
         };
-        settle_settings(&path, Some(&keys)).unwrap();
-        let ours = "[mysqld]\ninnodb_page_size=16384\n\n\nplugin_load=file_key_management\n\
+        let plugins = settle_settings(&path, Some(&keys)).unwrap();
+        assert_eq!(plugins.as_deref(), Some(Path::new("/plugins")));
+        let ours = "[mysqld]\ninnodb_page_size=16384\n\nplugin_load=file_key_management\n\
             file_key_management_filename=/keys\n";
         assert_eq!(fs::read_to_string(&path).unwrap(), ours);
         fs::write(&path, format!("{theirs}datadir=/var/lib/mysql\n")).unwrap();

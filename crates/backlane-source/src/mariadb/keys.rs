@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const KIND: &str = "key_management";
 
 /// Where plugins are, if the option file doesn't say.
-const DIRECTORIES: &[&str] = &["/usr/lib/mysql/plugin", "/usr/lib64/mysql/plugin"];
+pub(super) const DIRECTORIES: &[&str] = &["/usr/lib/mysql/plugin", "/usr/lib64/mysql/plugin"];
 
 /// A plugin for keys, with its settings.
 #[derive(Clone, Debug, PartialEq, Eq)]

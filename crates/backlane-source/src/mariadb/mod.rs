@@ -6,12 +6,14 @@
 
 mod facts;
 mod keys;
+mod providers;
 mod server;
 mod stream;
 mod until;
 
 pub use facts::{BINLOG_TAG, BinlogBackup, BinlogName, Follows, PhysicalBackup, Position, TAG};
 pub use keys::{KeyPlugin, is_setting as is_key_setting};
+pub use providers::{loaded, provider_directory};
 pub use server::{Access, Binlogs, Server, Tool, Written};
 pub use stream::{Sink, Stream, StreamError};
 pub use until::Until;
@@ -74,6 +76,14 @@ pub enum Error {
     Keys {
         /// What the backup says.
         line: String,
+    },
+    /// The server had loaded a plugin that decompresses pages, which isn't here.
+    #[error("the backup was made of a server that had loaded {name}, which is not in {}", directory.display())]
+    NoProvider {
+        /// Its name.
+        name: String,
+        /// Where it was looked for.
+        directory: PathBuf,
     },
     /// The backup wants to be prepared with settings that may do anything.
     #[error("the backup's {} has a setting that a restore doesn't take: {line}", path.display())]

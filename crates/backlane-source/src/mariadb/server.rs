@@ -168,6 +168,8 @@ pub struct Binlogs {
     pub directory: PathBuf,
     /// Their names, oldest first.
     pub names: Vec<String>,
+    /// Whether the server encrypts those that it writes now.
+    pub are_encrypted: bool,
 }
 
 /// The binary logs that a server has now.
@@ -252,11 +254,14 @@ impl Binlogs {
         if access.ask("SELECT @@log_bin")? != ["1"] {
             return Err(Error::NoBinlog);
         }
-        let lines = access.ask("FLUSH BINARY LOGS; SELECT @@log_bin_basename; SHOW BINARY LOGS")?;
+        let lines = access.ask(
+            "FLUSH BINARY LOGS; SELECT @@encrypt_binlog; SELECT @@log_bin_basename; SHOW BINARY LOGS",
+        )?;
         Self::understand(&lines).ok_or_else(|| nonsense(&lines))
     }
 
     fn understand(lines: &[String]) -> Option<Self> {
+        let (encrypted, lines) = lines.split_first()?;
         let (base, rows) = lines.split_first()?;
         // The last one is written to.
         let (_, closed) = rows.split_last()?;
@@ -268,6 +273,7 @@ impl Binlogs {
         Some(Self {
             directory: Path::new(base).parent()?.to_owned(),
             names: names.collect::<Option<_>>()?,
+            are_encrypted: encrypted == "1",
         })
     }
 }
@@ -290,6 +296,7 @@ mod tests {
                 .collect::<Vec<_>>()
         };
         let lines = own(&[
+            "0",
             "/var/lib/mysql/binlog",
             "binlog.000001\t1234",
             "binlog.000002\t5",
@@ -297,10 +304,14 @@ mod tests {
         let expected = Binlogs {
             directory: "/var/lib/mysql".into(),
             names: own(&["binlog.000001"]),
+            are_encrypted: false,
         };
         assert_eq!(Binlogs::understand(&lines), Some(expected));
-        assert_eq!(Binlogs::understand(&own(&["/var/lib/mysql/binlog"])), None);
-        let elsewhere = own(&["/b", "../x\t1", "b.2\t5"]);
+        assert_eq!(
+            Binlogs::understand(&own(&["1", "/var/lib/mysql/binlog"])),
+            None
+        );
+        let elsewhere = own(&["1", "/b", "../x\t1", "b.2\t5"]);
         assert_eq!(Binlogs::understand(&elsewhere), None);
     }
 
