@@ -88,16 +88,19 @@ pub fn restore_postgres(
 
     // First, so that an interrupted restore is known by it.
     let mut done = parts.restore("data/PG_VERSION", target, Removal::No)?;
-    for (_, from, to) in &tablespaces {
-        add(&mut done, parts.restore(from, to, Removal::OfTheRest)?);
-    }
+    let directory = OwnedFd::from(File::open(target).map_err(|source| at(target, source))?);
+    // Before anything is overwritten that it belongs to.
+    forget_control(&directory).map_err(|source| at(&target.join("global"), source))?;
     add(
         &mut done,
         parts.restore("data", target, Removal::OfTheRest)?,
     );
-    let directory = OwnedFd::from(File::open(target).map_err(|source| at(target, source))?);
     let owner = owner(&directory).map_err(|source| at(target, source))?;
+    // Before there is anything in them, so that what an interrupted restore leaves there is known for its own.
     link(&directory, &places, &tablespaces, owner).map_err(|source| at(target, source))?;
+    for (_, from, to) in &tablespaces {
+        add(&mut done, parts.restore(from, to, Removal::OfTheRest)?);
+    }
     for file in ["top/backup_label", "top/backup_manifest"] {
         add(&mut done, parts.restore(file, target, Removal::No)?);
     }
@@ -313,7 +316,20 @@ fn owner(directory: &OwnedFd) -> io::Result<Owner> {
     Ok(Owner(Some(uid), Some(gid)))
 }
 
-/// Links the tablespaces, and gives their directories to the cluster's owner.
+/// Takes away what the cluster that was there would start on.
+fn forget_control(directory: &OwnedFd) -> io::Result<()> {
+    match fs::open_dir(directory, OsStr::new("global")) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        global => {
+            let global = global?;
+            remove(&global, "pg_control")?;
+            Ok(fsync(&global)?)
+        }
+    }
+}
+
+/// Makes the directories of tablespaces, gives those to the cluster's owner that have nothing of others in them, and links
+/// them.
 fn link(
     directory: &OwnedFd,
     places: &[(Tablespace, PathBuf)],
@@ -326,8 +342,8 @@ fn link(
     let links = fs::open_dir(directory, OsStr::new("pg_tblspc"))?;
     for (tablespace, place) in places {
         std::fs::create_dir_all(place)?;
-        let of_ours = restored.iter().filter(|(oid, ..)| *oid == tablespace.oid);
-        if std::fs::read_dir(place)?.count() <= of_ours.count() {
+        let is_ours = |path: PathBuf| restored.iter().any(|(_, _, to)| *to == path);
+        if std::fs::read_dir(place)?.all(|entry| entry.is_ok_and(|entry| is_ours(entry.path()))) {
             std::fs::set_permissions(place, Permissions::from_mode(0o700))?;
             chown(place, uid, gid)?;
         }

@@ -35,6 +35,7 @@ impl Source for Hostile {
                     | "pg_control"
                     | "segment"
                     | "1259"
+                    | "1"
             );
             let kind = if path.ends_with(&format!("data/{}", self.link)) {
                 let target = self.leads_to.as_os_str().as_bytes().to_vec();
@@ -58,6 +59,8 @@ impl Source for Hostile {
             "",
             "/data",
             "/data/PG_VERSION",
+            "/data/base",
+            "/data/base/1",
             "/data/global",
             "/data/pg_tblspc",
             "/data/pg_wal",
@@ -74,7 +77,7 @@ impl Source for Hostile {
             "/top/pg_wal/segment",
         ];
         if self.link.ends_with(".conf") {
-            all.insert(6, "/data/postgresql.auto.conf");
+            all.insert(8, "/data/postgresql.auto.conf");
         }
         Box::new(all.into_iter().map(entry).collect::<Vec<_>>().into_iter())
     }
@@ -90,13 +93,6 @@ impl Source for Hostile {
 }
 
 fn restored(world: &World, hostile: Hostile, tablespace: Option<&Path>) -> Result<(), Error> {
-    let options = ArchiveOptions {
-        paths: vec![BaseBackup::root(7).as_os_str().as_bytes().to_vec()],
-        ..ArchiveOptions::default()
-    };
-    let repository = &world.repository;
-    let archived = repository.archive(&options, Arc::new(hostile)).unwrap();
-    let snapshot = archived.snapshot.unwrap().to_string();
     let how = PostgresRestore {
         tablespaces: tablespace
             .map(|place| ("fast".to_owned(), place.to_owned()))
@@ -108,19 +104,27 @@ fn restored(world: &World, hostile: Hostile, tablespace: Option<&Path>) -> Resul
         },
         ..PostgresRestore::default()
     };
-    let progress: Arc<dyn Progress> = Arc::new(());
+    let cancel = Cancel::default();
+    restored_so(world, hostile, &how, (Arc::new(()), &cancel))
+}
+
+fn restored_so(
+    world: &World,
+    hostile: Hostile,
+    how: &PostgresRestore,
+    (progress, cancel): (Arc<dyn Progress>, &Cancel),
+) -> Result<(), Error> {
+    let options = ArchiveOptions {
+        paths: vec![BaseBackup::root(7).as_os_str().as_bytes().to_vec()],
+        ..ArchiveOptions::default()
+    };
+    let repository = &world.repository;
+    let archived = repository.archive(&options, Arc::new(hostile)).unwrap();
+    let snapshot = archived.snapshot.unwrap().to_string();
     let reader = repository.reader().unwrap();
     let snapshot = repository.resolve(&snapshot).unwrap();
     let target = &world.target;
-    restore_postgres(
-        &reader,
-        &snapshot,
-        target,
-        &how,
-        &progress,
-        &Cancel::default(),
-    )
-    .map(drop)
+    restore_postgres(&reader, &snapshot, target, how, &progress, cancel).map(drop)
 }
 
 #[test]
@@ -143,6 +147,54 @@ fn no_snapshot_leads_the_restore_of_a_cluster_out_of_its_target() {
         );
         assert!(!world.target.join("global/pg_control").exists(), "{link}");
     }
+}
+
+/// Cancels a restore at the first file that the watched name ends.
+struct CancelAt(&'static str, Cancel);
+
+impl Progress for CancelAt {
+    fn current(&self, path: &Path) {
+        if path.ends_with(self.0) {
+            self.1.cancel();
+        }
+    }
+}
+
+#[test]
+fn an_interrupted_restore_leaves_nothing_to_start_on_and_can_be_gone_on_with() {
+    let plain = || Hostile {
+        link: "none",
+        leads_to: PathBuf::new(),
+    };
+    let world = World::new();
+    let place = world.dir.path().join("fast");
+    let delta = PostgresRestore {
+        is_delta: true,
+        tablespaces: vec![("fast".to_owned(), place.clone())],
+        ..PostgresRestore::default()
+    };
+    let control = world.target.join("global/pg_control");
+    fs::create_dir_all(world.target.join("global")).unwrap();
+    fs::write(world.target.join("PG_VERSION"), "15").unwrap();
+    for at in ["base/1", "PG_15/1259"] {
+        // It begins with the number of the cluster that was there.
+        fs::write(&control, [&7_u64.to_le_bytes()[..], &[0; 500]].concat()).unwrap();
+        let cancel = Cancel::default();
+        let watch = Arc::new(CancelAt(at, cancel.clone()));
+        let ended = restored_so(&world, plain(), &delta, (watch, &cancel)).unwrap_err();
+        assert!(matches!(ended, Error::Cancelled), "{ended}");
+        assert!(!control.exists(), "{at}");
+    }
+    // As it is where the next file's turn had come.
+    fs::create_dir_all(place.join("PG_15")).unwrap();
+    fs::write(place.join("PG_15/1259"), "half").unwrap();
+    let (nobody, cancel) = (Arc::new(()), Cancel::default());
+    restored_so(&world, plain(), &delta, (nobody, &cancel)).unwrap();
+    assert!(control.exists());
+    assert_eq!(
+        fs::read_to_string(place.join("PG_15/1259")).unwrap(),
+        "content"
+    );
 }
 
 #[test]
