@@ -302,6 +302,15 @@ async fn renew(session: &Session, identity: &Identity, file: &Path) -> Result<()
     replaced.await.with_context(cannot)
 }
 
+/// Names the server, where what went wrong doesn't.
+fn no_session(error: backlane_net::Error, server: &str) -> anyhow::Error {
+    let context = match error.to_string().contains(server) {
+        true => "no session".to_owned(),
+        false => format!("no session with server {server}"),
+    };
+    anyhow::Error::new(error).context(context)
+}
+
 fn open(context: &Context, route: &RouteArgs, session_for: SessionFor) -> Result<Client> {
     let config = ClientFile::read(&config::path(context.config.as_deref()))?;
     let password = config::read_key(&config.repository_key())?;
@@ -321,7 +330,7 @@ fn open(context: &Context, route: &RouteArgs, session_for: SessionFor) -> Result
     let identity = how.identity.clone();
     let session = context.runtime.block_on(async {
         tokio::select! {
-            session = Session::connect(how) => session.with_context(|| format!("no session with server {}", config.server)),
+            session = Session::connect(how) => session.map_err(|error| no_session(error, &config.server)),
             () = context.cancel.wait() => bail!("interrupted while connecting to {}", config.server),
         }
     })?;

@@ -223,7 +223,7 @@ fn judge(ended: &Ended, policy: Policy, is_killed: bool, met_fault: bool) -> Res
     Ok(match ended.code() {
         KILLED if is_killed => Outcome::Killed,
         0 if policy == Policy::Prefer || ended.json()?["bytes_network"] == 0 => Outcome::Done,
-        1 | 4 if met_fault && ended.text().contains("no session with server") => Outcome::NoWay,
+        1 | 4 if met_fault && ended.text().contains("no session") => Outcome::NoWay,
         // A job that was killed holds its own until it is taken for dead, and nobody is while a device is lost.
         4 if ended.text().contains("reason: no_free_segments") => Outcome::NoWay,
         _ => Outcome::Unlawful,
