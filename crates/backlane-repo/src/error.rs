@@ -140,7 +140,7 @@ pub enum RepoError {
         what: &'static str,
     },
     /// A policy that would keep nothing at all.
-    #[error("the policy names nothing to keep")]
+    #[error("the policy keeps nothing")]
     KeepsNothing,
     /// A time or an option is out of the range that the format can hold.
     #[error("{what} is out of range")]

@@ -211,7 +211,7 @@ impl Repository {
     /// damaged is neither counted nor removed.
     ///
     /// # Errors
-    /// [`RepoError::KeepsNothing`] for an empty policy; when the store fails, or a snapshot can't be removed.
+    /// [`RepoError::KeepsNothing`] where [`KeepPolicy::keeps_nothing`]; when the store fails, or a snapshot can't be removed.
     pub fn forget(
         &self,
         policy: &KeepPolicy,
@@ -422,8 +422,24 @@ impl Arrivals {
 }
 
 impl KeepPolicy {
+    /// Whether it would keep no snapshot at all: it names nothing, or nothing but zeros.
+    #[must_use]
+    pub fn keeps_nothing(&self) -> bool {
+        let counts = [
+            self.last,
+            self.hourly,
+            self.daily,
+            self.weekly,
+            self.monthly,
+            self.yearly,
+        ];
+        // The engine is told whole seconds.
+        let seconds = self.within.map_or(0, |within| within.as_secs());
+        self.tags.is_empty() && seconds == 0 && counts.into_iter().flatten().all(|count| count == 0)
+    }
+
     fn engine_options(&self) -> Result<KeepOptions, RepoError> {
-        if *self == Self::default() {
+        if self.keeps_nothing() {
             return Err(RepoError::KeepsNothing);
         }
         let count = |count: Option<u32>| {

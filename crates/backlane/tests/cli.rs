@@ -95,6 +95,7 @@ fn wrong_usage_exits_2_and_says_so_on_standard_error() {
         &["restore", "latest"],
         &["demo", "/etc", "--size", "1G"],
         &["forget", "--host", "h"],
+        &["forget", "--keep-last", "0", "--keep-within", "0s"],
         &["dump", "--json", "latest:/etc/hosts"],
     ] {
         let (stdout, stderr) = check(arguments, 2);

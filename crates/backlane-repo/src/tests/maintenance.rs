@@ -282,8 +282,23 @@ fn forget_keeps_what_the_policy_says_and_prune_frees_the_rest() {
     for (days, seed, tag) in [(9, 1, "x"), (3, 2, "keep"), (1, 3, "x"), (0, 4, "x")] {
         back_up_at(&repository, days, seed, tag);
     }
-    let nothing = repository.forget(&KeepPolicy::default(), &Arrivals::default(), DryRun::No);
-    assert!(matches!(nothing, Err(RepoError::KeepsNothing)));
+    let nothing = [
+        KeepPolicy::default(),
+        KeepPolicy {
+            last: Some(0),
+            yearly: Some(0),
+            ..KeepPolicy::default()
+        },
+        KeepPolicy {
+            within: Some(Duration::from_millis(999)),
+            ..KeepPolicy::default()
+        },
+    ];
+    for policy in nothing {
+        let kept = repository.forget(&policy, &Arrivals::default(), DryRun::No);
+        assert!(matches!(kept, Err(RepoError::KeepsNothing)), "{policy:?}");
+    }
+    assert_eq!(snapshots(&store), 4);
     let policy = KeepPolicy {
         last: Some(1),
         tags: vec!["keep".to_owned()],

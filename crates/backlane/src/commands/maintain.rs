@@ -382,6 +382,10 @@ pub(crate) fn forget(args: &ForgetArgs, context: &Context) -> Result<Outcome> {
         let what = "name either the snapshots to forget, or what to keep (--keep-last and so on)";
         return Err(Usage(what.to_owned()).into());
     }
+    if args.snapshots.is_empty() && policy.keeps_nothing() {
+        let what = "what is to be kept comes to nothing: every snapshot would be forgotten";
+        return Err(Usage(what.to_owned()).into());
+    }
     with("forget", &args.repository, context, |place| {
         forget_at(place, &policy, args, context)
     })
