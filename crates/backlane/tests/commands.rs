@@ -614,6 +614,39 @@ fn forget_what_is_damaged(server: &Path, kept: &Path, rotten: &str) {
 }
 
 #[test]
+fn a_prune_that_can_not_tell_what_wal_is_needed_leaves_it_and_ends_with_a_warning() {
+    let directory = tempfile::tempdir().unwrap();
+    let kept = kept_demo(directory.path());
+    let (server, client) = (kept.join("server.toml"), kept.join("client.toml"));
+    let running = Server::start(&server);
+    let listed = document(&client, &["snapshots"]);
+    let old = listed["snapshots"][0]["id"].as_str().unwrap();
+    // A base backup by its tag, that doesn't say where it began.
+    let source = kept.join("source");
+    let backup = ["backup", "--tag", "postgresql", source.to_str().unwrap()];
+    let done = document(&client, &backup);
+    let unclear = done["snapshot"].as_str().unwrap();
+    drop(running);
+    let wal = kept.join("server/repositories/demo-host/wal/7/00000001");
+    fs::create_dir_all(&wal).unwrap();
+    let wal = wal.join("000000010000000000000001");
+    fs::write(&wal, "a segment").unwrap();
+
+    let key = kept.join("client/repository.key");
+    let on_it = ["--host", "demo-host", "--key-file", key.to_str().unwrap()];
+    for words in [&["forget", old, "--prune"][..], &["prune"]] {
+        let (told, said) = warned(&server, &[words, &on_it].concat(), 3);
+        let why = told["wal_stays"].as_str().unwrap();
+        assert!(why.contains(unclear) && said.contains(why), "{told} {said}");
+        assert!(told["wal"].is_null() && wal.exists(), "{told}");
+    }
+    let words = ["forget", unclear, "--prune"];
+    let told = document(&server, &[&words[..], &on_it].concat());
+    assert!(told["wal_stays"].is_null(), "{told}");
+    assert_eq!(told["wal"]["files"], 0, "{told}");
+}
+
+#[test]
 fn a_backup_runs_between_what_makes_its_ground_and_what_takes_it_away() {
     let directory = tempfile::tempdir().unwrap();
     let kept = kept_demo(directory.path());

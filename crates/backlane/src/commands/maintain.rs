@@ -9,7 +9,7 @@ use super::{
     key::Escrow,
     server,
     session::{self, Client},
-    wal::expire::{self, Expired},
+    wal::expire::{self, AtPrune},
 };
 use crate::{
     Context,
@@ -360,7 +360,8 @@ struct ForgetDocument {
     damaged: Damage,
     prune: Option<PruneSummary>,
     /// What the prune removed, or would remove, of archived WAL.
-    wal: Option<Expired>,
+    #[serde(flatten)]
+    wal: AtPrune,
 }
 
 /// Removes snapshots: those that are named, or those that a policy doesn't keep.
@@ -434,7 +435,7 @@ fn forget_at(
     };
     let wal = match args.prune && damaged.is_empty() {
         true => expire::at_prune(place, &named.gone(), dry, context)?,
-        false => None,
+        false => AtPrune::default(),
     };
     let document = ForgetDocument {
         dry_run: args.repository.dry_run,
@@ -450,7 +451,7 @@ fn forget_at(
             "nothing was pruned: what the damaged snapshots need is not known; forget them by their whole ids first",
         );
     }
-    match is_flooded {
+    match is_flooded || document.wal.warned() {
         true => Ok(Outcome::Warnings),
         false => Ok(document.damaged.outcome()),
     }
@@ -654,9 +655,7 @@ impl ForgetDocument {
         if let Some(prune) = &self.prune {
             text.push_str(&prune_text(prune, self.dry_run));
         }
-        if let Some(wal) = &self.wal {
-            text.push_str(&wal.line(self.dry_run));
-        }
+        text.push_str(&self.wal.line(self.dry_run));
         text
     }
 }
@@ -667,7 +666,8 @@ struct PruneDocument {
     #[serde(flatten)]
     summary: PruneSummary,
     /// What was, or would be, removed of archived WAL.
-    wal: Option<Expired>,
+    #[serde(flatten)]
+    wal: AtPrune,
 }
 
 /// Removes what no snapshot needs.
@@ -684,11 +684,10 @@ pub(crate) fn prune(args: &PruneArgs, context: &Context) -> Result<Outcome> {
             wal: expire::at_prune(place, &BTreeSet::new(), dry, context)?,
         };
         context.output.result(&document, |document| {
-            let wal = document.wal.as_ref();
-            let wal = wal.map_or(String::new(), |wal| wal.line(document.dry_run));
+            let wal = document.wal.line(document.dry_run);
             prune_text(&document.summary, document.dry_run) + &wal
         })?;
-        Ok(Outcome::Done)
+        Ok(Outcome::from_warnings(document.wal.warned().into()))
     })
 }
 

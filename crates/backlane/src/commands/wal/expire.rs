@@ -19,9 +19,18 @@ use std::collections::BTreeSet;
 
 /// What was, or would be, removed of archived WAL.
 #[derive(Serialize)]
-pub(in crate::commands) struct Expired {
+struct Expired {
     files: u64,
     stored_bytes: u64,
+}
+
+/// What a prune came to of archived WAL; part of its document.
+#[derive(Default, Serialize)]
+pub(in crate::commands) struct AtPrune {
+    /// What was, or would be, removed; none where all of it stays.
+    wal: Option<Expired>,
+    /// Why it stays, where it isn't known what is needed.
+    wal_stays: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -56,8 +65,8 @@ pub(super) fn expire(args: &WalExpireArgs, context: &Context) -> Result<Outcome>
     Ok(Outcome::Done)
 }
 
-/// The part of a prune: as [`expire`], of what is needed once some snapshots are gone. `None` where it isn't known what is
-/// needed, or this side may not remove WAL; both are said.
+/// The part of a prune: as [`expire`], of what is needed once some snapshots are gone. All of it stays where it isn't known
+/// what is needed, or this side may not remove WAL; both are said.
 ///
 /// # Errors
 /// When something can't be removed.
@@ -66,18 +75,24 @@ pub(in crate::commands) fn at_prune(
     gone: &BTreeSet<ObjectId>,
     dry_run: DryRun,
     context: &Context,
-) -> Result<Option<Expired>> {
+) -> Result<AtPrune> {
     let unneeded = match unneeded(place, gone, None) {
         Ok(unneeded) => unneeded,
         Err(error) => {
-            context
-                .output
-                .warning(format!("archived WAL stays as it is: {error:#}"));
-            return Ok(None);
+            let why = format!("{error:#}");
+            let output = context.output;
+            output.warning(format!("archived WAL stays as it is: {why}"));
+            return Ok(AtPrune {
+                wal_stays: Some(why),
+                ..AtPrune::default()
+            });
         }
     };
     if place.may_remove_wal() {
-        return remove(place, &unneeded, dry_run, context).map(Some);
+        return Ok(AtPrune {
+            wal: Some(remove(place, &unneeded, dry_run, context)?),
+            ..AtPrune::default()
+        });
     }
     if !unneeded.is_empty() {
         context.output.note(format!(
@@ -85,7 +100,7 @@ pub(in crate::commands) fn at_prune(
             unneeded.len()
         ));
     }
-    Ok(None)
+    Ok(AtPrune::default())
 }
 
 /// What no base backup needs, apart from those that are gone or about to go.
@@ -150,15 +165,24 @@ fn remove(
     })
 }
 
-impl Expired {
-    /// A line for people; where WAL is nobody's concern, none.
-    pub(in crate::commands) fn line(&self, is_dry_run: bool) -> String {
-        match self.files {
-            0 => String::new(),
-            _ => format!("archived WAL: {}", self.text(is_dry_run)),
-        }
+impl AtPrune {
+    /// Whether a warning was given.
+    pub(in crate::commands) fn warned(&self) -> bool {
+        self.wal_stays.is_some()
     }
 
+    /// A line for people; where WAL is nobody's concern, none.
+    pub(in crate::commands) fn line(&self, is_dry_run: bool) -> String {
+        match &self.wal {
+            Some(expired) if expired.files > 0 => {
+                format!("archived WAL: {}", expired.text(is_dry_run))
+            }
+            _ => String::new(),
+        }
+    }
+}
+
+impl Expired {
     fn text(&self, is_dry_run: bool) -> String {
         let verb = if is_dry_run { "would be" } else { "were" };
         let size = bytes(self.stored_bytes);
