@@ -29,7 +29,7 @@ use std::{
 
 /// Permissions of the file that a command's output becomes: as of what may hold a database.
 const MODE: u32 = 0o600;
-/// How often it is looked whether the backup of a command that says nothing was cancelled.
+/// How often it is looked whether the backup of a command that says nothing goes on.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// A command, with its arguments.
@@ -148,6 +148,7 @@ pub(crate) fn archive_output(
                 watch,
                 end: Ok(Closing::default()),
             }),
+            repository: repository.clone(),
             reporter: Arc::clone(&reporter),
         }),
     };
@@ -175,6 +176,7 @@ struct Run {
     /// How it ended, once all that it wrote was read.
     ended: Mutex<Option<ExitStatus>>,
     watch: Mutex<Watched>,
+    repository: Repository,
     reporter: Arc<Reporter>,
 }
 
@@ -211,9 +213,10 @@ impl Run {
         })
     }
 
+    /// Whether what it writes is of use still: the backup was not cancelled, and no write has failed.
     fn check(&self) -> io::Result<()> {
-        match self.reporter.cancel.is_cancelled() {
-            true => Err(io::Error::other("cancelled")),
+        match self.reporter.cancel.is_cancelled() || self.repository.failed() {
+            true => Err(io::Error::other("the backup has ended")),
             false => Ok(()),
         }
     }

@@ -1,10 +1,20 @@
-//! Damaged objects: each costs what it alone holds, is named, and stops nothing else.
+//! Damaged objects: each costs what it alone holds, is named, and stops nothing else. What can't be written ends a job.
 
 use crate::support::World;
-use backlane_client::{RestoreOptions, RestoreSummary, WarningKind};
+use backlane_client::{
+    Cancel, CommandLine, Error, RestoreOptions, RestoreSummary, WarningKind, backup_output,
+};
 use backlane_proto::{ObjectId, ObjectKind, ObjectName};
-use backlane_repo::{BlobKind, CheckOptions, ObjectStore};
-use std::{collections::BTreeSet, fs, path::Path};
+use backlane_repo::{BlobKind, CheckOptions, ObjectStore, RepoError};
+use std::{
+    collections::BTreeSet,
+    ffi::{OsStr, OsString},
+    fs,
+    num::NonZero,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// Changes an object where it lies.
 fn spoil(world: &World, kind: ObjectKind, id: ObjectId, change: impl FnOnce(&mut Vec<u8>)) {
@@ -163,4 +173,29 @@ fn delete_removes_nothing_in_a_directory_that_cannot_be_read() {
     assert_eq!(not_restored(&restored), BTreeSet::from([dir.as_path()]));
     assert_eq!(restored.deleted, 1);
     assert!(spared.exists() && dir.join("file").exists() && !extra.exists());
+}
+
+#[test]
+fn a_failed_write_ends_the_backup_of_a_command_that_has_gone_silent() {
+    let world = World::new();
+    // No pack can be stored.
+    fs::write(world.store.0.join("data"), "").unwrap();
+    let script = "head -c 16M /dev/urandom; exec sleep 120";
+    let words = ["sh", "-c", script].map(OsString::from);
+    let command = CommandLine::new(words.to_vec()).unwrap();
+    let mut options = world.options();
+    // Otherwise it may all be in packs that are open.
+    options.threads = NonZero::new(1);
+    let began = Instant::now();
+    let error = backup_output(
+        &world.repository,
+        (OsStr::new("noise"), &command),
+        &options,
+        Arc::new(()),
+        &Cancel::default(),
+    )
+    .unwrap_err();
+    let failed = matches!(error, Error::Repository(RepoError::WriteFailed { .. }));
+    assert!(failed, "{error}");
+    assert!(began.elapsed() < Duration::from_secs(60));
 }
