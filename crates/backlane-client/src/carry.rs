@@ -15,6 +15,9 @@ const CARRIER_HOLES: &[u8] = b"backlane.holes";
 /// Carries a modification time outside [`SECONDS_MIN`] to [`SECONDS_MAX`].
 const CARRIER_MODIFIED: &[u8] = b"backlane.mtime";
 
+/// Says that a file is the copy of a SQLite database, and needs nothing that lies beside it.
+const CARRIER_SQLITE: &[u8] = b"backlane.sqlite";
+
 /// Says that nobody looked into a directory: what belongs there is not known.
 const CARRIER_UNLISTED: &[u8] = b"backlane.unlisted";
 
@@ -70,8 +73,23 @@ pub(crate) struct Carried {
 
 /// Marks a directory into which the backup could not or should not look.
 pub(crate) fn mark_unlisted(metadata: &mut Metadata) {
+    mark(metadata, CARRIER_UNLISTED);
+}
+
+/// Marks the copy of a SQLite database.
+pub(crate) fn mark_sqlite(metadata: &mut Metadata) {
+    mark(metadata, CARRIER_SQLITE);
+}
+
+/// Whether it is marked as the copy of a SQLite database.
+pub(crate) fn is_sqlite(metadata: &Metadata) -> bool {
+    let attributes = &metadata.xattrs;
+    attributes.iter().any(|one| one.name == CARRIER_SQLITE)
+}
+
+fn mark(metadata: &mut Metadata, name: &[u8]) {
     metadata.xattrs.push(Xattr {
-        name: CARRIER_UNLISTED.to_vec(),
+        name: name.to_vec(),
         value: Vec::new(),
     });
     metadata.xattrs.sort_by(|a, b| a.name.cmp(&b.name));

@@ -1,8 +1,8 @@
 //! Goes through the trees of a snapshot: makes directories and what has no content, plans files and links.
 //!
 //! Invariants: a name is checked before it is used; a directory's own metadata is set after all that is in it; nothing
-//! is deleted outside of what was backed up. A batch runs while the next one is planned; memory is bounded by the two,
-//! apart from the directories on the way.
+//! is deleted outside of what was backed up, but for what SQLite left beside a database that is restored. A batch runs
+//! while the next one is planned; memory is bounded by the two, apart from the directories on the way.
 
 use super::{
     batch::{Batch, LinkTarget, PlannedLink, Whole},
@@ -19,6 +19,7 @@ use crate::{
     error::Error,
     fs::{self, Facts, Inode},
     progress::WarningKind,
+    source::sqlite::COMPANIONS,
 };
 use backlane_repo::{BlobKind, FileKind, Metadata, Node, RepoError, Tree, name_is_plain};
 use rustix::fs::{AtFlags, FileType, Mode, mkdirat, mknodat, renameat, symlinkat, unlinkat};
@@ -189,7 +190,8 @@ impl<'a> Descender<'a> {
             .any(|n| TemporaryNames::is_one(OsStr::from_bytes(n)));
         let mut unfinished = (!has_temporary).then(HashSet::new);
         if let Some(place) = place.filter(|_| found == Found::Existing) {
-            self.tidy(place, &names, &mut reach, &mut unfinished)?;
+            let companions = companions(&tree.nodes);
+            self.tidy(place, &names, &companions, &mut reach, &mut unfinished)?;
         }
         self.frames.push(Frame {
             place,
@@ -203,11 +205,12 @@ impl<'a> Descender<'a> {
     }
 
     /// Looks for what an interrupted run left in a directory, and removes what can't be gone on with and, if asked, all
-    /// that the snapshot doesn't have.
+    /// that the snapshot doesn't have; of `companions` also where there is more than the snapshot knows.
     fn tidy(
         &self,
         place: PlaceId,
         names: &HashSet<Vec<u8>>,
+        companions: &HashSet<OsString>,
         reach: &mut Reach,
         unfinished: &mut Option<HashSet<OsString>>,
     ) -> Result<(), Error> {
@@ -258,9 +261,16 @@ impl<'a> Descender<'a> {
             if left_over && is_shared {
                 continue;
             }
-            if (!left_over && !deletes) || job.options.dry_run {
-                add(&job.counts.deleted, u64::from(deletes));
-                spared += u64::from(!left_over);
+            let is_stale = companions.contains(&name) && is_file(&dir, &name);
+            if is_stale && !job.options.delete {
+                let what = "SQLite would apply it to the database that is restored beside it: remove it before any program opens that";
+                job.reporter
+                    .warn(WarningKind::NotDeleted, &path(&name), what);
+            }
+            let goes = deletes || (is_stale && job.options.delete);
+            if (!left_over && !goes) || job.options.dry_run {
+                add(&job.counts.deleted, u64::from(goes));
+                spared += u64::from(!left_over && !goes);
                 continue;
             }
             self.remove(&dir, &name, device, place);
@@ -613,6 +623,21 @@ impl<'a> Descender<'a> {
 fn end(running: Option<ScopedJoinHandle<'_, Result<(), Error>>>) -> Result<(), Error> {
     let ended = running.map(|running| running.join().unwrap_or_else(|panic| resume_unwind(panic)));
     ended.unwrap_or(Ok(()))
+}
+
+/// What SQLite may have left beside the databases of a tree: it is of what stood there before them.
+fn companions(nodes: &[Node]) -> HashSet<OsString> {
+    let databases = nodes.iter().filter(|node| carry::is_sqlite(&node.meta));
+    let beside = |node: &Node| {
+        let name = node.name.as_slice();
+        COMPANIONS.map(|end| OsString::from_vec([name, end.as_bytes()].concat()))
+    };
+    databases.flat_map(beside).collect()
+}
+
+fn is_file(dir: &OwnedFd, name: &OsStr) -> bool {
+    let facts = Facts::of(dir, name);
+    facts.is_ok_and(|facts| facts.file_type == FileType::RegularFile)
 }
 
 /// A path as the snapshot's list of paths shows it.

@@ -52,7 +52,7 @@ use std::{
 #[derive(Clone, Debug, Default)]
 pub struct RestoreOptions {
     /// Deletes what stands below the target and is not in the snapshot, within what was backed up; never across a
-    /// mount.
+    /// mount. Wherever a SQLite database is restored, what SQLite left beside it goes too.
     pub delete: bool,
     /// Deletes even where the snapshot says that its backup had warnings, so that what it lacks may only have been
     /// unreadable.

@@ -160,6 +160,9 @@ impl Found {
                 None
             };
             carry::pack(&mut meta, holes.as_deref());
+            if copy.is_some() {
+                carry::mark_sqlite(&mut meta);
+            }
             self.warn_of_flags(facts);
         }
         self.content = is_file.then(|| Expected::of(facts));

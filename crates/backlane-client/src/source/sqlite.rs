@@ -33,7 +33,7 @@ const BUSY_WAIT: Duration = Duration::from_secs(60);
 /// Pages between two looks whether the backup was cancelled.
 const PAGES_A_STEP: i32 = 2000;
 /// What SQLite keeps beside a database. It belongs to the file as it was, and not to the copy.
-const COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
+pub(crate) const COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
 
 /// The copies of a backup, by the paths of their databases.
 #[derive(Default)]

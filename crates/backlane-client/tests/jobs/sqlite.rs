@@ -194,3 +194,36 @@ fn a_database_in_use_whose_file_alone_is_backed_up_is_named() {
     let closed = world.back_up().warnings;
     assert_eq!(closed.total(), 0, "{closed:?}");
 }
+
+#[test]
+fn what_sqlite_left_beside_a_database_that_is_restored_alone_is_named_or_removed() {
+    let world = World::new();
+    let path = world.source.join("app.db");
+    plant(&path, "wal");
+    let mut options = world.options();
+    (options.paths, options.sqlite) = (Vec::new(), vec![path]);
+    world.back_up_with(&options).unwrap();
+    world.restore();
+    for end in ["-wal", "-shm", "-journal", "-other"] {
+        let path = world.target.join(format!("app.db{end}"));
+        fs::write(path, "of the database that stood there").unwrap();
+    }
+    let left = || fs::read_dir(&world.target).unwrap().count();
+    let named = world.restore().warnings;
+    assert_eq!(named.count(WarningKind::NotDeleted), 3, "{named:?}");
+    assert_eq!((named.total(), left()), (3, 5));
+    let delete = |dry_run| {
+        let options = RestoreOptions {
+            delete: true,
+            dry_run,
+            ..RestoreOptions::default()
+        };
+        let restored = world.restore_with(&options).unwrap();
+        assert_eq!(restored.warnings.total(), 0, "{restored:?}");
+        restored.deleted
+    };
+    assert_eq!((delete(true), left()), (3, 5));
+    assert_eq!((delete(false), left()), (3, 2));
+    assert!(world.target.join("app.db-other").exists());
+    judge(&world.target.join("app.db"));
+}
