@@ -113,9 +113,8 @@ impl<'a> Descender<'a> {
         tree: Tree,
         meta: Option<Metadata>,
         place: Option<PlaceId>,
-        reach: Reach,
+        mut reach: Reach,
     ) -> Result<(), Error> {
-        let mut reach = self.reach_of(reach);
         let meta = meta.map(|mut meta| {
             if carry::unpack(&mut meta, 0).unlisted {
                 reach = Reach::Unlisted;

@@ -526,15 +526,16 @@ fn a_path_that_is_not_there_is_an_error_that_names_it() {
 #[test]
 fn one_file_of_a_snapshot_comes_alone() {
     let world = world();
-    let path = world.source.join("dir/file");
     fs::create_dir(&world.target).unwrap();
     fs::write(world.target.join("other"), "").unwrap();
-    let restored = world.restore_path(Some(&path), &delete()).unwrap();
-    assert_eq!((restored.files_restored, restored.deleted), (1, 0));
-    assert_eq!(
-        fs::read_to_string(world.target.join("file")).unwrap(),
-        "right"
-    );
+    // Also where the directory that it is in is what was backed up.
+    for (path, name) in [("dir/file", "file"), ("top", "top")] {
+        let path = world.source.join(path);
+        let restored = world.restore_path(Some(&path), &delete()).unwrap();
+        assert_eq!((restored.files_restored, restored.deleted), (1, 0));
+        let content = fs::read(world.target.join(name)).unwrap();
+        assert!(content == fs::read(path).unwrap(), "{name}");
+    }
     assert!(world.target.join("other").exists());
 }
 
