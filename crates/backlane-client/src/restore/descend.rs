@@ -53,6 +53,21 @@ pub(crate) enum Reach {
     },
     /// In it, where the backup could not or should not look: what belongs there, nobody knows.
     Unlisted,
+    /// It looks as if in it, by a path that is not text and is shown as others are too.
+    Unclear,
+}
+
+impl Reach {
+    /// That of the directory with this path in the snapshot. `roots` are what was backed up, as text.
+    pub(crate) fn of(path: PathBuf, roots: &[String]) -> Self {
+        let text = path.to_string_lossy().into_owned();
+        let mut roots = roots.iter();
+        match roots.find(|root| Path::new(&text).starts_with(root)) {
+            None => Self::Above(path),
+            Some(root) if root.contains(char::REPLACEMENT_CHARACTER) => Self::Unclear,
+            Some(_) => Self::Inside { device: None },
+        }
+    }
 }
 
 /// The way through the trees.
@@ -225,12 +240,15 @@ impl<'a> Descender<'a> {
             Ok(listed) => listed,
             Err(error) => return job.fail(path(OsStr::new("")), "it can't be listed", error),
         };
-        let (deletes, is_mounted) = match reach {
-            Reach::Inside { device: first } => {
-                let is_mounted = *first.get_or_insert(device) != device;
-                (job.options.delete && !is_mounted, is_mounted)
-            }
-            Reach::Above(_) | Reach::Unlisted => (false, false),
+        let mounted = "it is on another file system than what is restored";
+        let unclear = "its path is not text, and others look the same";
+        let (deletes, spares) = match reach {
+            Reach::Inside { device: first } => match *first.get_or_insert(device) == device {
+                true => (job.options.delete, None),
+                false => (false, Some(mounted)),
+            },
+            Reach::Unclear => (false, Some(unclear)),
+            Reach::Above(_) | Reach::Unlisted => (false, None),
         };
         // Most directories have none.
         let any_temporary = present.iter().any(|name| TemporaryNames::is_one(name));
@@ -274,10 +292,8 @@ impl<'a> Descender<'a> {
             }
             self.remove(&dir, &name, device, place);
         }
-        if job.options.delete && is_mounted && spared > 0 {
-            let what = format!(
-                "it is on another file system than what is restored: {spared} in it, which the snapshot doesn't have, stay"
-            );
+        if let Some(why) = spares.filter(|_| job.options.delete && spared > 0) {
+            let what = format!("{why}: {spared} in it, which the snapshot doesn't have, stay");
             let path = path(OsStr::new(""));
             job.reporter.warn(WarningKind::NotDeleted, &path, what);
         }
@@ -568,7 +584,7 @@ impl<'a> Descender<'a> {
         };
         let above = self.frames.last().map(|frame| frame.reach.clone());
         let mut reach = match above {
-            Some(Reach::Above(path)) => self.reach_of(Reach::Above(path.join(name))),
+            Some(Reach::Above(path)) => Reach::of(path.join(name), self.roots),
             Some(reach) => reach,
             None => Reach::Unlisted,
         };
@@ -607,15 +623,6 @@ impl<'a> Descender<'a> {
         }
         self.enter(tree, Some(meta), place, found, reach)
     }
-
-    fn reach_of(&self, reach: Reach) -> Reach {
-        match &reach {
-            Reach::Above(path) if self.roots.iter().any(|root| Path::new(root) == lossy(path)) => {
-                Reach::Inside { device: None }
-            }
-            _ => reach,
-        }
-    }
 }
 
 /// Waits for the batch that runs.
@@ -637,11 +644,6 @@ fn companions(nodes: &[Node]) -> HashSet<OsString> {
 fn is_file(dir: &OwnedFd, name: &OsStr) -> bool {
     let facts = Facts::of(dir, name);
     facts.is_ok_and(|facts| facts.file_type == FileType::RegularFile)
-}
-
-/// A path as the snapshot's list of paths shows it.
-fn lossy(path: &Path) -> PathBuf {
-    path.to_string_lossy().into_owned().into()
 }
 
 impl Arrival<'_> {

@@ -193,7 +193,6 @@ fn start(reader: &Reader, snapshot: &SnapshotInfo, path: Option<&Path>) -> Resul
     let mut at = PathBuf::from("/");
     let mut tree = reader.tree(snapshot.tree)?;
     let mut meta = None;
-    let is_root = |at: &Path| snapshot.paths.iter().any(|root| at.starts_with(root));
     let parts: Vec<_> = path.into_iter().flat_map(Path::components).collect();
     for (index, part) in parts.iter().enumerate() {
         let name = match part {
@@ -224,11 +223,7 @@ fn start(reader: &Reader, snapshot: &SnapshotInfo, path: Option<&Path>) -> Resul
             return Err(not_there());
         }
     }
-    let reach = if is_root(&at) {
-        Reach::Inside { device: None }
-    } else {
-        Reach::Above(at)
-    };
+    let reach = Reach::of(at, &snapshot.paths);
     Ok(Start { tree, meta, reach })
 }
 

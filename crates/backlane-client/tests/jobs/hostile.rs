@@ -9,9 +9,13 @@ use backlane_repo::{
     ArchiveOptions, Entries, Entry, FileKind, Metadata, ObjectStore, Source, Warning,
 };
 use std::{
+    ffi::OsStr,
     fs::{self, Permissions},
     io,
-    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{MetadataExt, PermissionsExt, symlink},
+    },
     path::Path,
     sync::{
         Arc,
@@ -129,6 +133,30 @@ fn delete_clears_the_way_and_spares_what_was_never_backed_up() {
     assert_eq!(restored.deleted, 3);
     assert_eq!(support::rsync_differences(&world.source, &root), "");
     assert_eq!(fs::read_to_string(&neighbour).unwrap(), "stays");
+}
+
+#[test]
+fn delete_spares_what_only_looks_like_a_path_that_was_backed_up() {
+    let world = World::new();
+    let [whole, above] = [b"\xff", b"\xfe"].map(|name| OsStr::from_bytes(name));
+    let below = world.source.join(above).join("sub");
+    fs::create_dir(world.source.join(whole)).unwrap();
+    fs::create_dir_all(&below).unwrap();
+    let mut options = world.options();
+    options.paths = vec![world.source.join(whole), below];
+    assert_eq!(world.back_up_with(&options).unwrap().warnings.total(), 0);
+    world.restore();
+    for name in [whole, above] {
+        fs::write(world.target.join(name).join("extra"), "stays").unwrap();
+    }
+    let restored = world.restore_with(&delete()).unwrap();
+    assert_eq!(restored.deleted, 0);
+    let warnings = &restored.warnings;
+    assert_eq!(warnings.count(WarningKind::NotDeleted), 2, "{warnings:?}");
+    assert_eq!(warnings.total(), 2, "{warnings:?}");
+    for name in [whole, above] {
+        assert!(world.target.join(name).join("extra").exists());
+    }
 }
 
 #[test]
