@@ -20,9 +20,21 @@ const XATTR_BYTES_MAX: usize = 64 * 1024;
 /// The first guess for a value's size: enough for almost all.
 const XATTR_BYTES_LIKELY: usize = 1024;
 
+/// All attributes of a file have at most so many bytes, with their names. Most file systems hold less; where each may have
+/// [`XATTR_BYTES_MAX`], as on XFS, thousands of them would take all memory.
+const ALL_BYTES_MAX: usize = 16 << 20;
+
 /// All attributes, sorted by name. What a file system doesn't support it doesn't have.
+///
+/// # Errors
+/// Also where they have more than [`ALL_BYTES_MAX`].
 pub(crate) fn read_all(of: Inode<'_>) -> io::Result<Vec<Xattr>> {
+    read_up_to(of, ALL_BYTES_MAX)
+}
+
+fn read_up_to(of: Inode<'_>, most: usize) -> io::Result<Vec<Xattr>> {
     let mut found = Vec::new();
+    let mut bytes = 0;
     for name in list(of)? {
         let value = grown(|buffer| match of {
             Inode::Named(dir, entry) => {
@@ -31,10 +43,17 @@ pub(crate) fn read_all(of: Inode<'_>) -> io::Result<Vec<Xattr>> {
             Inode::Open(file) => fgetxattr(file, name.as_slice(), buffer),
         });
         match value {
-            Ok(value) => found.push(Xattr { name, value }),
+            Ok(value) => {
+                bytes += name.len() + value.len();
+                found.push(Xattr { name, value });
+            }
             // Removed since it was listed.
             Err(Errno::NODATA) => {}
             Err(error) => return Err(error.into()),
+        }
+        if bytes > most {
+            let what = format!("they have more than {} MiB together", most >> 20);
+            return Err(io::Error::other(what));
         }
     }
     found.sort_by(|a, b| a.name.cmp(&b.name));
@@ -98,5 +117,29 @@ fn grown(
         other => other?,
     };
     buffer.truncate(length);
+    // It would stay as large as the largest.
+    buffer.shrink_to_fit();
     Ok(buffer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn attributes_that_are_too_much_together_are_given_up() {
+        let file = tempfile::tempfile().unwrap();
+        let of = Inode::Open(file.as_fd());
+        for name in ["user.a", "user.b"] {
+            let (name, value) = (name.into(), vec![b'x'; 100]);
+            set(of, &Xattr { name, value }).unwrap();
+        }
+        let all = read_all(of).unwrap();
+        let bytes = all.iter().map(|one| one.name.len() + one.value.len());
+        let bytes: usize = bytes.sum();
+        assert!(bytes >= 212);
+        assert_eq!(read_up_to(of, bytes).unwrap(), all);
+        assert!(read_up_to(of, bytes - 1).is_err());
+    }
 }
