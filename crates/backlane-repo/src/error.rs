@@ -139,6 +139,12 @@ pub enum RepoError {
         /// What is wrong with it.
         what: &'static str,
     },
+    /// No reader takes so long a list of one directory's entries.
+    #[error("directory `{}` can't be backed up: the list of its entries, with their attributes, would have more than a GiB", path.escape_ascii())]
+    DirectoryTooLarge {
+        /// The directory.
+        path: Vec<u8>,
+    },
     /// A policy that would keep nothing at all.
     #[error("the policy keeps nothing")]
     KeepsNothing,

@@ -26,6 +26,9 @@ const LARGE_BYTES: usize = 1 << 20;
 /// How a list begins.
 pub(super) const BEGINNING: &[u8] = b"{\"nodes\":[";
 
+/// How it ends.
+const END: &[u8] = b"]}\n";
+
 /// No list is longer: readers take no blob, sealed or plain, that is.
 const LIST_BYTES_MAX: u64 = (TREE_BYTES_MAX - SEAL_BYTES) as u64;
 
@@ -160,6 +163,9 @@ impl Trees {
     }
 
     /// Puts an entry where it belongs, or drops it. The directory that is whole with it.
+    ///
+    /// # Errors
+    /// [`RepoError::DirectoryTooLarge`].
     pub(crate) fn fill(&self, place: Place, json: Known) -> Result<Option<Whole>, RepoError> {
         let mut state = self.state();
         let state = &mut *state;
@@ -180,6 +186,10 @@ impl Trees {
             open.first += 1;
             if let Some(json) = json {
                 state.waiting_bytes -= json.len();
+                if !open.list.has_room(&json) {
+                    let path = state.path_of(place.directory);
+                    return Err(RepoError::DirectoryTooLarge { path });
+                }
                 open.list.push(&json, self.level)?;
             }
         }
@@ -207,6 +217,17 @@ impl Trees {
 }
 
 impl State {
+    /// The path of a directory that is open, as those above it are then.
+    fn path_of(&self, mut number: u64) -> Vec<u8> {
+        let own = |number: u64| self.directories.get(&number)?.own.as_ref();
+        let mut path = Vec::new();
+        while let Some(own) = own(number) {
+            path = [b"/".as_slice(), &own.draft.name, &path].concat();
+            number = own.place.directory;
+        }
+        path
+    }
+
     fn take_whole(&mut self, directory: u64) -> Option<Whole> {
         let open = self.directories.get(&directory)?;
         if !open.is_closed || !open.entries.is_empty() {
@@ -231,24 +252,27 @@ impl List {
         }
     }
 
+    /// Whether it can become longer by an entry.
+    fn has_room(&self, json: &[u8]) -> bool {
+        let more = json.len() + usize::from(!self.is_empty) + END.len();
+        self.bytes + more as u64 <= LIST_BYTES_MAX
+    }
+
+    /// Adds an entry, for which there is room.
     fn push(&mut self, json: &[u8], level: Option<i32>) -> Result<(), RepoError> {
         if !mem::replace(&mut self.is_empty, false) {
-            self.add(b",")?;
+            self.add(b",");
         }
-        self.add(json)?;
+        self.add(json);
         match level {
             Some(level) if self.json.len() >= LARGE_BYTES => self.hand_on(level),
             _ => Ok(()),
         }
     }
 
-    fn add(&mut self, json: &[u8]) -> Result<(), RepoError> {
+    fn add(&mut self, json: &[u8]) {
         self.json.extend_from_slice(json);
         self.bytes += json.len() as u64;
-        match self.bytes > LIST_BYTES_MAX {
-            true => Err(too_large()),
-            false => Ok(()),
-        }
     }
 
     /// Hashes and compresses what there is.
@@ -268,26 +292,19 @@ impl List {
 
     /// Ends the list.
     pub(crate) fn end(mut self) -> Result<Ended, RepoError> {
-        self.add(b"]}\n")?;
+        self.add(END);
         if let Some(mut large) = self.large {
             large.hash.update(&self.json);
             large.compressed.write_all(&self.json).map_err(failed)?;
-            let plain_length = u32::try_from(self.bytes);
             let mut id = [0; 32];
             id.copy_from_slice(large.hash.finish().as_ref());
             return Ok(Ended::Large {
                 id: BlobId(id),
                 compressed: large.compressed.finish().map_err(failed)?,
-                plain_length: plain_length.map_err(|_| too_large())?,
+                plain_length: u32::try_from(self.bytes).unwrap_or(u32::MAX),
             });
         }
         Ok(Ended::Small(self.json))
-    }
-}
-
-fn too_large() -> RepoError {
-    RepoError::OutOfRange {
-        what: "the list of one directory's entries, which may have a GiB,",
     }
 }
 
@@ -301,6 +318,7 @@ fn failed(error: std::io::Error) -> RepoError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::{FileKind, Metadata};
 
     #[test]
     fn no_list_becomes_longer_than_a_reader_takes() {
@@ -310,11 +328,36 @@ mod tests {
                 ..List::new()
             };
             let mut list = almost(7);
-            list.push(b"{}", level).unwrap();
-            list.push(b"7", level).unwrap();
+            for json in [&b"{}"[..], b"7"] {
+                assert!(list.has_room(json));
+                list.push(json, level).unwrap();
+            }
+            assert_eq!(list.bytes + END.len() as u64, LIST_BYTES_MAX);
             assert!(list.end().is_ok());
-            assert!(almost(1).push(b"{}", level).is_err());
-            assert!(almost(2).end().is_err());
+            assert!(almost(5).has_room(b"{}") && !almost(4).has_room(b"{}"));
         }
+    }
+
+    #[test]
+    fn a_directory_whose_list_has_no_room_is_named() {
+        let trees = Trees::new(None);
+        let mut number = trees.open(None, Before::NotThere);
+        for name in ["srv", "large"] {
+            let draft = Draft {
+                name: name.into(),
+                kind: FileKind::Directory,
+                meta: Metadata::default(),
+            };
+            let place = trees.place(number);
+            number = trees.open(Some(Own { place, draft }), Before::NotThere);
+        }
+        let place = trees.place(number);
+        let mut state = trees.state();
+        state.directories.get_mut(&number).unwrap().list.bytes = LIST_BYTES_MAX;
+        drop(state);
+        let Err(error) = trees.fill(place, Some(b"{}".to_vec())) else {
+            panic!("there was room");
+        };
+        assert!(error.to_string().contains("`/srv/large`"), "{error}");
     }
 }
