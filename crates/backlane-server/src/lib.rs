@@ -32,6 +32,6 @@ pub use config::{DataPorts, PoolConfig, ServerConfig};
 pub use db::Leave;
 pub use error::ServerError;
 pub use host::HostName;
-pub use repository::{ExclusiveRepository, ObjectCount, Removal, RemovedObject};
+pub use repository::{ExclusiveRepository, ObjectCount, Removal, RemovedObject, Undeleted};
 pub use scrub::Scrubbed;
 pub use state::{HostInfo, ServerState};

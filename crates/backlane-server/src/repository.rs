@@ -14,6 +14,7 @@ use backlane_proto::{ByteRange, ObjectId, ObjectInfo, ObjectKind, ObjectName, Pa
 use bytes::Bytes;
 use serde_json::{Value, json};
 use std::{
+    cmp::Reverse,
     collections::BTreeMap,
     path::Path,
     sync::Arc,
@@ -85,22 +86,18 @@ impl Repository {
 
     /// What an object has in common with the same one ([`Content::finish`]). Blocks.
     fn identity(&self, name: ObjectName) -> Result<ObjectId, ServerError> {
-        let mut outlet = self.read(name, None)?;
-        let mut content = Content::new(name);
-        while let Some(piece) = outlet.next(PIECE_BYTES_MAX)? {
-            content.take(&piece);
-        }
-        content.finish_stored()
+        self.read(name, None)?.identity(name)
     }
 
-    /// Whether an object is there that is not what its name says. Blocks.
-    fn is_damaged(&self, name: ObjectName) -> Result<bool, ServerError> {
-        match self.identity(name) {
-            Ok(_) => Ok(false),
-            Err(ServerError::NotFound { .. }) => Ok(false),
-            Err(error) if error.is_damage() => Ok(true),
-            Err(error) => Err(error),
+    /// The same of something that was removed. What is named by its hash is what its name says. Blocks.
+    fn removed_identity(&self, aside: &LaidAside) -> Result<ObjectId, ServerError> {
+        let name = aside.name;
+        if !matches!(name.kind, ObjectKind::Wal | ObjectKind::Config) {
+            return Ok(name.id);
         }
+        let source = self.store.open_aside(Shelf::Removed, aside)?;
+        let (next, end) = (0, source.length());
+        Outlet { source, next, end }.identity(name)
     }
 
     /// Begins to take an object of `bytes` bytes. Blocks.
@@ -256,6 +253,17 @@ pub struct RemovedObject {
     pub bytes: u64,
 }
 
+/// What was put back.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Undeleted {
+    /// How many objects.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Names of which another file had come since: that one is in `damaged/` now.
+    pub displaced: Vec<ObjectName>,
+}
+
 /// How many objects something was done to, and their size.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ObjectCount {
@@ -404,7 +412,7 @@ impl ExclusiveRepository {
     ///
     /// # Errors
     /// When something can't be put back; calling it again goes on from there.
-    pub fn undelete(&self, since: SystemTime) -> Result<ObjectCount, ServerError> {
+    pub fn undelete(&self, since: SystemTime) -> Result<Undeleted, ServerError> {
         let Repository {
             host,
             database,
@@ -413,10 +421,14 @@ impl ExclusiveRepository {
         } = &*self.repository;
         let mut removed = store.shelf(Shelf::Removed)?;
         removed.retain(|aside| aside.at.system_time() >= since);
-        removed.sort_by_key(|aside| match aside.name.kind {
-            ObjectKind::Pack => 0,
-            ObjectKind::Index => 1,
-            _ => 2,
+        removed.sort_by_key(|aside| {
+            let kind = match aside.name.kind {
+                ObjectKind::Pack => 0,
+                ObjectKind::Index => 1,
+                _ => 2,
+            };
+            // Of several files of one name the first comes last, and keeps the name.
+            (kind, Reverse(aside.at))
         });
         let mut count = ObjectCount::default();
         for aside in &removed {
@@ -425,17 +437,54 @@ impl ExclusiveRepository {
         let detail = json!({"objects": count.objects, "bytes": count.bytes});
         self.runtime
             .block_on(self.audit(AuditEvent::Undeleted, detail))?;
+        let mut undeleted = Undeleted::default();
         for aside in &removed {
-            if self.repository.is_damaged(aside.name)? {
-                // What was removed may be sound.
-                store.lay_aside(aside.name, Shelf::Damaged, Timestamp::now())?;
-            }
             // In this order: what is on the shelf still is put back by the next try.
             self.runtime
                 .block_on(database.set_removed(*host, aside.name, None))?;
-            store.put_back(Shelf::Removed, aside)?;
+            self.put_back(aside, &mut undeleted)?;
         }
-        Ok(count)
+        Ok(undeleted)
+    }
+
+    /// Puts an object back. Another file of its name, as there may be of WAL, came when this one was gone: that is laid
+    /// aside, for the first of a name stays.
+    fn put_back(&self, aside: &LaidAside, undeleted: &mut Undeleted) -> Result<(), ServerError> {
+        let (repository, name) = (&self.repository, aside.name);
+        let store = &repository.store;
+        // Sessions for WAL go on meanwhile, and may be faster.
+        while store.put_back(Shelf::Removed, aside)? == Placed::Existed {
+            let there = match repository.identity(name) {
+                Ok(there) => Some(there),
+                // What was removed may be sound.
+                Err(error) if error.is_damage() => None,
+                Err(error) => return Err(error),
+            };
+            if let Some(there) = there {
+                match repository.removed_identity(aside) {
+                    Ok(removed) if removed == there => {
+                        store.discard(Shelf::Removed, aside)?;
+                        break;
+                    }
+                    Ok(_) => {
+                        let why = "the file that had this name before it is put back";
+                        let detail = json!({"object": name.to_string(), "why": why});
+                        self.runtime
+                            .block_on(self.audit(AuditEvent::ObjectDamaged, detail))?;
+                        undeleted.displaced.push(name);
+                    }
+                    Err(error) if error.is_damage() => {
+                        tracing::warn!(%error, "not put back, and another file has its name");
+                        return Ok(());
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            store.lay_aside(name, Shelf::Damaged, Timestamp::now())?;
+        }
+        undeleted.objects += 1;
+        undeleted.bytes += aside.bytes;
+        Ok(())
     }
 
     /// Removes, so that they can be put back, the indexes and snapshots that arrived after a time: those of a host that
@@ -547,6 +596,15 @@ pub(crate) struct Outlet {
 impl Outlet {
     pub(crate) fn remaining(&self) -> u64 {
         self.end - self.next
+    }
+
+    /// What the object has in common with the same one ([`Content::finish`]). Blocks.
+    fn identity(mut self, name: ObjectName) -> Result<ObjectId, ServerError> {
+        let mut content = Content::new(name);
+        while let Some(piece) = self.next(PIECE_BYTES_MAX)? {
+            content.take(&piece);
+        }
+        content.finish_stored()
     }
 
     /// The next piece of at most `most` bytes. Blocks.

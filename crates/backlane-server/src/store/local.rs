@@ -7,21 +7,22 @@
 //! The file of a pack has an extended attribute which says what the pack holds, so that the directory is whole without the
 //! state database.
 
-use super::{ByteSink, ByteSource, ByteStore, LaidAside, Origin, Shelf, sink::LocalSink, wal};
+use super::{
+    ByteSink, ByteSource, ByteStore, LaidAside, Origin, Placed, Shelf, sink::LocalSink,
+    source::LocalSource, wal,
+};
 use crate::{
     HostName, ServerError,
     db::{Arrival, Timestamp},
     error::io_error,
 };
 use backlane_proto::{ObjectId, ObjectInfo, ObjectKind, ObjectName, PackContents, WalName};
-use bytes::Bytes;
 use rustix::{
-    buffer::spare_capacity,
     fs::{
         CWD, FallocateFlags, FlockOperation, RenameFlags, XattrFlags, fallocate, flock, fsetxattr,
         lgetxattr, renameat_with,
     },
-    io::{Errno, pread},
+    io::Errno,
 };
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
@@ -244,20 +245,7 @@ impl ByteStore for LocalStore {
     }
 
     fn open(&self, name: ObjectName) -> Result<Box<dyn ByteSource>, ServerError> {
-        let path = self.path(name);
-        let file = File::open(&path).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => ServerError::NotFound { name },
-            _ => io_error("open", &path)(error),
-        })?;
-        let metadata = file.metadata().map_err(io_error("look at", &path))?;
-        if !metadata.is_file() {
-            return Err(foreign(path, NOT_A_FILE));
-        }
-        Ok(Box::new(LocalSource {
-            file,
-            length: metadata.len(),
-            path,
-        }))
+        Ok(Box::new(LocalSource::open(self.path(name), name)?))
     }
 
     fn create(&self, arrival: Arrival) -> Result<Box<dyn ByteSink>, ServerError> {
@@ -329,7 +317,16 @@ impl ByteStore for LocalStore {
         LocalStore::shelf_origin(self, shelf, aside)
     }
 
-    fn put_back(&self, shelf: Shelf, aside: &LaidAside) -> Result<(), ServerError> {
+    fn open_aside(
+        &self,
+        shelf: Shelf,
+        aside: &LaidAside,
+    ) -> Result<Box<dyn ByteSource>, ServerError> {
+        let path = self.aside_path(shelf, aside);
+        Ok(Box::new(LocalSource::open(path, aside.name)?))
+    }
+
+    fn put_back(&self, shelf: Shelf, aside: &LaidAside) -> Result<Placed, ServerError> {
         self.check_alone()?;
         self.put_back_file(shelf, aside)
     }
@@ -350,40 +347,7 @@ impl ByteStore for LocalStore {
     }
 }
 
-/// An object's file, open to be read.
-struct LocalSource {
-    file: File,
-    length: u64,
-    path: PathBuf,
-}
-
-impl LocalSource {
-    fn failed(&self, error: io::Error) -> ServerError {
-        io_error("read", &self.path)(error)
-    }
-}
-
-impl ByteSource for LocalSource {
-    fn length(&self) -> u64 {
-        self.length
-    }
-
-    fn read(&self, offset: u64, bytes: usize) -> Result<Bytes, ServerError> {
-        let mut piece = Vec::with_capacity(bytes);
-        while piece.len() < bytes {
-            let at = offset + piece.len() as u64;
-            match pread(&self.file, spare_capacity(&mut piece), at) {
-                Ok(0) => return Err(self.failed(io::ErrorKind::UnexpectedEof.into())),
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(errno) => return Err(self.failed(errno.into())),
-            }
-        }
-        piece.truncate(bytes);
-        Ok(piece.into())
-    }
-}
-
-const NOT_A_FILE: &str = "it is not a regular file";
+pub(super) const NOT_A_FILE: &str = "it is not a regular file";
 
 pub(super) fn foreign(path: PathBuf, why: &'static str) -> ServerError {
     ServerError::Foreign { path, why }
@@ -570,7 +534,6 @@ pub(crate) fn sync_directory(path: &Path) -> Result<(), ServerError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Placed;
 
     fn store(root: &Path) -> LocalStore {
         LocalStore::open(root, &"web1".parse().unwrap(), Hold::Shared).unwrap()

@@ -6,6 +6,7 @@
 mod local;
 mod shelf;
 mod sink;
+mod source;
 mod wal;
 
 pub(crate) use local::sync_directory;
@@ -69,11 +70,21 @@ pub(crate) trait ByteStore: Send + Sync + 'static {
     /// When it isn't there any more.
     fn shelf_origin(&self, shelf: Shelf, aside: &LaidAside) -> Result<Origin, ServerError>;
 
-    /// Puts something back, unless its name is taken: then it is dropped, for what has the name is the same.
+    /// Opens something on a shelf to read it.
+    ///
+    /// # Errors
+    /// When it isn't there any more.
+    fn open_aside(
+        &self,
+        shelf: Shelf,
+        aside: &LaidAside,
+    ) -> Result<Box<dyn ByteSource>, ServerError>;
+
+    /// Puts something back, unless its name is taken: then it stays on the shelf.
     ///
     /// # Errors
     /// When that is not known to be durable.
-    fn put_back(&self, shelf: Shelf, aside: &LaidAside) -> Result<(), ServerError>;
+    fn put_back(&self, shelf: Shelf, aside: &LaidAside) -> Result<Placed, ServerError>;
 
     /// Deletes something on a shelf.
     ///
@@ -122,7 +133,7 @@ pub(crate) trait ByteSink: Send {
     fn place(self: Box<Self>) -> Result<Placed, ServerError>;
 }
 
-/// What [`ByteSink::place`] found.
+/// What [`ByteSink::place`] found, or [`ByteStore::put_back`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Placed {
     /// The name was free and is this object's now.

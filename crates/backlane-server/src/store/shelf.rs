@@ -6,10 +6,11 @@
 //! the two places.
 
 use super::{
-    Origin,
+    Origin, Placed,
     local::{
         LocalStore, foreign, origin_of, rename_without_replacing, sync_directory, sync_parent,
     },
+    sink::existed,
 };
 use crate::{ServerError, db::Timestamp, error::io_error};
 use backlane_proto::{ObjectId, ObjectKind, ObjectName, WalName};
@@ -84,11 +85,16 @@ impl LocalStore {
             Err(error) => return Err(io_error("create", directory)(error)),
         }
         let from = self.path(name);
-        let to = directory.join(LaidAside { name, at, bytes: 0 }.file_name());
-        fs::rename(&from, &to).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => ServerError::NotFound { name },
-            _ => io_error("lay aside", &from)(error),
-        })?;
+        let mut aside = LaidAside { name, at, bytes: 0 };
+        loop {
+            match rename_without_replacing(&from, &directory.join(aside.file_name())) {
+                Ok(()) => break,
+                // Another file of this name was laid there in this very millisecond.
+                Err(Errno::EXIST) => aside.at.0 += 1,
+                Err(Errno::NOENT) => return Err(ServerError::NotFound { name }),
+                Err(errno) => return Err(io_error("lay aside", &from)(errno.into())),
+            }
+        }
         // In this order: after a crash it may be in both places, and is never in none.
         sync_directory(&directory)?;
         sync_parent(&from)
@@ -121,26 +127,34 @@ impl LocalStore {
         shelf: Shelf,
         aside: &LaidAside,
     ) -> Result<Origin, ServerError> {
-        origin_of(&shelf.directory(self.root()).join(aside.file_name()))
+        origin_of(&self.aside_path(shelf, aside))
     }
 
-    /// Puts something back in its place. What stands there already is left alone: it has the same name.
-    pub(super) fn put_back_file(&self, shelf: Shelf, aside: &LaidAside) -> Result<(), ServerError> {
-        let directory = shelf.directory(self.root());
-        let (from, to) = (directory.join(aside.file_name()), self.path(aside.name));
+    pub(super) fn aside_path(&self, shelf: Shelf, aside: &LaidAside) -> PathBuf {
+        shelf.directory(self.root()).join(aside.file_name())
+    }
+
+    /// Puts something back in its place. What stands there already is left alone, and so is what is on the shelf.
+    pub(super) fn put_back_file(
+        &self,
+        shelf: Shelf,
+        aside: &LaidAside,
+    ) -> Result<Placed, ServerError> {
+        let (from, to) = (self.aside_path(shelf, aside), self.path(aside.name));
         match rename_without_replacing(&from, &to) {
             Ok(()) => {
                 sync_parent(&to)?;
-                sync_directory(&directory)
+                sync_parent(&from)?;
+                Ok(Placed::Created)
             }
-            Err(Errno::EXIST) => self.discard_file(shelf, aside),
+            Err(Errno::EXIST) => existed(&to),
             Err(errno) => Err(io_error("put back", &from)(errno.into())),
         }
     }
 
     /// Deletes something for good.
     pub(super) fn discard_file(&self, shelf: Shelf, aside: &LaidAside) -> Result<(), ServerError> {
-        let path = shelf.directory(self.root()).join(aside.file_name());
+        let path = self.aside_path(shelf, aside);
         fs::remove_file(&path).map_err(io_error("delete", &path))
     }
 }

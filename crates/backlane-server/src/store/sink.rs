@@ -10,7 +10,7 @@ use std::{
     fs::{self, File},
     io::IoSlice,
     os::unix::fs::FileExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 /// `RWF_DONTCACHE` (Linux 6.14): what is written is on its way to the disk at once, and doesn't stay in memory.
@@ -62,17 +62,20 @@ impl ByteSink for LocalSink {
                 sync_parent(&self.target)?;
                 Ok(Placed::Created)
             }
-            Err(Errno::EXIST) => {
-                // Whoever placed it may not have synced it yet, or was a stock tool that never does.
-                File::open(&self.target)
-                    .and_then(|file| file.sync_all())
-                    .map_err(io_error("sync", &self.target))?;
-                sync_parent(&self.target)?;
-                Ok(Placed::Existed)
-            }
+            Err(Errno::EXIST) => existed(&self.target),
             Err(errno) => Err(io_error("rename to", &self.target)(errno.into())),
         }
     }
+}
+
+/// Leaves alone what has the name, and makes it durable: whoever placed it may not have synced it yet, or was a stock
+/// tool that never does.
+pub(super) fn existed(target: &Path) -> Result<Placed, ServerError> {
+    File::open(target)
+        .and_then(|file| file.sync_all())
+        .map_err(io_error("sync", target))?;
+    sync_parent(target)?;
+    Ok(Placed::Existed)
 }
 
 impl Drop for LocalSink {

@@ -6,8 +6,14 @@ use backlane_net::service::{ObjectService, Service, ServiceError};
 use backlane_proto::{
     ByteRange, ObjectKind, ObjectName, SessionFor, WalHeader, WalName, wal::SUMMED_BYTES,
 };
-use backlane_server::{HostName, Leave, Removal, ServerState};
-use std::{fs, ops::ControlFlow, sync::Arc, time::Duration};
+use backlane_server::{ExclusiveRepository, HostName, Leave, Removal, ServerState};
+use std::{
+    fs,
+    ops::ControlFlow,
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 const SYSTEM: u64 = 7_000_000_000_000_000_001;
 const SEGMENT: &str = "00000001000000000000000A";
@@ -239,6 +245,70 @@ async fn wal_is_scrubbed_adopted_and_counts_against_a_quota() {
     let arrivals = tokio::task::spawn_blocking(move || repository.arrivals(ObjectKind::Wal));
     let arrivals = arrivals.await.unwrap().unwrap();
     assert!(arrivals.contains_key(&name(SEGMENT).id), "{arrivals:?}");
+}
+
+/// Does maintenance beside a session for WAL.
+async fn maintain<T: Send + 'static>(
+    state: &ServerState,
+    work: impl FnOnce(&ExclusiveRepository) -> T + Send + 'static,
+) -> T {
+    let alone = state.exclusive(&host(), Removal::Recoverable).await;
+    let alone = alone.unwrap();
+    tokio::task::spawn_blocking(move || work(&alone))
+        .await
+        .unwrap()
+}
+
+/// What is in a directory, in the order of the names.
+fn files(directory: &Path) -> Vec<Vec<u8>> {
+    let entries = fs::read_dir(directory).unwrap();
+    let mut paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    paths.iter().map(|path| fs::read(path).unwrap()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_removed_comes_back_over_another_of_its_name_and_neither_is_lost() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = server(directory.path()).await;
+    let session = session(&state).await;
+    let same = "00000001000000000000000B";
+    let [first, second, third] = [1, 2, 3].map(|of_file| body(SEGMENT, of_file, b"sealed"));
+    put_as(&*session, name(same), &body(same, 1, b"sealed"))
+        .await
+        .unwrap();
+    // A host that was taken over waits until a segment is removed, and puts others under its name.
+    for body in [&first, &second] {
+        put_as(&*session, name(SEGMENT), body).await.unwrap();
+        maintain(&state, |alone| alone.remove(name(SEGMENT)).unwrap()).await;
+    }
+    put_as(&*session, name(SEGMENT), &third).await.unwrap();
+    // Another comes again as what it was, sealed with another nonce.
+    maintain(&state, move |alone| alone.remove(name(same)).unwrap()).await;
+    let again = body(same, 1, b"sealed again");
+    put_as(&*session, name(same), &again).await.unwrap();
+
+    let back = |alone: &ExclusiveRepository| alone.undelete(SystemTime::UNIX_EPOCH).unwrap();
+    let undeleted = maintain(&state, back).await;
+    assert_eq!(undeleted.objects, 3);
+    assert_eq!(undeleted.displaced, [name(SEGMENT), name(SEGMENT)]);
+    let root = repository(directory.path());
+    let wal = root.join(format!("wal/{SYSTEM}/00000001"));
+    assert_eq!(files(&wal), [first.clone(), again]);
+    assert_eq!(files(&root.join("damaged")), [third, second.clone()]);
+    assert!(files(&root.join("removed")).is_empty());
+    assert_eq!(audit(&state, "object-damaged").len(), 2);
+
+    // What has rotted on the shelf drives nothing away, and is kept.
+    maintain(&state, |alone| alone.remove(name(SEGMENT)).unwrap()).await;
+    put_as(&*session, name(SEGMENT), &second).await.unwrap();
+    let shelf = fs::read_dir(root.join("removed")).unwrap().next().unwrap();
+    let mut rotten = first;
+    *rotten.last_mut().unwrap() ^= 1;
+    fs::write(shelf.unwrap().path(), &rotten).unwrap();
+    assert_eq!(maintain(&state, back).await.objects, 0);
+    assert_eq!(fs::read(wal.join(SEGMENT)).unwrap(), second);
+    assert_eq!(files(&root.join("removed")), [rotten]);
 }
 
 #[tokio::test]

@@ -464,6 +464,8 @@ struct UndeleteDocument {
     recoverable: Option<Vec<RemovedDocument>>,
     put_back: u64,
     put_back_bytes: u64,
+    /// Of which another file had come since.
+    displaced: Vec<String>,
     left_out: u64,
 }
 
@@ -493,6 +495,7 @@ pub(super) fn undelete(args: &UndeleteArgs, context: &Context) -> Result<Outcome
         recoverable: None,
         put_back: 0,
         put_back_bytes: 0,
+        displaced: Vec::new(),
         left_out: 0,
     };
     if args.list {
@@ -507,12 +510,22 @@ pub(super) fn undelete(args: &UndeleteArgs, context: &Context) -> Result<Outcome
     } else {
         let put_back = repository.undelete(since)?;
         (document.put_back, document.put_back_bytes) = (put_back.objects, put_back.bytes);
+        for name in put_back.displaced {
+            context.output.warning(format!(
+                "{name} was put back over another file that had come under its name: that one lies in damaged/ of the \
+                 repository; if it is the right one, exchange the two, and give what archives there a host of its own"
+            ));
+            document.displaced.push(name.to_string());
+        }
         if let Some(after) = args.leave_out_after {
             document.left_out = repository.leave_out(after.into())?.objects;
         }
     }
     context.output.result(&document, UndeleteDocument::text)?;
-    Ok(Outcome::Done)
+    match document.displaced.is_empty() {
+        true => Ok(Outcome::Done),
+        false => Ok(Outcome::Warnings),
+    }
 }
 
 impl UndeleteDocument {
