@@ -18,13 +18,8 @@ use backlane_proto::{
 };
 use bytes::Bytes;
 use serde_json::json;
-use std::{
-    collections::BTreeSet,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{collections::BTreeSet, sync::Arc};
+use tokio::sync::Mutex;
 
 impl Service for ServerState {
     fn open<'a>(
@@ -87,12 +82,13 @@ struct Session {
 /// How often in a row trust may be looked up in vain.
 const UNREAD_MAX: u32 = 60;
 
-/// What the audit log has been told of a session: each thing once.
+/// What the audit log has been told of a session: each thing once. Whoever comes while it is told waits, and what it
+/// couldn't be told it is told the next time.
 #[derive(Default)]
 struct Told {
     /// Permissions that were used, by number.
     permissions: Mutex<BTreeSet<i64>>,
-    refused: AtomicBool,
+    refused: Mutex<bool>,
 }
 
 impl Session {
@@ -177,13 +173,11 @@ impl Session {
 
     /// Records that a permission is used, once a session.
     async fn used(&self, event: AuditEvent, permission: i64) -> Result<(), ServerError> {
-        let told = self.told.permissions.lock();
-        let is_news = told
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(permission);
-        if is_news {
+        let mut told = self.told.permissions.lock().await;
+        if !told.contains(&permission) {
             let event = Event::new(event, Some(&self.host), json!({"number": permission}));
             self.database.audit(event).await?;
+            told.insert(permission);
         }
         Ok(())
     }
@@ -206,10 +200,12 @@ impl Session {
     }
 
     async fn refused(&self, error: ServerError) -> Result<(), ServerError> {
-        if !self.told.refused.swap(true, Ordering::Relaxed) {
+        let mut told = self.told.refused.lock().await;
+        if !*told {
             let detail = json!(error.to_string());
             let event = Event::new(AuditEvent::CallRefused, Some(&self.host), detail);
             self.database.audit(event).await?;
+            *told = true;
         }
         Err(error)
     }

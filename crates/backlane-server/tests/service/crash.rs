@@ -1,9 +1,9 @@
 //! What survives when the server's process is killed, or its disk is full; and what stock tools say of the result.
 
-use crate::common::{config, get, name_of, put, put_as, repository, server, session};
+use crate::common::{HOST, audit, config, get, name_of, put, put_as, repository, server, session};
 use backlane_net::service::ServiceError;
 use backlane_proto::{ObjectKind, ObjectName};
-use backlane_server::ServerState;
+use backlane_server::{Leave, ServerState};
 use std::{
     env, fs,
     io::{BufRead, BufReader, Write},
@@ -297,6 +297,43 @@ async fn full_disk_of_the_state_refuses_the_object_and_heals() {
     put(&*session, ObjectKind::Index, &n.to_le_bytes())
         .await
         .unwrap();
+}
+
+#[tokio::test]
+async fn what_the_audit_log_could_not_take_is_not_done_and_is_recorded_the_next_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = server(directory.path()).await;
+    let session = session(&state).await;
+    let data = put(&*session, ObjectKind::Pack, b"file contents");
+    let data = data.await.unwrap();
+    let (log, away) = (
+        directory.path().join("state/audit.jsonl"),
+        directory.path().join("state/away"),
+    );
+    // A directory takes no line.
+    let close = || {
+        fs::rename(&log, &away).unwrap();
+        fs::create_dir(&log).unwrap();
+    };
+    let open = || {
+        fs::remove_dir(&log).unwrap();
+        fs::rename(&away, &log).unwrap();
+    };
+    for event in ["restore-used", "call-refused"] {
+        close();
+        for _ in 0..2 {
+            let failed = get(&*session, data, None).await.unwrap_err();
+            assert!(matches!(failed, ServiceError::Failed(_)), "{failed}");
+        }
+        open();
+        for _ in 0..2 {
+            let read = get(&*session, data, None).await;
+            assert_eq!(read.is_ok(), event == "restore-used", "{read:?}");
+        }
+        assert_eq!(audit(&state, event).len(), 1, "{event}");
+        let host = HOST.parse().unwrap();
+        state.revoke_leave(&host, Leave::Restore).await.unwrap();
+    }
 }
 
 /// Runs stock restic on a repository; `None` if there is none on this machine.
