@@ -259,13 +259,15 @@ pub enum ServerError {
     },
     /// A host has announced more than it may before it has come.
     #[error(
-        "host {host} has announced {bytes} bytes that haven't come yet, of {most} that it may; what it began has to end first"
+        "host {host} has announced {count} {what} that haven't come yet, of {most} that it may; what it began has to end first"
     )]
     UnderWay {
         /// Whose they are.
         host: String,
-        /// How many bytes.
-        bytes: u64,
+        /// How many.
+        count: u64,
+        /// Of what.
+        what: &'static str,
         /// How many may be.
         most: u64,
     },
@@ -490,7 +492,7 @@ mod tests {
             }
             ServerError::Full { .. } => ("full", own(&["/srv"])),
             ServerError::Quota { .. } => ("quota", own(&[HOST, "90", "100", "20"])),
-            ServerError::UnderWay { .. } => ("quota", own(&[HOST, "90", "100"])),
+            ServerError::UnderWay { .. } => ("quota", own(&[HOST, "90 bytes", "100"])),
             ServerError::Busy { .. } => ("busy", own(&[HOST, WHY])),
             ServerError::Config { .. } | ServerError::Authority { .. } => {
                 ("failed", own(&["/srv/file", WHY]))
@@ -543,7 +545,8 @@ mod tests {
             },
             ServerError::UnderWay {
                 host: host(),
-                bytes: 90,
+                count: 90,
+                what: "bytes",
                 most: 100,
             },
             ServerError::Quota {

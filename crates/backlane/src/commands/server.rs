@@ -16,6 +16,7 @@ use crate::{
 use anyhow::{Context as _, Result};
 use backlane_net::{Authority, Identity, Server, ServerOptions, ServerPool, identity::SERVER_NAME};
 use backlane_server::{HostInfo, HostName, Leave, PoolConfig, ServerConfig, ServerState};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use serde::Serialize;
 use std::{
@@ -255,7 +256,20 @@ struct ReadyDocument {
     engine: Option<String>,
 }
 
+/// Lets this process have as many files open as the system allows: each connection is one, and each body under way.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, limit = ?limit.current, "no more files can be open than that");
+    }
+}
+
 fn serve(args: &ServerRunArgs, context: &Context) -> Result<Outcome> {
+    raise_open_files();
     if args.until_stdin_closes {
         let cancel = context.cancel.clone();
         // A thread of its own: a read of standard input can't be cancelled, and must not keep the process.
@@ -480,6 +494,13 @@ mod tests {
         for bad in ["", "a", "a:", ":1", "a:b", "a:0", "a:b:1", "a:70000"] {
             assert!(split_address(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn as_many_files_may_be_open_as_the_system_allows() {
+        raise_open_files();
+        let limit = getrlimit(Resource::Nofile);
+        assert_eq!(limit.current, limit.maximum);
     }
 
     #[test]
