@@ -257,14 +257,12 @@ impl ByteStore for LocalStore {
         if name.kind == ObjectKind::Key && self.hold == Hold::Shared {
             self.found(&self.path(name))?;
         }
-        if name.kind == ObjectKind::Wal {
-            wal::make_directories(&self.path(name))?;
-        }
         let (temporary, file) = self.temporary()?;
         let sink = LocalSink {
             file,
             temporary,
             target: self.path(name),
+            makes_directories: name.kind == ObjectKind::Wal,
             written: 0,
             stays_in_memory: name.kind != ObjectKind::Pack || contents == PackContents::Trees,
             placed: false,

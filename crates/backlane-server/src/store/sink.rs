@@ -3,6 +3,7 @@
 use super::{
     ByteSink, Placed,
     local::{rename_without_replacing, sync_parent},
+    wal,
 };
 use crate::{ServerError, error::io_error};
 use rustix::io::{Errno, ReadWriteFlags, pwritev2};
@@ -21,6 +22,8 @@ pub(super) struct LocalSink {
     pub(super) file: File,
     pub(super) temporary: PathBuf,
     pub(super) target: PathBuf,
+    /// Its directories are made when it gets its name: nothing of a put that comes to nothing stays.
+    pub(super) makes_directories: bool,
     pub(super) written: u64,
     /// What jobs read; contents of files are read by restores alone.
     pub(super) stays_in_memory: bool,
@@ -56,6 +59,9 @@ impl ByteSink for LocalSink {
     }
 
     fn place(mut self: Box<Self>) -> Result<Placed, ServerError> {
+        if self.makes_directories {
+            wal::make_directories(&self.target)?;
+        }
         match rename_without_replacing(&self.temporary, &self.target) {
             Ok(()) => {
                 self.placed = true;

@@ -1,15 +1,18 @@
-//! The directories of archived WAL: `wal/SYSTEM/TIMELINE/FILE` (`wal.md` §1), made when they are first needed.
+//! The directories of archived WAL: `wal/SYSTEM/TIMELINE/FILE` (`wal.md` §1), made when a file is placed there.
 
 use super::local::{foreign, make_directory, sync_parent};
 use crate::{ServerError, error::io_error};
 use backlane_proto::{ObjectInfo, WalName};
 use std::{fs, io, path::Path};
 
-/// Makes the directories of a file that are missing, durably.
+/// How many directories there are above a file, below the repository's.
+const DIRECTORIES: usize = 3;
+
+/// Makes the directories of a file, durably. One that is there may have been made by somebody who hasn't synced it yet, or
+/// was killed before.
 pub(super) fn make_directories(file: &Path) -> Result<(), ServerError> {
-    let below = file.ancestors().skip(1);
-    let mut missing: Vec<_> = below.take_while(|it| !it.exists()).collect();
-    while let Some(directory) = missing.pop() {
+    let above: Vec<_> = file.ancestors().skip(1).take(DIRECTORIES).collect();
+    for directory in above.into_iter().rev() {
         make_directory(directory)?;
         sync_parent(directory)?;
     }

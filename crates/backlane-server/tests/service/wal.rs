@@ -4,7 +4,8 @@ use crate::common::{HOST, audit, denied, get, join, open, put, put_as, repositor
 use aws_lc_rs::digest::{SHA256, digest};
 use backlane_net::service::{ObjectService, Service, ServiceError};
 use backlane_proto::{
-    ByteRange, ObjectKind, ObjectName, SessionFor, WalHeader, WalName, wal::SUMMED_BYTES,
+    ByteRange, ObjectKind, ObjectName, PackContents, SessionFor, WalHeader, WalName,
+    wal::SUMMED_BYTES,
 };
 use backlane_server::{ExclusiveRepository, HostName, Leave, Removal, ServerState};
 use std::{
@@ -112,7 +113,12 @@ async fn what_is_not_under_its_own_name_or_not_whole_is_refused() {
     let elsewhere = put_as(&*session, name("00000001000000000000000B"), &whole).await;
     let error = elsewhere.unwrap_err().to_string();
     assert!(error.contains(SEGMENT), "{error}");
+    let bytes = whole.len() as u64;
+    let given_up = session.put(name(SEGMENT), PackContents::Data, bytes).await;
+    drop(given_up.unwrap());
     assert_eq!(session.list(ObjectKind::Wal).await.unwrap(), []);
+    // Names without end, and nothing to them, make no directories without end.
+    assert!(!repository(directory.path()).join("wal").exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]
