@@ -283,7 +283,7 @@ impl ServerState {
     /// [`REVOCATION_LOOK`]; its repository stays. Returns how many certificates were good until now.
     ///
     /// # Errors
-    /// When there is no such host.
+    /// When there is neither such a host nor a token for one.
     pub async fn revoke(&self, host: &HostName) -> Result<u64, ServerError> {
         let revoked = self.database.revoke(host, Timestamp::now()).await?;
         Ok(revoked.certificates)

@@ -154,19 +154,25 @@ impl Database {
         Ok(certificate)
     }
 
-    /// Ends all that a host was trusted with: its certificates, its permissions, and join tokens for its name.
+    /// Ends all that a host was trusted with: its certificates, its permissions, and join tokens for its name, which it may
+    /// have before it is a host.
     pub(crate) async fn revoke(
         &self,
         host: &HostName,
         now: Timestamp,
     ) -> Result<Revocation, ServerError> {
-        let id = self.host(host).await?;
         let mut change = self.begin().await?;
+        let id: Option<i64> = sqlx::query_scalar("SELECT id FROM hosts WHERE name = $1")
+            .bind(host.as_str())
+            .fetch_optional(&mut *change)
+            .await
+            .map_err(|error| self.error(error))?;
         let certificates = sqlx::query(
+            // Without a host none: nothing equals NULL.
             "UPDATE certificates SET revoked_at = $1 WHERE host_id = $2 AND revoked_at IS NULL",
         )
         .bind(now.0)
-        .bind(id.0)
+        .bind(id)
         .execute(&mut *change)
         .await
         .map_err(|error| self.error(error))?
@@ -182,8 +188,18 @@ impl Database {
         .await
         .map_err(|error| self.error(error))?
         .rows_affected();
-        for leave in Leave::ALL {
-            self.end_permissions(&mut change, id, leave, now).await?;
+        match id {
+            Some(id) => {
+                for leave in Leave::ALL {
+                    self.end_permissions(&mut change, HostId(id), leave, now)
+                        .await?;
+                }
+            }
+            None if tokens == 0 => {
+                let host = host.to_string();
+                return Err(ServerError::UnknownHost { host });
+            }
+            None => {}
         }
         let detail = json!({"certificates": certificates, "tokens": tokens});
         let event = Event::new(AuditEvent::HostRevoked, Some(host), detail);

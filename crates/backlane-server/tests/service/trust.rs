@@ -6,7 +6,7 @@ use crate::common::{
 use backlane_net::service::{Service, ServiceError, VerifiedHost};
 use backlane_proto::{ByteRange, ObjectKind, PackContents, SessionFor};
 use backlane_server::{
-    ExclusiveRepository, HostName, Leave, Removal, Scrubbed, ServerConfig, ServerState,
+    ExclusiveRepository, HostName, Leave, Removal, Scrubbed, ServerConfig, ServerError, ServerState,
 };
 use std::{
     ops::ControlFlow,
@@ -189,6 +189,25 @@ async fn a_revoked_host_opens_no_session_and_loses_those_that_it_has() {
         let in_force = state.revoke_leave(&host(), leave).await.unwrap();
         assert_eq!(in_force, 0, "{leave:?}");
     }
+}
+
+#[tokio::test]
+async fn the_token_of_a_host_that_never_joined_is_revoked_by_its_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = server(directory.path()).await;
+    let new: HostName = "web2".parse().unwrap();
+    let token = state.enroll(&new, HOUR).await.unwrap();
+    assert_eq!(state.revoke(&new).await.unwrap(), 0);
+    let used = crate::common::enroll_with(&state, "web2", &token).await;
+    assert!(matches!(used, Err(ServiceError::Token(_))), "{used:?}");
+    // Now there is nothing of that name.
+    let unknown = state.revoke(&new).await;
+    assert!(
+        matches!(unknown, Err(ServerError::UnknownHost { .. })),
+        "{unknown:?}"
+    );
+    assert_eq!(audit(&state, "host-revoked").len(), 1);
+    assert_eq!(state.hosts().await.unwrap().len(), 1);
 }
 
 #[tokio::test]
