@@ -163,6 +163,18 @@ impl LocalStore {
         Ok(())
     }
 
+    /// Refuses a first config from a session that doesn't make the repository, for it is sealed under what is in another
+    /// key. A job that goes on by another connection is another session.
+    fn check_founding(&self) -> Result<(), ServerError> {
+        let founding = self.founding.lock().unwrap_or_else(PoisonError::into_inner);
+        if founding.is_some() || !self.list(ObjectKind::Config)?.is_empty() {
+            return Ok(());
+        }
+        Err(ServerError::Denied(
+            "the config comes from the session that makes the repository, behind its key",
+        ))
+    }
+
     pub(super) fn root(&self) -> &Path {
         &self.root
     }
@@ -254,8 +266,12 @@ impl ByteStore for LocalStore {
             contents,
             bytes,
         } = arrival;
-        if name.kind == ObjectKind::Key && self.hold == Hold::Shared {
-            self.found(&self.path(name))?;
+        if self.hold == Hold::Shared {
+            match name.kind {
+                ObjectKind::Key => self.found(&self.path(name))?,
+                ObjectKind::Config => self.check_founding()?,
+                _ => {}
+            }
         }
         let (temporary, file) = self.temporary()?;
         let sink = LocalSink {
@@ -601,6 +617,10 @@ mod tests {
         ));
         // The first ends before it wrote a config: its key fits nothing.
         drop(first);
+        assert!(matches!(
+            second.create(arrival(config, 6)),
+            Err(ServerError::Denied(_))
+        ));
         put(&second, key(2), b"second");
         put(&second, key(3), b"third");
         put(&second, config, b"config");
@@ -611,6 +631,7 @@ mod tests {
             Err(ServerError::Denied(_))
         ));
         assert_eq!(put(&third, key(2), b"second"), Placed::Existed);
+        assert_eq!(put(&third, config, b"config"), Placed::Existed);
         let keys: Vec<_> = third.list(ObjectKind::Key).unwrap();
         assert_eq!(
             keys.iter().map(|k| k.id).collect::<Vec<_>>(),

@@ -100,7 +100,9 @@ async fn a_pack_of_which_nothing_says_what_it_holds_counts_as_data_until_it_is_s
     let directory = tempfile::tempdir().unwrap();
     let state = server(directory.path()).await;
     let open = session(&state).await;
-    put(&*open, ObjectKind::Config, b"config").await.unwrap();
+    for kind in [ObjectKind::Key, ObjectKind::Config] {
+        put(&*open, kind, b"small").await.unwrap();
+    }
     drop(open);
     state.revoke_leave(&host(), Leave::Restore).await.unwrap();
     // As a stock tool brings one.

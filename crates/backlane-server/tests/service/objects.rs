@@ -169,10 +169,13 @@ async fn damaged_object_is_not_acknowledged_again() {
 }
 
 #[tokio::test]
-async fn config_is_created_once() {
+async fn config_is_created_once_and_behind_a_key() {
     let directory = tempfile::tempdir().unwrap();
     let state = server(directory.path()).await;
     let session = session(&state).await;
+    let early = put(&*session, ObjectKind::Config, b"one").await;
+    assert!(matches!(early, Err(ServiceError::Denied(_))), "{early:?}");
+    put(&*session, ObjectKind::Key, b"key").await.unwrap();
     let name = put(&*session, ObjectKind::Config, b"one").await.unwrap();
     put(&*session, ObjectKind::Config, b"one").await.unwrap();
     let error = put(&*session, ObjectKind::Config, b"two")

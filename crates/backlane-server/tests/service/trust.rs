@@ -35,7 +35,12 @@ async fn a_backup_reads_what_it_needs_and_no_file_contents() {
     let directory = tempfile::tempdir().unwrap();
     let state = strict(directory.path()).await;
     let session = session(&state).await;
-    for kind in [ObjectKind::Index, ObjectKind::Snapshot, ObjectKind::Config] {
+    for kind in [
+        ObjectKind::Key,
+        ObjectKind::Config,
+        ObjectKind::Index,
+        ObjectKind::Snapshot,
+    ] {
         let name = put(&*session, kind, b"what a backup needs").await.unwrap();
         get(&*session, name, None).await.unwrap();
     }

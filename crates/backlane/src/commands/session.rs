@@ -110,7 +110,13 @@ impl Client {
             host: Some(self.host().to_owned()),
             ..InitOptions::default()
         };
-        match Repository::init(store, &self.password, &options) {
+        let init = || Repository::init(Arc::clone(&store), &self.password, &options);
+        let made = match init() {
+            // Or a connection was lost between the key and the config: the next is another session, which begins anew.
+            Err(error) if is_made_by_another(&error) => init(),
+            made => made,
+        };
+        match made {
             Err(error) if is_made_by_another(&error) => self.repository_of_another(error),
             made => made.context("cannot make this host's repository"),
         }
