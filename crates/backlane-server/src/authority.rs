@@ -110,7 +110,7 @@ impl Authority {
         params.distinguished_name = common_name("Backlane authority");
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        set_validity(&mut params, now, days(AUTHORITY_VALIDITY_DAYS));
+        set_validity(&mut params, now, days(AUTHORITY_VALIDITY_DAYS)).map_err(failed)?;
         let authority = CertifiedIssuer::self_signed(params, ca_key).map_err(failed)?;
 
         let server_key = KeyPair::generate().map_err(failed)?;
@@ -222,7 +222,7 @@ impl Authority {
         params.distinguished_name = common_name(host.as_str());
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         params.serial_number = Some(SerialNumber::from_slice(&serial));
-        leaf(&mut params, now, validity);
+        leaf(&mut params, now, validity).map_err(refused)?;
         let certificate = params
             .signed_by(&request.key, &self.issuer)
             .map_err(refused)?;
@@ -299,7 +299,7 @@ fn server_params(names: &[String]) -> Result<CertificateParams, rcgen::Error> {
     let mut params = CertificateParams::new(all_names)?;
     params.distinguished_name = common_name("Backlane server");
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    leaf(&mut params, Timestamp::now(), days(SERVER_VALIDITY_DAYS));
+    leaf(&mut params, Timestamp::now(), days(SERVER_VALIDITY_DAYS))?;
     Ok(params)
 }
 
@@ -307,18 +307,30 @@ fn days(days: u64) -> Duration {
     Duration::from_secs(days * DAY_SECONDS)
 }
 
-fn leaf(params: &mut CertificateParams, now: Timestamp, validity: Duration) {
+fn leaf(
+    params: &mut CertificateParams,
+    now: Timestamp,
+    validity: Duration,
+) -> Result<(), rcgen::Error> {
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.use_authority_key_identifier_extension = true;
-    set_validity(params, now, validity);
+    set_validity(params, now, validity)
 }
 
-fn set_validity(params: &mut CertificateParams, now: Timestamp, validity: Duration) {
+fn set_validity(
+    params: &mut CertificateParams,
+    now: Timestamp,
+    validity: Duration,
+) -> Result<(), rcgen::Error> {
     let seconds = u64::try_from(now.0).unwrap_or(0) / 1000;
     let start = rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds);
+    // The calendar ends with the year 9999.
+    let validity = validity.try_into().ok();
+    let end = validity.and_then(|validity| start.checked_add(validity));
     params.not_before = start - days(CLOCK_SKEW_DAYS);
-    params.not_after = start + validity;
+    params.not_after = end.ok_or(rcgen::Error::Time)?;
+    Ok(())
 }
 
 fn write_new(path: &Path, text: &str, mode: u32) -> Result<(), ServerError> {

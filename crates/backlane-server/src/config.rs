@@ -1,6 +1,6 @@
 //! The server's configuration file.
 
-use crate::{ServerError, error::io_error};
+use crate::{ServerError, authority::AUTHORITY_VALIDITY_DAYS, error::io_error};
 use backlane_proto::RoutePolicy;
 use serde::{Deserialize, Deserializer, de};
 use std::{
@@ -19,6 +19,9 @@ pub const DESIGNATED_PORT: u16 = 4870;
 pub const KEEP_REMOVED: Duration = Duration::from_secs(14 * 24 * 60 * 60);
 /// How long hosts' certificates are valid unless somebody says otherwise.
 pub const CERTIFICATE_VALIDITY: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+/// Longest time for which they may be valid: none is, once the authority's own isn't.
+const CERTIFICATE_VALIDITY_MAX: Duration =
+    Duration::from_secs(AUTHORITY_VALIDITY_DAYS * 24 * 60 * 60);
 /// How many slots `pool create` gives a pool unless somebody says otherwise.
 pub const POOL_SLOTS: u32 = 64;
 
@@ -119,6 +122,11 @@ impl ServerConfig {
         };
         let config: Self =
             toml::from_str(text).map_err(|error| refused(error.to_string().trim_end().into()))?;
+        if config.certificate_validity > CERTIFICATE_VALIDITY_MAX {
+            return Err(refused(format!(
+                "certificate-validity exceeds the authority's, {AUTHORITY_VALIDITY_DAYS} days"
+            )));
+        }
         if let Some(pool) = &config.pool {
             if pool.devices.is_empty() {
                 return Err(refused("section [pool] names no devices".into()));
@@ -231,6 +239,7 @@ mod tests {
             ("data-ports = \"0\"", "\"0\""),
             ("listen = \"nowhere\"", "listen"),
             ("certificate-validity = \"0s\"", "0s"),
+            ("certificate-validity = \"9999y\"", "7300 days"),
             ("route-ceiling = \"lan\"", "require-storage"),
             ("[pool]\nuuid = \"x\"\ndevices = []", "\"x\""),
             (&format!("{pool}devices = []"), "no devices"),

@@ -7,7 +7,7 @@ use backlane_net::{
     service::{EnrollRequest, Service, ServiceError},
     token::{JoinSecret, JoinToken},
 };
-use backlane_server::{HostName, ServerError, ServerState};
+use backlane_server::{HostName, ServerConfig, ServerError, ServerState};
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command, time::Duration};
 
 #[tokio::test]
@@ -207,6 +207,24 @@ async fn expired_token_and_silly_lifetimes_are_refused() {
         matches!(&error, ServiceError::Token(why) if why.contains("expired")),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn a_validity_beyond_the_calendar_issues_no_certificate_and_costs_no_token() {
+    let directory = tempfile::tempdir().unwrap();
+    drop(server(directory.path()).await);
+    let endless = ServerConfig {
+        certificate_validity: Duration::from_secs(9999 * 365 * 86_400),
+        ..config(directory.path())
+    };
+    let state = ServerState::open(endless).await.unwrap();
+    let host: HostName = "web2".parse().unwrap();
+    let token = state.enroll(&host, Duration::from_secs(60)).await.unwrap();
+    let error = enroll_with(&state, "web2", &token).await.unwrap_err();
+    assert!(matches!(error, ServiceError::Denied(_)), "{error}");
+    drop(state);
+    let state = ServerState::open(config(directory.path())).await.unwrap();
+    enroll_with(&state, "web2", &token).await.unwrap();
 }
 
 #[tokio::test]
