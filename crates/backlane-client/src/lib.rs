@@ -16,6 +16,7 @@ pub mod wal;
 
 mod carry;
 mod fs;
+mod scratch;
 
 pub use backlane_repo::{Cancel, Compression, MEMORY_BYTES_MIN, Parent, Signs};
 pub use backup::{BackupOptions, BackupSummary, backup};

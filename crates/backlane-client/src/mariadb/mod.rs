@@ -19,6 +19,7 @@ use crate::{
     error::Error,
     output::{Watch, archive_output},
     progress::{Progress, Reporter, WarningKind},
+    scratch::Scratch,
 };
 use backlane_repo::{Cancel, Closing, Repository};
 use backlane_source::mariadb::{
@@ -65,17 +66,14 @@ pub fn backup_mariadb(
     });
     // Its temporary files, which are small.
     let directory = options.copies_in.clone().unwrap_or_else(std::env::temp_dir);
-    let directory = tempfile::Builder::new()
-        .prefix("mariadb-")
-        .tempdir_in(&directory)
-        .map_err(|source| Error::Path {
-            path: directory,
-            source,
-        })?;
+    let scratch = Scratch::new(&directory, "mariadb-").map_err(|source| Error::Path {
+        path: directory,
+        source,
+    })?;
     let mut command = access.command(Tool::Backup);
     command.args(["--backup", "--stream=mbstream"]);
-    command.arg("--target-dir").arg(directory.path());
-    command.arg("--tmpdir").arg(directory.path());
+    command.arg("--target-dir").arg(scratch.path());
+    command.arg("--tmpdir").arg(scratch.path());
     let started = command.stdout(Stdio::piped()).spawn();
     let mut child = started.map_err(|error| Tool::Backup.cannot_start(error))?;
     let stderr = child.stderr.take();

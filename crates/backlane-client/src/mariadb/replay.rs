@@ -9,24 +9,22 @@ use super::{
     chain::{Chain, End, Run},
     mark::{Mark, Replayed},
 };
-use crate::{error::Error, progress::Progress};
+use crate::{error::Error, progress::Progress, scratch::Scratch};
 use backlane_repo::{Cancel, Node, Reader, SnapshotInfo};
 use backlane_source::mariadb::{self, Access, BinlogName, PhysicalBackup, Server, Tool, Until};
 use jiff::{Timestamp, tz::TimeZone};
-use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
 use std::{
     ffi::OsString,
-    fs::{self, File, OpenOptions},
-    io::{self, Read},
-    os::unix::{ffi::OsStrExt, process::ExitStatusExt},
+    fs::File,
+    io::Read,
+    os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::Arc,
     thread::{self, JoinHandle},
     time::Duration,
 };
-use tempfile::TempDir;
 
 /// What a binary log begins with.
 const MAGIC: [u8; 4] = [0xfe, b'b', b'i', b'n'];
@@ -39,9 +37,6 @@ const START_ENCRYPTION: u8 = 164;
 
 /// How the directories begin that binary logs are fetched into.
 const PREFIX: &str = "binlogs-";
-
-/// The file in such a directory that a replay keeps locked.
-const HELD: &str = "held";
 
 /// How large an event may be that the client takes; the server's `max_allowed_packet` has to be as large as it was.
 const PACKET: &str = "--max-allowed-packet=1G";
@@ -132,11 +127,11 @@ pub fn replay(
     let chain = Chain::new(backup, runs).ok_or(Error::NoBinlogPosition)?;
     let ends = backup.binlog.as_ref().ok_or(Error::NoBinlogPosition)?;
     let files = chain.to(backup, until)?;
-    let fetched_into = FetchedInto::new(directory).map_err(|source| Error::Path {
+    let fetched_into = Scratch::new(directory, PREFIX).map_err(|source| Error::Path {
         path: directory.to_owned(),
         source,
     })?;
-    let directory = &fetched_into.directory;
+    let directory = fetched_into.path();
     let bytes = files.iter().map(|(_, node)| node.meta.size).sum();
     progress.total(files.len() as u64, bytes);
     let mut fetched = Vec::new();
@@ -145,7 +140,7 @@ pub fn replay(
             return Err(Error::Cancelled);
         }
         progress.current(Path::new(&name.to_string()));
-        fetched.push(Fetched::new(reader, name, node, directory.path())?);
+        fetched.push(Fetched::new(reader, name, node, directory)?);
         progress.advanced(1, node.meta.size);
     }
     // The file in which a backup ends was begun before it ended. Another of its name is of another history.
@@ -160,7 +155,7 @@ pub fn replay(
     // Settings of this machine's have no say. What it prints has times without a zone.
     binlog.arg("--no-defaults").env("TZ", "UTC");
     let mut local = OsString::from("--local-load=");
-    local.push(directory.path());
+    local.push(directory);
     binlog.arg(local);
     // The first goes for the first file, and the second for the last.
     binlog.arg(format!("--start-position={}", ends.position));
@@ -193,45 +188,6 @@ impl Restored {
             ended,
         });
         mark.write(&self.data_directory)
-    }
-}
-
-/// Where the binary logs of a replay are; it goes when that is over.
-struct FetchedInto {
-    directory: TempDir,
-    /// Locked as long as the replay lives.
-    _held: File,
-}
-
-impl FetchedInto {
-    /// A new one in `directory`, from which those are removed that replays which were killed have left.
-    fn new(directory: &Path) -> io::Result<Self> {
-        let try_lock = |file: &File| flock(file, FlockOperation::NonBlockingLockExclusive).is_ok();
-        for entry in fs::read_dir(directory)? {
-            let entry = entry?;
-            let path = entry.path();
-            if entry.file_name().as_bytes().starts_with(PREFIX.as_bytes())
-                && let Ok(held) = OpenOptions::new().write(true).open(path.join(HELD))
-                && try_lock(&held)
-                && let Err(error) = fs::remove_dir_all(&path)
-            {
-                tracing::warn!(path = %path.display(), %error, "what a replay has left stays");
-            }
-        }
-        let directory = tempfile::Builder::new()
-            .prefix(PREFIX)
-            .tempdir_in(directory)?;
-        let name = directory.path().join(HELD);
-        let unlocked = name.with_extension("new");
-        let held = File::create_new(&unlocked)?;
-        // Under its name it is locked: who can lock it finds that the replay is over.
-        if try_lock(&held) {
-            fs::rename(unlocked, name)?;
-        }
-        Ok(Self {
-            directory,
-            _held: held,
-        })
     }
 }
 
@@ -400,23 +356,6 @@ mod tests {
         f0f1096b0f010000001800000000010000000004003130\
         00\
         f0f1096ba401000000280000002801000000000101000000";
-
-    #[test]
-    fn what_a_killed_replay_has_left_is_removed_and_what_another_is_at_stays() {
-        let state = tempfile::tempdir().unwrap();
-        let left = state.path().join("binlogs-left");
-        fs::create_dir(&left).unwrap();
-        fs::write(left.join("binlog.000001"), "1").unwrap();
-        fs::write(left.join(HELD), "").unwrap();
-        // Of nobody knows whom.
-        let unknown = state.path().join("binlogs-unknown");
-        fs::create_dir(&unknown).unwrap();
-        fs::write(state.path().join("repository.key"), "k").unwrap();
-        let first = FetchedInto::new(state.path()).unwrap();
-        let second = FetchedInto::new(state.path()).unwrap();
-        assert!(!left.exists() && unknown.exists() && state.path().join("repository.key").exists());
-        assert!(first.directory.path().exists() && second.directory.path().exists());
-    }
 
     #[test]
     fn an_encrypted_binary_log_is_known_by_its_second_event() {

@@ -5,7 +5,7 @@
 //! modes they wait, as they would for any reader. Pages stay where they are, so that pages which haven't changed are found
 //! again in the repository.
 
-use crate::error::Error;
+use crate::{error::Error, scratch::Scratch};
 use backlane_repo::{Cancel, Time};
 use rusqlite::{
     Connection, OpenFlags,
@@ -131,10 +131,9 @@ fn copy(
     source.query_row("SELECT count(*) FROM sqlite_schema", [], |row| {
         row.get::<_, i64>(0)
     })?;
-    let place = tempfile::Builder::new()
-        .prefix("sqlite-")
-        .tempfile_in(directory)?;
-    let mut target = Connection::open(place.path())?;
+    let scratch = Scratch::new(directory, "sqlite-")?;
+    let place = scratch.path().join("copy");
+    let mut target = Connection::open(&place)?;
     // Whoever doesn't come to an end has no use for it.
     target.execute_batch("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF")?;
     let backup = Backup::new(&source, &mut target)?;
@@ -145,7 +144,8 @@ fn copy(
     }
     drop(backup);
     target.close().map_err(|(_, error)| error)?;
-    let file = place.reopen()?;
+    // Without a name from here on.
+    let file = File::open(&place)?;
     Ok(Copy {
         bytes: file.metadata()?.size(),
         file: Arc::new(file),

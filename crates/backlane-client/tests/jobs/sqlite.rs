@@ -227,3 +227,20 @@ fn what_sqlite_left_beside_a_database_that_is_restored_alone_is_named_or_removed
     assert!(world.target.join("app.db-other").exists());
     judge(&world.target.join("app.db"));
 }
+
+#[test]
+fn a_copy_that_a_killed_backup_has_left_goes_with_the_next() {
+    let world = World::new();
+    let path = world.source.join("app.db");
+    plant(&path, "wal");
+    let copies = world.dir.path().join("copies");
+    let left = copies.join("sqlite-left");
+    fs::create_dir_all(&left).unwrap();
+    for name in ["held", "copy"] {
+        fs::write(left.join(name), "half").unwrap();
+    }
+    let mut options = world.options();
+    (options.sqlite, options.copies_in) = (vec![path], Some(copies.clone()));
+    world.back_up_with(&options).unwrap();
+    assert_eq!(fs::read_dir(&copies).unwrap().count(), 0);
+}
