@@ -294,6 +294,52 @@ mod tests {
         assert!(Database::open(&path, Missing::Refuse).await.is_ok());
     }
 
+    /// What hosts have stored, as it is counted and as it is.
+    async fn used(pool: &SqlitePool) -> Vec<(i64, i64)> {
+        let ask = "SELECT used, (SELECT coalesce(sum(max(bytes, 4096)), 0) FROM arrivals
+            WHERE host_id = hosts.id AND removed_at IS NULL) FROM hosts ORDER BY id";
+        sqlx::query_as(ask).fetch_all(pool).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_hosts_have_stored_is_counted_whatever_becomes_of_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("server.db");
+        let (_, before) = schema::STEPS.split_last().unwrap();
+        let old = format!(
+            "{} PRAGMA application_id = {}; PRAGMA user_version = {};
+             INSERT INTO hosts (id, name, enrolled_at) VALUES (1, 'web1', 0), (2, 'web2', 0);
+             INSERT INTO arrivals (host_id, kind, id, bytes, arrived_at, removed_at) VALUES
+                (1, 'pack', x'01', 10000, 0, NULL), (1, 'pack', x'02', 10000, 0, 5),
+                (2, 'pack', x'01', 1, 0, NULL)",
+            before.concat(),
+            schema::APPLICATION_ID,
+            before.len()
+        );
+        script(&path, old.leak()).await.close().await;
+        drop(Database::open(&path, Missing::Refuse).await.unwrap());
+        for (change, count) in [
+            ("SELECT 1", 10_000),
+            ("UPDATE arrivals SET removed_at = NULL WHERE id = x'02'", 20_000),
+            ("UPDATE arrivals SET removed_at = 7 WHERE id = x'01' AND host_id = 1", 10_000),
+            ("DELETE FROM arrivals WHERE id = x'01' AND host_id = 1", 10_000),
+            (
+                "INSERT INTO arrivals (host_id, kind, id, bytes, arrived_at) VALUES (1, 'wal', x'03', 7, 0)",
+                14_096,
+            ),
+            (
+                "INSERT INTO arrivals (host_id, kind, id, bytes, arrived_at) VALUES (1, 'wal', x'03', 7, 0)
+                 ON CONFLICT (host_id, kind, id) DO UPDATE SET bytes = 5000",
+                15_000,
+            ),
+            ("DELETE FROM arrivals WHERE kind = 'wal'", 10_000),
+        ] {
+            let pool = script(&path, change).await;
+            assert_eq!(used(&pool).await, [(count, count), (4096, 4096)], "{change}");
+            pool.close().await;
+        }
+    }
+
     #[tokio::test]
     async fn newer_schema_is_refused() {
         let directory = tempfile::tempdir().unwrap();

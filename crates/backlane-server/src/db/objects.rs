@@ -29,7 +29,7 @@ impl Database {
         }
         sqlx::query(
             "INSERT INTO arrivals (host_id, kind, id, bytes, arrived_at) VALUES ($1, $2, $3, $4, $5)
-             ON CONFLICT (host_id, kind, id) DO UPDATE SET removed_at = NULL,
+             ON CONFLICT (host_id, kind, id) DO UPDATE SET removed_at = NULL, bytes = excluded.bytes,
                 arrived_at = iif(arrivals.removed_at IS NULL, arrivals.arrived_at, excluded.arrived_at)",
         )
         .bind(host.0)
@@ -176,25 +176,14 @@ impl Database {
 
     /// How much a host may store in bytes, if that is limited, and how much it has stored.
     pub(crate) async fn quota(&self, host: HostId) -> Result<Option<(u64, u64)>, ServerError> {
-        let quota: Option<i64> = sqlx::query_scalar("SELECT quota FROM hosts WHERE id = $1")
-            .bind(host.0)
-            .fetch_one(&self.pool)
-            .await
-            .map_err(|error| self.error(error))?;
-        let Some(quota) = quota else {
-            return Ok(None);
-        };
-        let used: i64 = sqlx::query_scalar(
-            // The smallest object takes a block of the disk.
-            "SELECT coalesce(sum(max(bytes, 4096)), 0) FROM arrivals
-             WHERE host_id = $1 AND removed_at IS NULL",
-        )
-        .bind(host.0)
-        .fetch_one(&self.pool)
-        .await
-        .map_err(|error| self.error(error))?;
+        let (quota, used): (Option<i64>, i64) =
+            sqlx::query_as("SELECT quota, used FROM hosts WHERE id = $1")
+                .bind(host.0)
+                .fetch_one(&self.pool)
+                .await
+                .map_err(|error| self.error(error))?;
         let number = |number: i64| u64::try_from(number).unwrap_or(0);
-        Ok(Some((number(quota), number(used))))
+        Ok(quota.map(|quota| (number(quota), number(used))))
     }
 
     /// The same of at most `most` objects, those behind `after` in the order of their ids.

@@ -72,4 +72,24 @@ pub(super) const STEPS: &[&str] = &[
     ALTER TABLE hosts ADD COLUMN quota INTEGER;",
     // 0: to read file contents; 1: to remove what isn't needed; 2: to read archived WAL.
     "ALTER TABLE permissions ADD COLUMN leave INTEGER NOT NULL DEFAULT 0;",
+    // What a host has stored, counted as it comes and goes. The smallest object takes a block of the disk.
+    "
+    ALTER TABLE hosts ADD COLUMN used INTEGER NOT NULL DEFAULT 0;
+    UPDATE hosts SET used = (
+        SELECT coalesce(sum(max(bytes, 4096)), 0) FROM arrivals
+        WHERE host_id = hosts.id AND removed_at IS NULL
+    );
+    CREATE TRIGGER arrival_came AFTER INSERT ON arrivals WHEN NEW.removed_at IS NULL BEGIN
+        UPDATE hosts SET used = used + max(NEW.bytes, 4096) WHERE id = NEW.host_id;
+    END;
+    CREATE TRIGGER arrival_went AFTER DELETE ON arrivals WHEN OLD.removed_at IS NULL BEGIN
+        UPDATE hosts SET used = used - max(OLD.bytes, 4096) WHERE id = OLD.host_id;
+    END;
+    CREATE TRIGGER arrival_changed AFTER UPDATE ON arrivals BEGIN
+        UPDATE hosts SET used = used
+            - iif(OLD.removed_at IS NULL, max(OLD.bytes, 4096), 0)
+            + iif(NEW.removed_at IS NULL, max(NEW.bytes, 4096), 0)
+        WHERE id = NEW.host_id;
+    END;
+",
 ];
