@@ -10,8 +10,8 @@ pub(crate) mod xattrs;
 
 use backlane_repo::Time;
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, RawDir, StatxAttributes, StatxFlags, makedev, openat,
-    readlinkat, statx,
+    AtFlags, FileType, Mode, OFlags, RawDir, RenameFlags, StatxAttributes, StatxFlags, makedev,
+    openat, readlinkat, renameat, renameat_with, statx,
 };
 use rustix::io::Errno;
 use std::{
@@ -167,6 +167,24 @@ pub(crate) fn names_up_to(dir: impl AsFd, most: usize) -> io::Result<Option<Vec<
     }
     names.sort_unstable();
     Ok(Some(names))
+}
+
+/// Renames within a directory. What stands under the new name is replaced, unless that was free when it was looked at: then
+/// something else has come, or the file system takes another entry's name for the same.
+pub(crate) fn rename(dir: impl AsFd, from: &OsStr, to: &OsStr, was_free: bool) -> io::Result<()> {
+    let dir = dir.as_fd();
+    if was_free {
+        match renameat_with(dir, from, dir, to, RenameFlags::NOREPLACE) {
+            // Not every file system knows the flag.
+            Err(Errno::INVAL | Errno::NOSYS) => {}
+            Err(Errno::EXIST) => {
+                let what = "another entry has this name here";
+                return Err(io::Error::new(io::ErrorKind::AlreadyExists, what));
+            }
+            done => return Ok(done?),
+        }
+    }
+    Ok(renameat(dir, from, dir, to)?)
 }
 
 /// Where the symbolic link `name` in `dir` points.

@@ -18,12 +18,12 @@ use super::{
 };
 use crate::{
     error::Error,
-    fs::{Facts, Inode},
+    fs::{self, Facts, Inode},
     progress::WarningKind,
 };
 use backlane_proto::{ByteRange, ObjectId};
 use backlane_repo::{BlobId, BlobKind, BlobPlace, FileKind, Metadata};
-use rustix::fs::{Advice, AtFlags, fadvise, fdatasync, linkat, renameat, unlinkat};
+use rustix::fs::{Advice, AtFlags, fadvise, fdatasync, linkat, unlinkat};
 use std::{
     collections::{HashMap, VecDeque},
     ffi::{OsStr, OsString},
@@ -100,6 +100,8 @@ pub(crate) struct PlannedLink {
     pub(crate) first_whole: Whole,
     pub(crate) place: PlaceId,
     pub(crate) name: OsString,
+    /// Whether nothing stands under that.
+    pub(crate) is_free: bool,
 }
 
 /// A blob and all places that want it.
@@ -480,10 +482,9 @@ impl PlannedLink {
         let temporary = job.names.next();
         let flags = AtFlags::empty();
         linkat(&*first_dir, &self.first_name, &*dir, &temporary, flags)?;
-        renameat(&*dir, &temporary, &*dir, &self.name).map_err(|error| {
+        fs::rename(&*dir, &temporary, &self.name, self.is_free).inspect_err(|_| {
             // Nothing can be done about a second failure.
             let _ = unlinkat(&*dir, &temporary, flags);
-            error.into()
         })
     }
 }

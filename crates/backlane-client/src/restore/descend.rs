@@ -22,7 +22,7 @@ use crate::{
     source::sqlite::COMPANIONS,
 };
 use backlane_repo::{BlobKind, FileKind, Metadata, Node, RepoError, Tree, name_is_plain};
-use rustix::fs::{AtFlags, FileType, Mode, mkdirat, mknodat, renameat, symlinkat, unlinkat};
+use rustix::fs::{AtFlags, FileType, Mode, mkdirat, mknodat, symlinkat, unlinkat};
 use std::{
     collections::{HashMap, HashSet},
     ffi::{OsStr, OsString},
@@ -439,6 +439,7 @@ impl<'a> Descender<'a> {
                     first_whole: first.whole.clone(),
                     place: arrival.place,
                     name: arrival.name.to_owned(),
+                    is_free: arrival.before.is_none(),
                 });
             }
             first.left -= 1;
@@ -515,6 +516,7 @@ impl<'a> Descender<'a> {
                 temporary,
                 begun,
                 stands: standing.is_some(),
+                is_free: arrival.before.is_none(),
                 remaining: pieces.len().into(),
                 pieces,
                 size,
@@ -560,10 +562,10 @@ impl<'a> Descender<'a> {
         let temporary = job.names.next();
         let made = make_other(&arrival.dir, &temporary, &node.kind).and_then(|()| {
             apply(&temporary);
-            renameat(&*arrival.dir, &temporary, &*arrival.dir, arrival.name).map_err(|error| {
+            let is_free = arrival.before.is_none();
+            fs::rename(&*arrival.dir, &temporary, arrival.name, is_free).inspect_err(|_| {
                 // Nothing can be done about a second failure.
                 let _ = unlinkat(&*arrival.dir, &temporary, AtFlags::empty());
-                error.into()
             })
         });
         match made {

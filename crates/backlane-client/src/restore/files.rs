@@ -15,7 +15,7 @@ use crate::{
 };
 use aws_lc_rs::digest::{SHA256, digest};
 use backlane_repo::{FileKind, Metadata};
-use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat};
+use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
 use std::{
     collections::VecDeque,
     ffi::{OsStr, OsString},
@@ -56,6 +56,8 @@ pub(crate) struct PlannedFile {
     pub(crate) begun: bool,
     /// Whether a regular file stands under its own name.
     pub(crate) stands: bool,
+    /// Whether nothing does.
+    pub(crate) is_free: bool,
     pub(crate) meta: Metadata,
     pub(crate) pieces: Vec<Piece>,
     /// The sum of its pieces.
@@ -241,7 +243,7 @@ impl FileWriter<'_> {
         .apply(&FileKind::File, &file.meta);
         state.handle = None;
         drop(handle);
-        renameat(&*dir, &file.temporary, &*dir, &file.name)?;
+        fs::rename(&*dir, &file.temporary, &file.name, file.is_free)?;
         state.stage = Stage::Done;
         Ok(())
     }

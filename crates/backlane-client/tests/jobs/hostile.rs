@@ -16,7 +16,7 @@ use std::{
         ffi::OsStrExt,
         fs::{MetadataExt, PermissionsExt, symlink},
     },
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -331,6 +331,45 @@ fn the_middle_of_a_restore_can_be_cancelled_and_no_partial_file_passes_for_a_who
     }
     world.restore();
     world.assert_same();
+}
+
+#[test]
+fn what_comes_under_a_name_that_was_free_is_not_replaced() {
+    /// Takes the names in a new directory before their turn comes, as another name does that is one with them.
+    struct Intruder(PathBuf);
+    impl Progress for Intruder {
+        fn current(&self, path: &Path) {
+            if path.starts_with(&self.0) && path != self.0 {
+                fs::write(path, "intruder").unwrap();
+            }
+        }
+    }
+    let world = World::new();
+    let names = ["file", "link", "name"];
+    fs::create_dir(world.source.join("dir")).unwrap();
+    fs::write(world.source.join("dir/file"), "file").unwrap();
+    symlink("file", world.source.join("dir/link")).unwrap();
+    fs::write(world.source.join("another"), "name").unwrap();
+    fs::hard_link(world.source.join("another"), world.source.join("dir/name")).unwrap();
+    world.back_up();
+    let dir = world.target.join("dir");
+    let restored = restore(
+        &world.repository.reader().unwrap(),
+        &world.repository.resolve("latest").unwrap(),
+        Some(&world.source),
+        &world.target,
+        &RestoreOptions::default(),
+        Arc::new(Intruder(dir.clone())),
+        Cancel::default(),
+    )
+    .unwrap();
+    let warnings = &restored.warnings;
+    assert_eq!(warnings.count(WarningKind::NotRestored), 3, "{warnings:?}");
+    assert_eq!(warnings.total(), 3, "{warnings:?}");
+    for name in names {
+        assert_eq!(fs::read(dir.join(name)).unwrap(), b"intruder", "{name}");
+    }
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 3);
 }
 
 #[test]
