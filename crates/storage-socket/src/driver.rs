@@ -258,7 +258,8 @@ impl Driver {
         readers.next().map(|conn| conn.flow.clone())
     }
 
-    /// Frames have come: the next reads start before these are opened, which takes as long as a read.
+    /// Frames have come: the next reads start before these are opened, which takes as long as a read. But the machine
+    /// comes first: the fence may have come down while this thread slept, and connections have to know before they write.
     fn read_on(&mut self, now: Tick, finished: &[Finished]) -> Result<(), direct_io::Error> {
         let mut bytes = 0;
         for Finished { task, result, .. } in finished {
@@ -273,7 +274,7 @@ impl Driver {
                 bytes += task.bytes;
             }
         }
-        if bytes < WORTH_STARTING_BYTES {
+        if bytes < WORTH_STARTING_BYTES || self.machine.is_due(now) {
             return Ok(());
         }
         self.pump(now);
@@ -288,7 +289,7 @@ impl Driver {
             }
             self.fail(now, &task, IoFailure::TimedOut);
         }
-        if self.machine.due().is_some_and(|due| due <= now) {
+        if self.machine.is_due(now) {
             self.machine.handle_timeout(now);
         }
         self.look_for_lost(now);

@@ -65,6 +65,11 @@ impl Attended {
             self.due
         }
     }
+
+    /// Whether it has something to do at once, whatever has come.
+    pub(crate) fn is_due(&self, now: Tick) -> bool {
+        self.due().is_some_and(|due| due <= now)
+    }
 }
 
 impl Deref for Attended {

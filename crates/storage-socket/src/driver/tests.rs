@@ -1,21 +1,26 @@
-//! What a driver does with what comes when it has ended.
+//! What a driver does with what comes when it has ended, and when it has slept.
 
 use super::*;
 use crate::{
-    Protection, format::OpenPool, format::format, inbox::Command, listener::Backlog,
+    Protection,
+    format::OpenPool,
+    format::format,
+    inbox::Command,
+    listener::{Backlog, Bound},
     promise::promise,
 };
-use direct_io::{Access, EngineOptions};
+use direct_io::{Access, AlignedBuf, EngineOptions};
 use storage_socket_proto::{
-    Cipher, DeviceMask, Epoch, Generation, Grant, Incarnation, ListenOptions, ListenProtection,
-    Segment, SegmentGroup, UnitIndex,
+    BLOCK_BYTES, Cipher, DeviceMask, Epoch, Generation, Grant, Incarnation, IoId, ListenOptions,
+    ListenProtection, Segment, SegmentGroup, Sequence, UnitIndex,
 };
 
 /// A coordinator's driver on a file, whose thread is the test.
-fn driver(directory: &std::path::Path) -> Driver {
+fn driver(directory: &std::path::Path, timeouts: Timeouts) -> Driver {
     let devices = [directory.join("device")];
     let mut options = crate::FormatOptions::new("test");
     options.slots = 8;
+    options.timeouts = timeouts;
     options.file_bytes = Some(16 << 20);
     format(&devices, &options).unwrap();
     let opened = OpenPool::open(&devices, Access::ReadWrite, None).unwrap();
@@ -64,14 +69,11 @@ pub(crate) fn grant(port: Port, start: u32) -> Grant {
     }
 }
 
-#[test]
-fn nothing_begins_after_the_end() {
-    let directory = tempfile::tempdir().unwrap();
-    let mut driver = driver(directory.path());
-    let (now, backlog) = (tick(), Arc::new(Backlog::default()));
+/// Listens on port 5, and hands over what the listener keeps.
+fn bind(driver: &mut Driver, backlog: &Arc<Backlog>) -> Bound {
     let (reply, bound) = promise();
     driver.command(
-        now,
+        tick(),
         Command::Bind {
             port: Port(5),
             options: ListenOptions {
@@ -82,21 +84,30 @@ fn nothing_begins_after_the_end() {
             reply,
         },
     );
-    let _bound = bound.wait(Duration::ZERO).unwrap().unwrap();
+    bound.wait(Duration::ZERO).unwrap().unwrap()
+}
+
+fn accept(driver: &mut Driver, grant: Grant) -> Result<OwnedFlow, Error> {
+    let (reply, accepted) = promise();
+    let options = StreamOptions::new(Protection::Checksum);
+    driver.command(
+        tick(),
+        Command::Accept {
+            grant: Box::new(grant),
+            options: Box::new(options),
+            reply,
+        },
+    );
+    accepted.wait(Duration::ZERO).unwrap()
+}
+
+#[test]
+fn nothing_begins_after_the_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut driver = driver(directory.path(), Timeouts::default());
+    let (now, backlog) = (tick(), Arc::new(Backlog::default()));
+    let _bound = bind(&mut driver, &backlog);
     let grant = grant(Port(5), driver.geometry.data_start().0);
-    let accept = |driver: &mut Driver| {
-        let (reply, accepted) = promise();
-        let options = StreamOptions::new(Protection::Checksum);
-        driver.command(
-            now,
-            Command::Accept {
-                grant: Box::new(grant),
-                options: Box::new(options),
-                reply,
-            },
-        );
-        accepted.wait(Duration::ZERO).unwrap()
-    };
     let why = StopReason::Devices("pulled".to_owned());
     driver.apply(now, MachineEvent::Granted(grant));
     assert_eq!(driver.unaccepted.len(), 1);
@@ -105,9 +116,56 @@ fn nothing_begins_after_the_end() {
         Some(Error::Stopped { why: found, .. }) => found == why,
         _ => false,
     };
-    assert!(stopped(accept(&mut driver).err()));
+    assert!(stopped(accept(&mut driver, grant).err()));
     driver.apply(now, MachineEvent::Granted(grant));
-    assert!(stopped(accept(&mut driver).err()));
+    assert!(stopped(accept(&mut driver, grant).err()));
     assert!(driver.conns.is_empty() && driver.unaccepted.is_empty());
     assert!(backlog.take_all().is_empty());
+}
+
+#[test]
+fn after_a_long_sleep_nothing_is_written_before_the_fence_is_down() {
+    let millis = Duration::from_millis;
+    let timeouts = Timeouts {
+        heartbeat: millis(50),
+        fence: millis(500),
+        stale: millis(50),
+        claim: millis(50),
+        ..Timeouts::default()
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let mut driver = driver(directory.path(), timeouts);
+    while !driver.ready.is_ready {
+        assert_eq!(driver.turn(None), Turn::Goes);
+    }
+    let _bound = bind(&mut driver, &Arc::default());
+    let grant = grant(Port(5), driver.geometry.data_start().0);
+    driver.apply(tick(), MachineEvent::Granted(grant));
+    let flow = accept(&mut driver, grant).unwrap();
+    assert_eq!(driver.turn(Some(Duration::ZERO)), Turn::Goes);
+    let frame = vec![7u8; flow.payload_bytes_max];
+    assert_eq!(flow.try_write(&frame).unwrap(), frame.len());
+
+    std::thread::sleep(timeouts.fence * 2);
+    let now = tick();
+    let landed = Finished {
+        task: Task {
+            owner: Owner::Connection(grant.connection),
+            id: IoId(u64::MAX),
+            kind: Kind::ReadFrame(Sequence(0)),
+            device: DeviceIndex(0),
+            lba: Lba(0),
+            bytes: WORTH_STARTING_BYTES,
+            started: now,
+        },
+        buf: AlignedBuf::new(BLOCK_BYTES).unwrap(),
+        result: Ok(()),
+        is_late: false,
+    };
+    let written = driver.inbox.io.stats();
+    driver.read_on(now, &[landed]).unwrap();
+    assert_eq!(driver.inbox.io.stats(), written);
+    driver.run_timers(now);
+    driver.pump(now);
+    assert_eq!(driver.fence, Fence::Closed);
 }
