@@ -2,8 +2,8 @@
 //!
 //! A message between two threads costs a wake-up on either side, which takes as long as a fast device. So the driver is
 //! lent to a user's thread that waits to read: it makes the driver's turns itself until it has what it waits for, and
-//! makes another one when it has written. The driver's own thread stands by, and takes the driver back when nobody used
-//! it for [`LINGER`] or when anybody else wants something of it.
+//! makes another one when it has written. The driver's own thread stands by, and takes the driver back when nobody made a
+//! turn for [`LINGER`] or when anybody else wants something of it.
 //!
 //! Invariants: one thread at a time has the driver; no user's lock is held while a turn is made; a thread that panics
 //! in a turn ends the driver.
@@ -36,7 +36,7 @@ pub(crate) struct Wheel {
 #[derive(Default)]
 struct State {
     driver: Option<Box<Driver>>,
-    /// Advances with every use.
+    /// Advances with every use in which a turn was made: whoever finds at once what he reads serves nobody else.
     uses: u64,
     is_recalled: bool,
     /// Whoever had it panicked: it doesn't come back.
@@ -53,7 +53,7 @@ pub(crate) enum Turn {
 }
 
 impl Wheel {
-    /// Lends the driver until it is recalled or nobody uses it; `None` if it broke.
+    /// Lends the driver until it is recalled or nobody makes a turn; `None` if it broke.
     pub(super) fn lend(
         &self,
         mut driver: Box<Driver>,
@@ -102,11 +102,11 @@ impl Wheel {
             return None;
         }
         let driver = state.driver.take()?;
-        state.uses += 1;
         self.is_free.store(false, Ordering::SeqCst);
         Some(AtWheel {
             wheel: self,
             driver: Some(driver),
+            has_turned: false,
         })
     }
 
@@ -134,6 +134,8 @@ impl Wheel {
 pub(crate) struct AtWheel<'a> {
     wheel: &'a Wheel,
     driver: Option<Box<Driver>>,
+    /// A turn was made.
+    has_turned: bool,
 }
 
 impl AtWheel<'_> {
@@ -143,6 +145,7 @@ impl AtWheel<'_> {
         let Some(driver) = &mut self.driver else {
             return Turn::Over;
         };
+        self.has_turned = true;
         let turn = driver.turn(most);
         driver.tell();
         turn
@@ -173,7 +176,7 @@ impl Drop for AtWheel<'_> {
         }
         let mut state = locked(&self.wheel.state);
         state.driver = driver;
-        state.uses += 1;
+        state.uses += u64::from(self.has_turned);
         state.is_recalled |= is_over || is_wanted;
         let is_recalled = state.is_recalled;
         self.wheel.is_free.store(!is_recalled, Ordering::SeqCst);

@@ -1,13 +1,14 @@
 //! Pools that poll without a pause: whoever waits drives, and everybody else is served all the same.
 
 use crate::{
-    media::patient,
+    media::{hasty, patient},
     work::{Ground, PATIENCE, exchange, pair, sealed},
 };
 use std::{
     io::{ErrorKind, Read, Write},
+    net::Shutdown,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use storage_socket::{EngineChoice, Polling, Pool, PoolOptions, Role, SlotIndex};
 
@@ -99,4 +100,32 @@ fn a_reader_that_drives_gives_up_in_time_and_hears_of_the_end() {
         assert!(matches!(waiting.join().unwrap(), Ok(0) | Err(_)));
     });
     client.close();
+}
+
+#[test]
+fn a_reader_that_finds_all_it_reads_keeps_nobody_waiting() {
+    const BYTES: usize = 8 << 20;
+    let ground = Ground::new(1, None, 64 << 20, hasty()).unwrap();
+    let [server, client] = ends(&ground, EngineChoice::Auto);
+    let (mut accepted, mut connected) = pair(&server, &client, &sealed());
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            // By then the reader drives.
+            thread::sleep(Duration::from_millis(50));
+            accepted.write_all(&vec![7; BYTES]).unwrap();
+            accepted.shutdown(Shutdown::Write).unwrap();
+            accepted.wait_finished(PATIENCE).unwrap();
+        });
+        // The frame that came first lasts for longer than this.
+        let (since, long) = (Instant::now(), hasty().dead * 2);
+        let mut count = 0;
+        while since.elapsed() < long {
+            count += connected.read(&mut [0; 64]).unwrap();
+            thread::sleep(Duration::from_micros(500));
+        }
+        assert!(server.members().unwrap()[0].alive);
+        let mut rest = Vec::new();
+        count += connected.read_to_end(&mut rest).unwrap();
+        assert_eq!(count, BYTES);
+    });
 }
