@@ -156,7 +156,7 @@ fn format_devices(
     for (index, device) in (0..).map(DeviceIndex).zip(&devices) {
         let superblock = Superblock::of(&geometry, name.clone(), index)
             .expect("the geometry has each device that it was made of");
-        erase_fixed(device, &geometry, options.patience)?;
+        erase_fixed((index, device), &geometry, options.patience)?;
         within(device.path(), "write its superblocks", options.patience, {
             let device = device.clone();
             move || write_superblocks(&device, &superblock)
@@ -298,7 +298,7 @@ pub fn destroy(paths: &[PathBuf], force: bool) -> Result<Uuid, Error> {
     if !force {
         members::check_quiet(&opened)?;
     }
-    for device in &opened.devices {
+    for device in numbered(&opened.devices) {
         erase_fixed(device, &opened.geometry, OPEN_PATIENCE)?;
     }
     Ok(opened.geometry.pool().0)
@@ -453,7 +453,8 @@ fn check_member(
             expected,
         });
     }
-    let expected = superblock.blocks * BLOCK_BYTES as u64;
+    // A forged one may say anything.
+    let expected = superblock.blocks.saturating_mul(BLOCK_BYTES as u64);
     if device.bytes() < expected {
         return Err(Error::Truncated {
             path: path(),
@@ -529,18 +530,26 @@ fn read_superblock(device: &Device, lba: Lba) -> Result<Result<Superblock, Forma
     Ok(Unchecked::new(&buf).and_then(Superblock::parse))
 }
 
-/// Zeroes everything before the data area, and the last MiB. The superblocks go first.
-fn erase_fixed(device: &Arc<Device>, geometry: &Geometry, patience: Duration) -> Result<(), Error> {
+/// Zeroes everything before the data area, and the last MiB. The superblocks go first: the copy stands where the device
+/// ended when the pool was made, which may have grown since.
+fn erase_fixed(
+    (index, device): Numbered<'_>,
+    geometry: &Geometry,
+    patience: Duration,
+) -> Result<(), Error> {
     let fixed = u64::from(geometry.data_start().0) * UNIT_BYTES;
+    let copy = geometry
+        .superblock_copy(index)
+        .expect("the geometry has each device of its pool");
     step_by_step(device.path(), ERASING, patience, {
         let device = device.clone();
-        move |steps| erase(&device, fixed, steps)
+        move |steps| erase(&device, fixed, copy, steps)
     })
 }
 
 const ERASING: &str = "erase its fixed areas";
 
-fn erase(device: &Device, fixed: u64, steps: &Steps<()>) -> Result<(), Error> {
+fn erase(device: &Device, fixed: u64, copy: Lba, steps: &Steps<()>) -> Result<(), Error> {
     const STEP_BYTES: u64 = 1 << 20;
     let block = BLOCK_BYTES as u64;
     let last = device.bytes() / block - 1;
@@ -550,7 +559,7 @@ fn erase(device: &Device, fixed: u64, steps: &Steps<()>) -> Result<(), Error> {
         device.write_all_at(buf, offset)?;
         steps.next(device.path(), ERASING)
     };
-    for lba in [0, last] {
+    for lba in [0, copy.0, last] {
         write(lba * block, &mut one)?;
     }
     for offset in (0..fixed).step_by(usize::try_from(STEP_BYTES).expect("a MiB fits")) {
@@ -608,38 +617,53 @@ fn info(geometry: &Geometry, name: &Name, devices: &[Numbered<'_>]) -> PoolInfo 
 mod tests {
     use super::*;
 
-    #[test]
-    fn copy_serves_when_the_first_superblock_cannot_be_read() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("device");
-        let options = FormatOptions {
+    fn options() -> FormatOptions {
+        FormatOptions {
             slots: 8,
             file_bytes: Some(16 << 20),
             ..FormatOptions::new("test")
-        };
-        format(std::slice::from_ref(&path), &options).unwrap();
-        let device = Device::open(&path, DeviceOptions::default()).unwrap();
+        }
+    }
+
+    /// The only device of a new pool.
+    fn member(directory: &tempfile::TempDir) -> Device {
+        let path = directory.path().join("device");
+        format(std::slice::from_ref(&path), &options()).unwrap();
+        Device::open(&path, DeviceOptions::default()).unwrap()
+    }
+
+    #[test]
+    fn copy_serves_when_the_first_superblock_cannot_be_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let device = member(&directory);
         let good = read_superblock(&device, Geometry::SUPERBLOCK).unwrap();
         // Past the end of the device nothing can be read, as in a bad sector.
         let unreadable = || read_superblock(&device, Lba(1 << 20));
-        let served = choose_superblock(&path, unreadable(), || Ok(good.clone())).unwrap();
+        let served = choose_superblock(device.path(), unreadable(), || Ok(good.clone())).unwrap();
         assert_eq!(served, good.unwrap());
-        let refusal = choose_superblock(&path, unreadable(), unreadable).unwrap_err();
+        let refusal = choose_superblock(device.path(), unreadable(), unreadable).unwrap_err();
         assert!(matches!(refusal, Error::Device(_)), "{refusal}");
+    }
+
+    #[test]
+    fn a_size_that_no_device_has_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let device = member(&directory);
+        let superblock = Superblock {
+            blocks: 1 << 52,
+            ..superblock_of(&device).unwrap()
+        };
+        let refusal = check_member(&device, &superblock, None).unwrap_err();
+        assert!(matches!(refusal, Error::Truncated { .. }), "{refusal}");
     }
 
     #[test]
     fn only_the_same_device_of_the_same_pool_is_opened_again() {
         let directory = tempfile::tempdir().unwrap();
         let name = |name: &str| directory.path().join(name);
-        let options = FormatOptions {
-            slots: 8,
-            file_bytes: Some(16 << 20),
-            ..FormatOptions::new("test")
-        };
         let devices = [name("a"), name("b")];
-        format(&devices, &options).unwrap();
-        format(&[name("foreign")], &options).unwrap();
+        format(&devices, &options()).unwrap();
+        format(&[name("foreign")], &options()).unwrap();
         let opened = OpenPool::open(&devices, Access::ReadWrite, None).unwrap();
         let again = || open_again(&opened.geometry, &opened.devices, DeviceIndex(1));
         assert!(again().unwrap().is_same_as(&opened.devices[1]));

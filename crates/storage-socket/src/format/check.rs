@@ -9,9 +9,7 @@ use crate::{
 };
 use direct_io::{Access, Device};
 use std::{path::PathBuf, sync::Arc};
-use storage_socket_proto::{
-    BLOCK_BYTES, DeviceSize, FormatError, Geometry, GeometryError, Lba, Superblock,
-};
+use storage_socket_proto::{DeviceSize, FormatError, Geometry, GeometryError, Lba, Superblock};
 
 /// Like [`inspect`](super::inspect), and reads everything fixed: both superblocks of each device, and every page. What
 /// is damaged is listed, and so is every device that can't be read or is none of the pool, each under its path; an
@@ -46,8 +44,8 @@ pub fn check(paths: &[PathBuf]) -> Result<(PoolInfo, Vec<Error>), Error> {
         .map(|superblock| superblock.device)
         .zip(&devices)
         .collect();
-    for (_, device) in &devices {
-        damage.extend(superblock_damage(device));
+    for (superblock, (_, device)) in superblocks.iter().zip(&devices) {
+        damage.extend(superblock_damage(device, superblock.blocks));
     }
     damage.extend(members::damage(&geometry, &devices));
     Ok((info(&geometry, &superblocks[0].name, &devices), damage))
@@ -82,10 +80,10 @@ fn geometry(superblocks: &[Superblock], unread: usize) -> Result<Geometry, Error
     )?)
 }
 
-/// What is wrong with the superblocks of a device.
-fn superblock_damage(device: &Arc<Device>) -> Vec<Error> {
+/// What is wrong with the superblocks of a device that had so many blocks when its pool was made.
+fn superblock_damage(device: &Arc<Device>, blocks: u64) -> Vec<Error> {
     let path = || device.path().to_owned();
-    let last = Lba(device.bytes() / BLOCK_BYTES as u64 - 1);
+    let last = Lba(blocks - 1);
     let (mut good, mut damage) = (Vec::new(), Vec::new());
     for lba in [Geometry::SUPERBLOCK, last] {
         let read: Result<Result<Superblock, FormatError>, Error> =

@@ -285,6 +285,24 @@ fn one_good_superblock_is_enough_and_the_damage_is_reported() {
 }
 
 #[test]
+fn enlarged_device_is_whole_and_destroy_leaves_no_superblock_there() {
+    let directory = directory();
+    let devices = names(directory.path(), &["a"]);
+    format(&devices, &options(POOL_BYTES)).unwrap();
+    let mut how = OpenOptions::new();
+    let file = how.read(true).write(true).open(&devices[0]).unwrap();
+    file.set_len(2 * POOL_BYTES).unwrap();
+    let (_, damage) = check(&devices).unwrap();
+    assert!(damage.is_empty(), "{damage:?}");
+    destroy(&devices, false).unwrap();
+    for offset in [0, POOL_BYTES - 4096] {
+        let mut block = [7; 4096];
+        file.read_exact_at(&mut block, offset).unwrap();
+        assert!(block == [0; 4096], "something stands at {offset}");
+    }
+}
+
+#[test]
 fn devices_that_cannot_be_read_are_listed_and_the_others_checked() {
     let names = ["a", "b", "c"];
     for is_loop in [false, true] {
