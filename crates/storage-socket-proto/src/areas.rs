@@ -450,11 +450,13 @@ impl<R: Reads> FixedAreas<R> {
             (AreaOutcome::Lost(_), _) if !self.lose(now, at) => AreaOutcome::Nothing,
             // Nothing else was answered meanwhile: no more I/O is to wait there for its deadline.
             (AreaOutcome::Nothing, Some(failure)) if is_silent && self.lose(now, at) => {
-                self.devices[at].is_silent = true;
                 AreaOutcome::Lost(failure)
             }
             (done, _) => done,
         };
+        if matches!(done, AreaOutcome::Lost(_)) {
+            self.devices[at].is_silent = is_silent;
+        }
         Some((at, done))
     }
 

@@ -318,6 +318,9 @@ impl Coordinator {
     /// All is known that predecessors granted: what was asked meanwhile is answered.
     fn settle(&mut self, now: Tick) {
         self.claiming.state = ClaimState::Done;
+        for device in &mut self.areas.devices {
+            device.reads.settle();
+        }
         let slots = self.slots.iter();
         let alive = slots.filter(|(_, slot)| slot.is_alive());
         let alive: Vec<SlotIndex> = alive.map(|(&index, _)| index).collect();

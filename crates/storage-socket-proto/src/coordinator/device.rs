@@ -35,6 +35,10 @@ pub(super) struct CoordinatorReads {
     /// Runs of pages that are still to be read.
     runs: VecDeque<(Area, u32)>,
     run_read: Option<(IoId, Tick, Area, u32)>,
+    /// The claim waits for nothing any more.
+    is_settled: bool,
+    /// The last read of old answers failed.
+    has_old_failed: bool,
 }
 
 impl CoordinatorReads {
@@ -47,6 +51,8 @@ impl CoordinatorReads {
             block_known: false,
             runs: VecDeque::new(),
             run_read: None,
+            is_settled: false,
+            has_old_failed: false,
         };
         reads.want_old_answers(geometry.slots());
         reads
@@ -55,6 +61,11 @@ impl CoordinatorReads {
     /// All answer pages are to be read, whoever wrote them.
     pub(super) fn want_old_answers(&mut self, slots: u32) {
         self.push_runs(&[(SlotIndex(0), slots)], Area::OldAnswers);
+    }
+
+    /// The claim is settled: a read of old answers, which a device that is found brings, may fail once.
+    pub(super) fn settle(&mut self) {
+        self.is_settled = true;
     }
 
     pub(super) fn want_block(&mut self) {
@@ -136,7 +147,12 @@ impl Reads for CoordinatorReads {
             }
             _ => return None,
         };
-        let is_awaited = !self.block_known || matches!(area, Area::OldAnswers(_));
+        let is_old = matches!(area, Area::OldAnswers(_));
+        let may_fail = self.is_settled && !self.has_old_failed;
+        let is_awaited = !self.block_known || (is_old && !may_fail);
+        if is_old {
+            self.has_old_failed = end == ReadEnd::Failed;
+        }
         match (end, area) {
             (ReadEnd::Whole, Area::Block) => self.block_known = true,
             (ReadEnd::Failed, Area::Block) => self.block_wanted |= !self.block_known,
@@ -160,5 +176,6 @@ impl Reads for CoordinatorReads {
 
     fn lost(&mut self) {
         self.runs.clear();
+        self.has_old_failed = false;
     }
 }

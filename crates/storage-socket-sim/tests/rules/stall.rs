@@ -7,7 +7,7 @@ use crate::bench::{
 use std::time::Duration;
 use storage_socket_proto::{
     ConnectionEvent, CoordinatorEvent, DeviceIndex, DeviceMask, Doorbell, EndReason, Geometry,
-    IoFailure, IoOp, IoRequest, MemberEvent, ResetReason, Timeouts,
+    IoFailure, IoOp, IoOutcome, IoRequest, MemberEvent, ResetReason, SlotIndex, Timeouts,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -158,6 +158,50 @@ fn a_device_that_stays_silent_is_given_up_in_the_end() {
     let events = coordinator_events(&mut coordinator);
     let ended = CoordinatorEvent::Ended(EndReason::NoDevice);
     assert_eq!(events.last(), Some(&ended), "{events:?}");
+}
+
+#[test]
+fn the_only_device_ends_nobody_if_it_is_silent_for_a_while_at_the_start() {
+    let mut bench = Bench::new(1);
+    let mut coordinator = bench.coordinator(1, Claim::SameHost);
+    let mut member = bench.member(5);
+    let mut hang = |_: usize, _: &IoRequest, _: &[_]| Fate::Fail(IoFailure::TimedOut);
+    bench.run(SECOND, &mut [&mut coordinator, &mut member], &mut hang);
+    bench.run(
+        10 * SECOND,
+        &mut [&mut coordinator, &mut member],
+        &mut always,
+    );
+    assert_eq!(member.proved(), DeviceMask(1));
+}
+
+#[test]
+fn a_device_that_was_found_is_not_lost_for_one_read_of_old_answers_that_hangs() {
+    let mut bench = Bench::new(1);
+    let mut coordinator = bench.coordinator(1, Claim::SameHost);
+    bench.run(3 * SECOND, &mut [&mut coordinator], &mut always);
+    let mut hang = |_: usize, _: &IoRequest, _: &[_]| Fate::Fail(IoFailure::TimedOut);
+    bench.run(2 * SECOND, &mut [&mut coordinator], &mut hang);
+    let _ = coordinator_events(&mut coordinator);
+    let old = bench.geometry.answer_page(SlotIndex(0));
+    let mut held = None;
+    let mut hold = |_: usize, request: &IoRequest, _: &[_]| {
+        if request.op == IoOp::Read && request.lba == old {
+            held = Some(request.id);
+            return Fate::Hold;
+        }
+        Fate::Do
+    };
+    let span = 10 * SECOND + Timeouts::default().io_deadline;
+    bench.run(span, &mut [&mut coordinator], &mut hold);
+    let failed = IoOutcome::Failed(IoFailure::TimedOut);
+    coordinator.handle_io(bench.now, held.unwrap(), failed);
+    bench.run(3 * SECOND, &mut [&mut coordinator], &mut always);
+    let device = DeviceIndex(0);
+    assert_eq!(
+        coordinator_events(&mut coordinator),
+        [CoordinatorEvent::DeviceFound { device }]
+    );
 }
 
 #[test]
