@@ -54,6 +54,8 @@ pub(super) struct Claiming {
     pages: BTreeMap<SlotIndex, Counter>,
     /// When a living member showed last that it sees another coordinator, and which.
     follower: Option<(Tick, Epoch)>,
+    /// The highest counter that a predecessor had read in each slot, by its answers.
+    seen: BTreeMap<SlotIndex, Counter>,
     /// The devices on which the claim was read again.
     reread: DeviceMask,
     /// Up to which slot the members' pages were read on each device since this coordinator serves.
@@ -76,6 +78,7 @@ impl Claiming {
             silent_since: None,
             pages: BTreeMap::new(),
             follower: None,
+            seen: BTreeMap::new(),
             reread: DeviceMask::NONE,
             scanned: BTreeMap::new(),
             illegible: BTreeSet::new(),
@@ -90,6 +93,11 @@ impl Claiming {
     /// Whether every slot's page was read on a device since this coordinator serves.
     pub(super) fn is_scanned(&self, device: DeviceIndex, slots: u32) -> bool {
         self.scanned.get(&device) == Some(&slots)
+    }
+
+    /// Whether a member's page is older than what a predecessor had read there: it tells nothing of grants since.
+    fn is_outdated(&self, slot: SlotIndex, counter: Counter) -> bool {
+        self.seen.get(&slot).is_some_and(|seen| counter < *seen)
     }
 
     pub(super) fn is_watching(&self) -> bool {
@@ -202,6 +210,8 @@ impl Coordinator {
                 if self.areas.is_own(stamp) {
                     rest.is_silent();
                 } else {
+                    let seen = self.claiming.seen.entry(slot).or_default();
+                    *seen = page.seen.max(*seen);
                     rest.take(stamp, &page);
                 }
             }
@@ -211,9 +221,14 @@ impl Coordinator {
         }
     }
 
-    fn has_left_predecessors(&self, slot: SlotIndex) -> bool {
-        let slot = self.slots.get(&slot);
-        slot.is_some_and(|slot| slot.has_left_all_but(self.config.epoch))
+    /// Whether a slot's member uses nothing that predecessors granted: it follows this coordinator, or it has stopped by a
+    /// page that is no older than what they read.
+    pub(super) fn has_left_predecessors(&self, index: SlotIndex) -> bool {
+        let epoch = self.config.epoch;
+        self.slots.get(&index).is_some_and(|slot| {
+            let is_outdated = self.claiming.is_outdated(index, slot.stamp.counter);
+            slot.page.confirmed == epoch || (slot.has_left_all_but(epoch) && !is_outdated)
+        })
     }
 
     /// The members' pages of a run of slots were read; those of `illegible` held something that can't be read. Once every

@@ -157,7 +157,9 @@ impl Coordinator {
             // It follows another coordinator, and writes to nothing that this one granted.
             self.member_left(index, before, ResetReason::PeerClosed, false);
         }
-        if confirms && let Some(rest) = self.rests.remove(&index) {
+        if self.has_left_predecessors(index)
+            && let Some(rest) = self.rests.remove(&index)
+        {
             rest.release(&mut self.allocator);
         }
         if !confirms && state == MemberState::Running {
@@ -171,9 +173,6 @@ impl Coordinator {
             self.take_entries(now, index);
             let left = Incarnation(stamp.writer);
             self.member_left(index, left, ResetReason::PeerClosed, true);
-            if let Some(rest) = self.rests.remove(&index) {
-                rest.release(&mut self.allocator);
-            }
         }
     }
 

@@ -5,10 +5,12 @@ use crate::bench::{
 };
 use std::{collections::BTreeMap, time::Duration};
 use storage_socket_proto::{
-    Coordinator, DeviceIndex, DeviceMask, Epoch, Geometry, Grant, IoOp, IoOutcome, IoRequest, Lba,
-    Member, MemberConfig, MemberEvent, Place, SegmentGroup, SlotIndex, TagKey, Timeouts, Unchecked,
+    BLOCK_BYTES, Coordinator, DeviceIndex, DeviceMask, Epoch, Geometry, Grant, IoOp, IoOutcome,
+    IoRequest, Lba, Member, MemberConfig, MemberEvent, Place, SegmentGroup, SlotIndex, TagKey,
+    Timeouts, Unchecked,
     block::{Answer, AnswerPage},
 };
+use storage_socket_sim::device::SimDevice;
 
 const OTHER: SlotIndex = SlotIndex(2);
 const SECOND: Duration = Duration::from_secs(1);
@@ -116,6 +118,54 @@ fn a_restart_grants_at_once_when_every_member_has_left_its_predecessor() {
     );
     assert!(granted(&member_events(&mut other)).is_some());
     let _ = coordinator_events(&mut two);
+}
+
+#[test]
+fn a_stale_page_of_an_incarnation_that_stopped_frees_nothing_that_the_next_one_was_granted() {
+    let mut bench = Bench::new(1);
+    let mut one = bench.coordinator(1, Claim::SameHost);
+    one.set_slots(bench.now, slots());
+    let mut before = bench.member(5);
+    bench.run(3 * SECOND, &mut [&mut one, &mut before], &mut always);
+    before.stop(bench.now);
+    bench.run(SECOND, &mut [&mut one, &mut before], &mut always);
+    let page = bench.geometry.member_page(SLOT).0;
+    let stale = bench.devices[0].bytes(page, 2);
+    let mut asleep = bench.member(6);
+    let config = bench.member_config(7);
+    let slot = OTHER;
+    let mut other = Member::new(bench.now, MemberConfig { slot, ..config });
+    let machines: &mut [&mut dyn crate::bench::Machine] = &mut [&mut one, &mut asleep, &mut other];
+    bench.run(3 * SECOND, machines, &mut always);
+    asleep.connect(bench.now, options(1)).unwrap();
+    bench.run(3 * SECOND, &mut [&mut one, &mut asleep], &mut always);
+    let group = granted(&member_events(&mut asleep)).unwrap().group;
+
+    let mut two = successor(&bench);
+    other.connect(bench.now, options(2)).unwrap();
+    let mut lie = |who: usize, request: &IoRequest, devices: &[SimDevice]| {
+        let at = page.checked_sub(request.lba.0);
+        let at = at.filter(|at| at + 2 <= u64::from(request.blocks.0));
+        match at {
+            Some(at) if who == 0 && request.op == IoOp::Read => {
+                let mut bytes = devices[0].bytes(request.lba.0, request.blocks.0);
+                let at = usize::try_from(at).unwrap() * BLOCK_BYTES;
+                bytes[at..at + stale.len()].copy_from_slice(&stale);
+                Fate::Lie(bytes)
+            }
+            _ => Fate::Do,
+        }
+    };
+    bench.run(3 * SECOND, &mut [&mut two, &mut other], &mut lie);
+    let events = member_events(&mut other);
+    assert_eq!(granted(&events), None, "what is read isn't what is there");
+    let claim = Timeouts::default().claim + SECOND;
+    bench.run(claim, &mut [&mut two, &mut other], &mut always);
+    let grant = granted(&member_events(&mut other)).unwrap();
+    let theirs = [group.to_coordinator, group.to_member];
+    for segment in [grant.group.to_coordinator, grant.group.to_member] {
+        assert!(!theirs.iter().any(|rests| rests.overlaps(segment)));
+    }
 }
 
 #[test]
