@@ -273,6 +273,15 @@ impl Inbox {
         locked(&self.content).stopped.is_some()
     }
 
+    /// Why nothing came of `what`: the driver has ended, or takes too long.
+    pub(crate) fn unanswered(&self, what: &'static str) -> Error {
+        if self.is_stopped() {
+            self.stopped()
+        } else {
+            Error::TimedOut { what }
+        }
+    }
+
     fn wake(&self) {
         if !self.is_woken.swap(true, Ordering::SeqCst) {
             self.waker.wake();

@@ -63,7 +63,8 @@ impl Listener {
     /// Listens on a port; port 0 takes a dynamic one (1024 and above).
     ///
     /// # Errors
-    /// [`io::ErrorKind::AddrInUse`], or the pool isn't this process's own ([`io::ErrorKind::Unsupported`]).
+    /// [`io::ErrorKind::AddrInUse`], the pool isn't this process's own ([`io::ErrorKind::Unsupported`]), was closed or
+    /// lost, or [`io::ErrorKind::TimedOut`].
     pub fn bind(pool: &Pool, port: Port, protection: ListenProtection) -> io::Result<Self> {
         let (backlog, reply) = Self::ask(pool, port, protection);
         let bound = reply.wait(DRIVER_GRACE);
@@ -107,7 +108,7 @@ impl Listener {
         backlog: Arc<Backlog>,
         bound: Option<Result<Bound, Error>>,
     ) -> io::Result<Self> {
-        let bound = bound.ok_or_else(|| pool.handle.inbox.stopped())??;
+        let bound = bound.ok_or_else(|| pool.handle.inbox.unanswered("listening"))??;
         Ok(Self {
             bound,
             backlog,
@@ -248,11 +249,12 @@ impl Incoming {
     /// Makes a stream of the connection. Sizes in `options` are ignored: the connector chose them.
     ///
     /// # Errors
-    /// The protection differs from the connector's, or the connection has ended already.
+    /// The protection differs from the connector's, the connection or the pool has ended already, or
+    /// [`io::ErrorKind::TimedOut`].
     pub fn accept(self, options: StreamOptions) -> io::Result<Stream> {
         let pool = self.pool.clone();
         let flow = self.answer(options).wait(DRIVER_GRACE);
-        let flow = flow.ok_or_else(|| pool.inbox.stopped())??;
+        let flow = flow.ok_or_else(|| pool.inbox.unanswered("accepting"))??;
         Ok(Stream::new(flow, pool))
     }
 
@@ -263,7 +265,7 @@ impl Incoming {
     pub async fn accept_async(self, options: StreamOptions) -> io::Result<Stream> {
         let pool = self.pool.clone();
         let flow = self.answer(options).await;
-        let flow = flow.ok_or_else(|| pool.inbox.stopped())??;
+        let flow = flow.ok_or_else(|| pool.inbox.unanswered("accepting"))??;
         Ok(Stream::new(flow, pool))
     }
 

@@ -202,13 +202,7 @@ impl Pool {
     /// [`Error::TimedOut`], or the reason why the pool can't be joined: another coordinator owns it, say.
     pub fn wait_ready(&self, patience: Duration) -> Result<(), Error> {
         let ready = self.ask(Command::Ready).wait(patience);
-        match ready {
-            Some(ready) => ready,
-            None if self.handle.inbox.is_stopped() => Err(self.handle.inbox.stopped()),
-            None => Err(Error::TimedOut {
-                what: "joining the pool",
-            }),
-        }
+        ready.unwrap_or_else(|| Err(self.handle.inbox.unanswered("joining the pool")))
     }
 
     /// The pool's identity.
@@ -368,13 +362,7 @@ impl Pool {
     }
 
     fn answered<T>(&self, answer: Option<T>) -> Result<T, Error> {
-        match answer {
-            Some(answer) => Ok(answer),
-            None if self.handle.inbox.is_stopped() => Err(self.handle.inbox.stopped()),
-            None => Err(Error::TimedOut {
-                what: "asking the driver",
-            }),
-        }
+        answer.ok_or_else(|| self.handle.inbox.unanswered("asking the driver"))
     }
 
     fn write_challenges(

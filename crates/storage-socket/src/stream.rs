@@ -133,11 +133,8 @@ impl Stream {
     }
 
     fn connected(pool: &Pool, flow: Option<Result<OwnedFlow, Error>>) -> io::Result<Self> {
-        match flow {
-            Some(flow) => Ok(Self::new(flow?, pool.handle.clone())),
-            None if pool.handle.inbox.is_stopped() => Err(pool.handle.inbox.stopped().into()),
-            None => Err(Error::TimedOut { what: "connecting" }.into()),
-        }
+        let flow = flow.ok_or_else(|| pool.handle.inbox.unanswered("connecting"))??;
+        Ok(Self::new(flow, pool.handle.clone()))
     }
 
     pub(crate) fn new(flow: OwnedFlow, pool: Arc<PoolHandle>) -> Self {

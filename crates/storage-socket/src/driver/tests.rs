@@ -124,6 +124,18 @@ fn nothing_begins_after_the_end() {
 }
 
 #[test]
+fn a_driver_that_does_not_answer_has_not_ended() {
+    let directory = tempfile::tempdir().unwrap();
+    let driver = driver(directory.path(), Timeouts::default());
+    let inbox = driver.inbox.clone();
+    let slow = inbox.unanswered("listening");
+    assert!(matches!(slow, Error::TimedOut { what: "listening" }));
+    drop(driver);
+    let over = inbox.unanswered("listening");
+    assert!(matches!(over, Error::Stopped { .. }));
+}
+
+#[test]
 fn after_a_long_sleep_nothing_is_written_before_the_fence_is_down() {
     let millis = Duration::from_millis;
     let timeouts = Timeouts {
