@@ -43,6 +43,8 @@ pub(crate) struct Conn {
     lost: Option<PathBuf>,
     /// When a user last waited for something.
     awaited: Tick,
+    /// There was no memory for a transfer, and that was said.
+    is_short: bool,
 }
 
 /// How soon a partly filled frame is looked at again whose writer was busy.
@@ -84,6 +86,7 @@ impl Conn {
             tail_waits: false,
             lost: None,
             awaited: Tick::default(),
+            is_short: false,
         }
     }
 
@@ -219,14 +222,15 @@ impl Conn {
         let (kind, buf, bytes) = match &request.op {
             IoOp::Read => {
                 let bytes = request.blocks.bytes();
-                (Kind::Read, io.buffer(bytes).ok(), bytes)
+                (Kind::Read, self.taken(io.buffer(bytes)), bytes)
             }
             IoOp::Write(block) => {
-                let buf = io.filled(block).ok();
+                let buf = self.taken(io.filled(block));
                 (Kind::Write, buf, request.blocks.bytes())
             }
             IoOp::ReadFrame(sequence) => {
-                let buf = self.buffers.take().ok().flatten();
+                let buf = self.buffers.take();
+                let buf = self.taken(buf).flatten();
                 (Kind::ReadFrame(*sequence), buf, request.blocks.bytes())
             }
             IoOp::WriteFrame(sequence) => {
@@ -251,9 +255,20 @@ impl Conn {
                 self.awaiting.insert(sequence, task);
                 io.park(task);
             }
-            // The buffers are out with transfers that hang: this one can't start either.
+            // The buffers are out with transfers that hang, or there is no memory: this one can't start either.
             (None, _) => self.fail(now, &task, IoFailure::TimedOut),
         }
+    }
+
+    /// A buffer, unless there is no memory for it. That is said once: the transfer is tried again and again, and at last
+    /// its device counts as lost.
+    fn taken<T>(&mut self, buf: Result<T, direct_io::Error>) -> Option<T> {
+        buf.inspect_err(|error| {
+            if !std::mem::replace(&mut self.is_short, true) {
+                tracing::error!(%error, connection = %self.id, "no buffer for a transfer of a stream");
+            }
+        })
+        .ok()
     }
 
     /// Tells the machine that a transfer failed.
@@ -408,5 +423,63 @@ impl Conn {
         if locked(&self.flow.send).limit != limit {
             self.flow.change_send(|send| send.limit = limit);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::{
+        io::tick,
+        tests::{connected, driver},
+    };
+    use std::sync::atomic::AtomicUsize;
+    use storage_socket_proto::{BlockCount, IoId, Lba, Timeouts};
+    use tracing::{
+        Event, Level, Metadata, Subscriber,
+        span::{Attributes, Id, Record},
+    };
+
+    /// Counts what is logged as an error.
+    struct Errors(Arc<AtomicUsize>);
+
+    impl Subscriber for Errors {
+        fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+            *metadata.level() == Level::ERROR
+        }
+        fn new_span(&self, _: &Attributes<'_>) -> Id {
+            Id::from_u64(1)
+        }
+        fn record(&self, _: &Id, _: &Record<'_>) {}
+        fn record_follows_from(&self, _: &Id, _: &Id) {}
+        fn event(&self, _: &Event<'_>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+        fn enter(&self, _: &Id) {}
+        fn exit(&self, _: &Id) {}
+    }
+
+    #[test]
+    fn a_lack_of_memory_is_said_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut driver = driver(directory.path(), Timeouts::default());
+        let (_bound, flow) = connected(&mut driver);
+        let conn = driver.conns.get_mut(&flow.addr.connection).unwrap();
+        // More than there are addresses for.
+        conn.buffers = BufferPool::new(1 << 60, 1);
+        let said = Arc::new(AtomicUsize::new(0));
+        tracing::subscriber::with_default(Errors(said.clone()), || {
+            for number in 0..3 {
+                let read = IoRequest {
+                    id: IoId(u64::MAX),
+                    device: DeviceIndex(0),
+                    lba: Lba(0),
+                    blocks: BlockCount(16),
+                    op: IoOp::ReadFrame(Sequence(number)),
+                };
+                conn.start(tick(), &mut driver.io, read);
+            }
+        });
+        assert_eq!(said.load(Ordering::Relaxed), 1);
     }
 }

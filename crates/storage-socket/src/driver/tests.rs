@@ -16,7 +16,7 @@ use storage_socket_proto::{
 };
 
 /// A coordinator's driver on a file, whose thread is the test.
-fn driver(directory: &std::path::Path, timeouts: Timeouts) -> Driver {
+pub(super) fn driver(directory: &std::path::Path, timeouts: Timeouts) -> Driver {
     let devices = [directory.join("device")];
     let mut options = crate::FormatOptions::new("test");
     options.slots = 8;
@@ -101,6 +101,15 @@ fn accept(driver: &mut Driver, grant: Grant) -> Result<OwnedFlow, Error> {
     accepted.wait(Duration::ZERO).unwrap()
 }
 
+/// A listener, and a stream that it was asked for.
+pub(super) fn connected(driver: &mut Driver) -> (Bound, OwnedFlow) {
+    let bound = bind(driver, &Arc::default());
+    let grant = grant(Port(5), driver.geometry.data_start().0);
+    driver.apply(tick(), MachineEvent::Granted(grant));
+    let flow = accept(driver, grant).unwrap();
+    (bound, flow)
+}
+
 #[test]
 fn nothing_begins_after_the_end() {
     let directory = tempfile::tempdir().unwrap();
@@ -150,10 +159,7 @@ fn after_a_long_sleep_nothing_is_written_before_the_fence_is_down() {
     while !driver.ready.is_ready {
         assert_eq!(driver.turn(None), Turn::Goes);
     }
-    let _bound = bind(&mut driver, &Arc::default());
-    let grant = grant(Port(5), driver.geometry.data_start().0);
-    driver.apply(tick(), MachineEvent::Granted(grant));
-    let flow = accept(&mut driver, grant).unwrap();
+    let (_bound, flow) = connected(&mut driver);
     assert_eq!(driver.turn(Some(Duration::ZERO)), Turn::Goes);
     let frame = vec![7u8; flow.payload_bytes_max];
     assert_eq!(flow.try_write(&frame).unwrap(), frame.len());
@@ -162,7 +168,7 @@ fn after_a_long_sleep_nothing_is_written_before_the_fence_is_down() {
     let now = tick();
     let landed = Finished {
         task: Task {
-            owner: Owner::Connection(grant.connection),
+            owner: Owner::Connection(flow.addr.connection),
             id: IoId(u64::MAX),
             kind: Kind::ReadFrame(Sequence(0)),
             device: DeviceIndex(0),
