@@ -19,7 +19,8 @@ use clap::Parser;
 use data::Set;
 use std::{
     collections::BTreeMap,
-    fs,
+    fs::{self, File},
+    io,
     path::{Path, PathBuf},
     process::Command,
     time::Instant,
@@ -52,6 +53,10 @@ struct Arguments {
     /// REST, borg by SSH, Backlane by storage.
     #[arg(long, value_name = "MBIT")]
     wire: Option<u32>,
+    /// Have nothing in the system's cache before each job, as root: a restore comes long after its backup. Otherwise what is
+    /// backed up is read before, and of repositories stays what their programs leave there.
+    #[arg(long)]
+    cold: bool,
     /// Make Backlane's pool here, as a device of its own would be, and take it away again [default: beside its repository].
     #[arg(long, value_name = "FILE")]
     pool: Option<PathBuf>,
@@ -169,6 +174,12 @@ fn measure(work: &Path, site: &Site, tools: &[Tool], args: &Arguments) -> Result
                     let target = place.path("restored");
                     // Nobody waits for what another has written.
                     sync(&work)?;
+                    // Some drop from the cache what they have read, and the next would have to read it from the disk.
+                    match (args.cold, what) {
+                        (true, _) => drop_caches()?,
+                        (false, RESTORE) => {}
+                        (false, _) => read_all(&files)?,
+                    }
                     let spent = match what {
                         RESTORE => place.restore(&files, &target),
                         _ => place.backup(&files),
@@ -205,6 +216,24 @@ fn sync(directory: &Path) -> Result<f64> {
     let began = Instant::now();
     output(Command::new("sync").arg("-f").arg(directory))?;
     Ok(began.elapsed().as_secs_f64())
+}
+
+/// Empties the system's cache of what is on the disk.
+fn drop_caches() -> Result<()> {
+    let file = "/proc/sys/vm/drop_caches";
+    fs::write(file, "3").with_context(|| format!("cannot write {file}: run as root"))
+}
+
+fn read_all(directory: &Path) -> Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            read_all(&entry.path())?;
+        } else {
+            io::copy(&mut File::open(entry.path())?, &mut io::sink())?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether what was restored is what was backed up.
